@@ -1,0 +1,137 @@
+"""What crosses a process, defined once. Light: no torch, no numpy, no client library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+CODECS = ("h264", "hevc", "mjpeg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPacket:
+    """One encoded access unit, as it left the camera's encoder."""
+
+    camera: str
+    captured_s: float  # wall clock at the camera; milliseconds on Kafka
+    codec: str  # one of CODECS
+    keyframe: bool  # parameter sets travel in-band with every keyframe
+    pts: int
+    time_base: tuple[int, int]  # seconds per pts unit, as a fraction
+    seq: int  # counts a camera's packets from 0, since its publisher started
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One entry of a camera's FIFO: the vision encoder's output and the picture it was made from."""
+
+    camera: str
+    frame_id: str  # "<captured_ms>-<seq>": ordered as (int, int), never going back for a camera
+    captured_s: float
+    shape: tuple[int, int]  # [P visual tokens, width of the vision encoder]
+    dtype: str  # "float32", "float16" or "bfloat16"
+    visual_tokens: bytes  # raw little-endian array of that shape and dtype
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualTokens:
+    """The vision encoder's answer for one picture: [P, width] values as raw bytes."""
+
+    shape: tuple[int, int]
+    dtype: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraState:
+    """What `GET /v1/cameras` tells of one camera."""
+
+    camera: str
+    state: Literal["live", "silent"]  # silent: no frame for longer than the settings allow
+    fps: float  # frames taken into the FIFO per second, over the FIFO's span
+    newest_frame_id: str
+    newest_captured_s: float
+    num_frames: int  # FIFO fill
+    capacity: int  # FIFO size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of the conversation so far; the last one is the question."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokenToken:
+    """A token that an earlier replica already made: what the gateway resends when that replica died."""
+
+    token_id: int
+    made_s: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogRequest:
+    """One question to one camera."""
+
+    request_id: str
+    camera: str
+    messages: Sequence[Message]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    visual_context: Literal["live", "frozen"] = "live"
+    num_frames: int | None = None  # newest frames to see; None: the whole FIFO
+    tokens_per_second: float | None = None  # None: as fast as it goes
+    max_frame_age_ms: float | None = None  # older than this: the token says `stale`
+    asked_s: float = 0.0  # wall clock when the gateway got the question
+    spoken: Sequence[SpokenToken] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogStarted:
+    """First event of a dialog that was admitted."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One text token and the newest frame that it could see."""
+
+    token_id: int
+    text: str  # may be empty: a character can span tokens
+    made_s: float  # wall clock at which the token left the engine
+    time_s: float  # seconds since the question, on the dialog's own clock
+    frame_id: str
+    captured_s: float
+    frame_age_ms: float  # made_s - captured_s
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogEnded:
+    """Last event of a dialog that ended well."""
+
+    finish_reason: Literal["stop", "length"]
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogFailed:
+    """Last event of a dialog that could not start or go on; in OpenAI's shape at the gateway."""
+
+    status: int  # HTTP status: 400, 404, 409, 429, 500, 503
+    code: str  # "unknown_camera", "no_frame", "prompt_too_long", "decoder_full", ...
+    message: str  # says what was got and what is wanted
+    retry_after_s: float | None = None
+
+
+DialogEvent = DialogStarted | TokenEvent | DialogEnded | DialogFailed
