@@ -135,3 +135,22 @@ class DialogFailed:
 
 
 DialogEvent = DialogStarted | TokenEvent | DialogEnded | DialogFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayedClip:
+    """A clip that was played into a private FIFO, ready to be asked about."""
+
+    camera: str  # "clip-<uuid>": known to nobody else, forgotten soon
+    num_frames: int
+    end_s: float  # capture time of its last frame, on the clip's own clock
+
+
+class ClipRefused(Exception):
+    """A clip that cannot be played; what the person who sent it is told. Crosses processes, so it pickles."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
