@@ -1,0 +1,32 @@
+"""What many test files need: one real broker and one real store, each started once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from services.embedded import Broker, Store, start_broker, start_store
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A real Kafka-protocol broker; `broker.bootstrap_servers`. Use topics of your own (`unique`)."""
+    server = start_broker()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[Store]:
+    """A real Redis-protocol store; `store_server.url`. Use cameras of your own (`unique`)."""
+    server = start_store()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test uses: for topics, groups and cameras on the shared servers."""
+    return f"t{uuid4().hex[:12]}"
