@@ -98,7 +98,9 @@ class StreamChatConfig:
         values: dict[str, Any] = json.loads(path.read_text())
         kind = values.pop("model_type", None)
         if kind != "streamchat":
-            raise ValueError(f"{path}: model_type is {kind!r}, wanted 'streamchat'; see `streamchat assemble`")
+            raise ValueError(
+                f"{path}: model_type is {kind!r}, wanted 'streamchat'; see `streamchat assemble`"
+            )
         known = {f.name for f in fields(StreamChatConfig)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"{path}: unknown fields {unknown}")
