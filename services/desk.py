@@ -1,0 +1,90 @@
+"""Where questions are handed in, whichever protocol brought them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from services.answer import Answer, Decode
+from services.api_error import ApiError
+from services.frame_store import FrameStore, is_private
+from services.gateway_metrics import GatewayMetrics
+from services.messages import CameraState, ClipRefused, DialogRequest, PlayedClip
+from services.settings import Settings
+from services.store_threads import StoreThreads
+
+PlayClip = Callable[[bytes, str], Awaitable[PlayedClip]]
+
+MAX_CAMERA_CHARACTERS = 256
+CLIP_TIMEOUT_S = 120.0
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    """The parts that the chat API, the realtime API and the camera API share."""
+
+    def __init__(
+        self, settings: Settings, model_name: str, store: FrameStore, decode: Decode, play_clip: PlayClip
+    ) -> None:
+        self.settings = settings
+        self.model_name = model_name
+        self.store = StoreThreads(store)
+        self.metrics = GatewayMetrics()
+        self._decode = decode
+        self._play_clip = play_clip
+
+    async def camera(self, camera: str, param: str | None = None) -> CameraState:
+        """State of a camera with frames; ApiError 404 (unknown), 409 (no frame), 503 (store lost)."""
+        known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
+        states = await self.store.ask(lambda store: store.cameras()) if known else []
+        for state in states:
+            if state.camera == camera:
+                if state.num_frames > 0:
+                    return state
+                message = (
+                    f"camera {camera!r} has sent no frame yet, or none for long: publish to it and ask again"
+                )
+                raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
+        message = f"no camera is called {camera[:80]!r}: GET /v1/cameras lists the cameras"
+        raise ApiError(404, "unknown_camera", message, param=param)
+
+    async def check_camera(self, camera: str, param: str | None = None) -> None:
+        """Like `camera`, but a lost store does not matter: the decoder may still have the camera's frames."""
+        try:
+            await self.camera(camera, param)
+        except ApiError as error:
+            if error.code != "store_lost":
+                raise
+
+    def check_model(self, model: str) -> None:
+        """ApiError 404 when this gateway serves another model."""
+        if model != self.model_name:
+            message = f"no model is called {model[:80]!r}: this is {self.model_name!r}"
+            raise ApiError(404, "model_not_found", message, param="model")
+
+    async def play(self, media: bytes, kind: str, param: str) -> PlayedClip:
+        """Play a clip or picture into a private FIFO; raises ApiError when it cannot be played."""
+        try:
+            async with asyncio.timeout(CLIP_TIMEOUT_S):
+                return await self._play_clip(media, kind)
+        except ClipRefused as refused:
+            raise ApiError(refused.status, refused.code, refused.message, param=param) from refused
+        except Exception as error:
+            log.warning("clip not played: %r", error)
+            message = "the service that plays clips cannot be reached: try again shortly"
+            raise ApiError(503, "clip_player_lost", message, param=param, retry_after_s=1) from error
+
+    async def ask(self, request: DialogRequest) -> Answer:
+        """Hand the question to a decoder and wait until it is admitted; raises ApiError when refused.
+
+        The caller closes the answer.
+        """
+        answer = Answer(self._decode, request, self.metrics)
+        await answer.start()
+        return answer
+
+    def close(self) -> None:
+        """End the threads."""
+        self.store.close()
