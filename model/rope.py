@@ -43,13 +43,18 @@ class Rope:
     def place(self, device: torch.device) -> Turn:
         """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""
         if device not in self._places:
-            time, height, width = sections(self.head_dim)
-            number = torch.arange(self.grid**2, device=device)
-            zero, y, x = number * 0, number // self.grid, number % self.grid
-            steps = torch.stack([zero] * time + [y] * height + [x] * width, -1)
-            self._places[device] = _turn(steps * self._frequency(device))
+            self._places[device] = self._place(device)
         return self._places[device]
 
+    @torch.inference_mode(False)  # kept, and used in training as well
+    def _place(self, device: torch.device) -> Turn:
+        time, height, width = sections(self.head_dim)
+        number = torch.arange(self.grid**2, device=device)
+        zero, y, x = number * 0, number // self.grid, number % self.grid
+        steps = torch.stack([zero] * time + [y] * height + [x] * width, -1)
+        return _turn(steps * self._frequency(device))
+
+    @torch.inference_mode(False)
     def _frequency(self, device: torch.device) -> Tensor:
         if device not in self._frequencies:
             pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=device)
