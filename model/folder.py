@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import StreamChatConfig
 from model.network import StreamChat
+from model.vision import VisionTower
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -108,21 +109,22 @@ def load_model(
     config = StreamChatConfig.load(folder)
     with torch.device("meta"):
         model = StreamChat(config)
-    wanted = dict(model.named_parameters())
-    seen: set[str] = set()
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as reader:
-                for name in reader.keys():  # noqa: SIM118 - not a dict
-                    _check(folder, name, wanted, tuple(reader.get_slice(name).get_shape()))
-                    _assign(model, name, reader.get_tensor(name).to(dtype))
-                    seen.add(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or cut short: {error}") from error
-    if missing := sorted(set(wanted) - seen):
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    _read_tensors(model, folder, dtype, device)
     model.vision.fill_buffers(torch.device(device))
     return model.eval()
+
+
+def load_vision(
+    folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> VisionTower:
+    """Read only the vision encoder of a StreamChat folder, in eval mode; errors as `load_model`."""
+    config = StreamChatConfig.load(folder)
+    with torch.device("meta"):
+        tower = VisionTower(config.vision)
+    part = nn.ModuleDict({"vision": tower})
+    _read_tensors(part, folder, dtype, device, only="vision.")
+    tower.fill_buffers(torch.device(device))
+    return tower.eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -130,6 +132,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not (folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer_config.json")
     return AutoTokenizer.from_pretrained(str(folder))
+
+
+def _read_tensors(
+    module: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device | str, only: str = ""
+) -> None:
+    """Give `module`, built without memory, its tensors from the folder: those whose names start with `only`."""
+    wanted = dict(module.named_parameters())
+    seen: set[str] = set()
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device=str(device)) as reader:
+                for name in reader.keys():  # noqa: SIM118 - not a dict
+                    if name.startswith(only):
+                        _check(folder, name, wanted, tuple(reader.get_slice(name).get_shape()))
+                        _assign(module, name, reader.get_tensor(name).to(dtype))
+                        seen.add(name)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short: {error}") from error
+    if missing := sorted(set(wanted) - seen):
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -151,6 +173,6 @@ def _check(folder: Path, name: str, wanted: dict[str, nn.Parameter], shape: tupl
         raise ValueError(f"{folder}: tensor {name} has shape {shape}, wanted {tuple(wanted[name].shape)}")
 
 
-def _assign(model: StreamChat, name: str, tensor: Tensor) -> None:
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor))
+    setattr(module.get_submodule(path), leaf, nn.Parameter(tensor))

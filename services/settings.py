@@ -25,18 +25,26 @@ class Settings:
 
     model: str = setting("", "StreamChat folder to serve; empty: the streamchat-tiny that ships")
     kafka_bootstrap_servers: str = setting("", "host:port,...; empty: `streamchat up` starts a broker")
-    kafka_topic_pattern: str = setting(r"cameras(\..+)?", "topics to read, as a regular expression over the whole name")
+    kafka_topic_pattern: str = setting(
+        r"cameras(\..+)?", "topics to read, as a regular expression over the whole name"
+    )
     kafka_group: str = setting("streamchat-frame-fifo", "consumer group of the FrameFifo replicas")
     kafka_dead_letter_topic: str = setting("cameras-dead-letter", "where packets that cannot be used go")
     max_packet_bytes: int = setting(4 * 2**20, "largest encoded access unit")
     redis_url: str = setting("", "redis://host:port/db; empty: `streamchat up` starts a store")
     fifo_frames: int = setting(0, "frames kept per camera; 0: the model's own number")
-    frames_per_second: float = setting(0.0, "frames looked at per camera and second; 0: the model's own number")
-    cameras_allowed: str = setting(r".+", "camera ids that may appear, as a regular expression over the whole id")
+    frames_per_second: float = setting(
+        0.0, "frames looked at per camera and second; 0: the model's own number"
+    )
+    cameras_allowed: str = setting(
+        r".+", "camera ids that may appear, as a regular expression over the whole id"
+    )
     max_cameras: int = setting(256, "cameras watched at once")
     silent_after_s: float = setting(5.0, "a camera without a frame for this long is shown as silent")
     forget_after_s: float = setting(60.0, "a silent camera's frames expire after this long")
-    max_capture_skew_s: float = setting(30.0, "a packet this far in the future or past goes to the dead letters")
+    max_capture_skew_s: float = setting(
+        30.0, "a packet this far in the future or past goes to the dead letters"
+    )
     max_lag_s: float = setting(2.0, "a reader further behind skips to the next keyframe")
     max_pixels: int = setting(4096 * 2304, "largest picture that is decoded")
     encoder_batch: int = setting(16, "pictures encoded together at most")
@@ -73,7 +81,9 @@ class Settings:
                 continue
             name = key.removeprefix(PREFIX).lower()
             if name not in types:
-                raise ValueError(f"{key}: no such setting; known: {', '.join(PREFIX + n.upper() for n in types)}")
+                raise ValueError(
+                    f"{key}: no such setting; known: {', '.join(PREFIX + n.upper() for n in types)}"
+                )
             try:
                 values[name] = types[name](text)
             except ValueError as error:

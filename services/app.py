@@ -1,0 +1,202 @@
+"""How the deployments are bound: `serve run services.app:app` on a laptop and under KubeRay alike.
+
+The services themselves are plain classes; here they become Ray Serve deployments and get their parts:
+
+    Gateway --> LLMDecoder (routed by camera) --> Redis
+    FrameFifo --> VisionEncoder;  Kafka --> FrameFifo --> Redis
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from model.config import StreamChatConfig
+from services.gateway import make_app
+from services.messages import DialogEvent, DialogRequest, PlayedClip, VisualTokens
+from services.settings import Settings
+
+TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+NUM_FALLBACK_REPLICAS = 2
+
+log = logging.getLogger(__name__)
+
+
+def model_folder(settings: Settings) -> Path:
+    """The StreamChat folder to serve."""
+    return Path(settings.model) if settings.model else TINY
+
+
+def device_of(num_gpus: float) -> str:
+    """Where a replica with that many GPUs computes."""
+    return "cuda" if num_gpus > 0 else "cpu"
+
+
+class VisionEncoderReplica:
+    """VisionEncoder as a deployment."""
+
+    def __init__(self, settings: Settings) -> None:
+        from services.vision_encoder import VisionEncoder
+
+        device = device_of(settings.num_gpus_per_encoder)
+        self._encoder = VisionEncoder(model_folder(settings), device=device, threads=settings.torch_threads)
+
+    async def encode(self, pictures: list[bytes]) -> list[VisualTokens]:
+        """See VisionEncoder.encode."""
+        return await self._encoder.encode(pictures)
+
+
+class FrameFifoReplica:
+    """FrameFifo as a deployment; it works from its start on, asked or not."""
+
+    def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
+        from services.frame_fifo import FrameFifo
+        from services.kafka_video_log import KafkaVideoReader
+        from services.redis_frame_store import RedisFrameStore
+
+        async def encode(pictures: list[bytes]) -> list[VisualTokens]:
+            return await encoder.encode.remote(pictures)
+
+        reader = KafkaVideoReader(
+            settings.kafka_bootstrap_servers,
+            topic_pattern=settings.kafka_topic_pattern,
+            group=settings.kafka_group,
+            dead_letter_topic=settings.kafka_dead_letter_topic,
+            max_packet_bytes=settings.max_packet_bytes,
+        )
+        store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
+        self._fifo = FrameFifo(settings, StreamChatConfig.load(model_folder(settings)), reader, store, encode)
+        self._work = asyncio.get_running_loop().create_task(self._fifo.run())
+
+    async def play_clip(self, media: bytes, kind: str) -> PlayedClip:
+        """See FrameFifo.play_clip."""
+        return await self._fifo.play_clip(media, "image" if kind == "image" else "video")
+
+    async def check_health(self) -> None:
+        """Raises when the work has ended, so that the replica is replaced."""
+        if self._work.done():
+            raise RuntimeError("the FrameFifo's work has ended") from self._work.exception()
+
+
+class LLMDecoderReplica:
+    """LLMDecoder as a deployment."""
+
+    def __init__(self, settings: Settings) -> None:
+        from services.llm_decoder import LLMDecoder
+        from services.redis_frame_store import RedisFrameStore
+
+        store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
+        device = device_of(settings.num_gpus_per_decoder)
+        self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device)
+
+    async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
+        """See LLMDecoder.decode."""
+        stream = self._decoder.decode(request)
+        try:
+            async for events in stream:
+                yield events
+        finally:
+            await stream.aclose()
+
+    async def ready(self) -> bool:
+        """Answers as soon as the model is loaded."""
+        self._decoder.check()
+        return True
+
+    async def stats(self) -> dict[str, float]:
+        """See LLMDecoder.stats."""
+        return self._decoder.stats()
+
+    async def check_health(self) -> None:
+        """Raises when a thread has ended."""
+        self._decoder.check()
+
+
+class GatewayReplica:
+    """The gateway's ASGI app, given handles in place of parts."""
+
+    def __init__(
+        self, settings: Settings, model_name: str, decoder: DeploymentHandle, frame_fifo: DeploymentHandle
+    ) -> None:
+        self._settings, self._model_name = settings, model_name
+        self._decoder, self._frame_fifo = decoder, frame_fifo
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve in the replica."""
+        from services.redis_frame_store import RedisFrameStore
+
+        decoder, frame_fifo = self._decoder, self._frame_fifo
+
+        async def decode(request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
+            stream = decoder.options(stream=True, session_id=request.camera).decode.remote(request)
+            try:
+                async for events in stream:
+                    yield events
+            finally:
+                stream.cancel()  # harmless when it has ended
+
+        async def play_clip(media: bytes, kind: str) -> PlayedClip:
+            return await frame_fifo.play_clip.remote(media, kind)
+
+        async def ready() -> None:
+            await decoder.ready.remote()
+
+        store = RedisFrameStore(self._settings.redis_url, silent_after_s=self._settings.silent_after_s)
+        return make_app(self._settings, self._model_name, store, decode, play_clip, ready)
+
+
+def build(settings: Settings) -> Application:
+    """Bind the four deployments. Raises FileNotFoundError or ValueError when the model folder is none."""
+    model_name = StreamChatConfig.load(model_folder(settings)).name
+    encoder = serve.deployment(
+        VisionEncoderReplica,
+        name="VisionEncoder",
+        num_replicas=settings.encoder_replicas,
+        max_ongoing_requests=64,
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_encoder},
+    ).bind(settings)
+    frame_fifo = serve.deployment(
+        FrameFifoReplica,
+        name="FrameFifo",
+        num_replicas=settings.frame_fifo_replicas,
+        max_ongoing_requests=64,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0.1},
+    ).bind(settings, encoder)
+    decoder = serve.deployment(
+        LLMDecoderReplica,
+        name="LLMDecoder",
+        num_replicas=settings.decoder_replicas,
+        # Above the engine's own places: what does not fit is to get its answer, not to queue.
+        max_ongoing_requests=settings.max_dialogs * 8,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_decoder},
+        request_router_config=RequestRouterConfig(
+            request_router_class=ROUTER,
+            request_router_kwargs={"num_fallback_replicas": NUM_FALLBACK_REPLICAS},
+        ),
+    ).bind(settings)
+    gateway = serve.deployment(
+        serve.ingress()(GatewayReplica),
+        name="Gateway",
+        num_replicas=settings.gateway_replicas,
+        max_ongoing_requests=4096,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    return gateway.bind(settings, model_name, decoder, frame_fifo)
+
+
+def __getattr__(name: str) -> Application:
+    """`app` is built when it is asked for, from the environment; importing this module does nothing."""
+    if name == "app":
+        return build(Settings.from_environment())
+    raise AttributeError(name)

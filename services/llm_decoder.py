@@ -1,0 +1,172 @@
+"""LLMDecoder: answers dialogs about cameras, looking again before every token. A shim over the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from model.engine import Engine
+from model.folder import load_model, load_tokenizer
+from services.decode_loop import DecodeLoop, LiveDialog
+from services.frame_follower import FrameFollower
+from services.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
+from services.messages import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Frame
+from services.settings import Settings
+from services.text_stream import TextStream
+
+RETRY_AFTER_S = 2.0
+
+
+class Outbox:
+    """Events of one dialog on their way from the engine's thread to the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[DialogEvent] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, events: list[DialogEvent]) -> None:
+        """From any thread."""
+        self._events.extend(events)
+        try:
+            self._loop.call_soon_threadsafe(self._filled.set)
+        except RuntimeError:  # the event loop has ended, and with it whoever listened
+            self._events.clear()
+
+    async def take(self) -> list[DialogEvent]:
+        """All events that wait, at least one: a reader that lags gets several tokens at once."""
+        while not self._events:
+            self._filled.clear()
+            if not self._events:
+                await self._filled.wait()
+        taken: list[DialogEvent] = []
+        while self._events:
+            taken.append(self._events.popleft())
+        return taken
+
+
+class LLMDecoder:
+    """One replica: a StreamChat folder, an engine in a thread, and the cameras it is asked about."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        store: FrameStore,
+        *,
+        device: str = "cpu",
+        observe_age: Callable[[str, float], None] = lambda camera, age_s: None,
+    ) -> None:
+        torch.set_num_threads(settings.torch_threads)
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        model = load_model(folder, dtype=dtype, device=device)
+        self.capacity = settings.fifo_frames or model.config.fifo_frames
+        model.config = replace(model.config, fifo_frames=self.capacity)
+        self.tokenizer = load_tokenizer(folder)
+        self._settings, self._store = settings, store
+        stops = [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+        self._loop = DecodeLoop(
+            Engine(model, max_dialogs=settings.max_dialogs),
+            stop_ids=[stop for stop in stops if isinstance(stop, int)],
+            stale_after_s=settings.silent_after_s,
+            forget_after_s=settings.forget_after_s,
+            forgotten=lambda camera: self._follower.forget(camera),
+            observe_age=observe_age,
+        )
+        self._follower = FrameFollower(store, self._loop.put_frames)
+        self._num_dialogs = 0
+        self._loop.start()
+        self._follower.start()
+
+    def close(self) -> None:
+        """End both threads."""
+        self._follower.close()
+        self._loop.close()
+
+    def check(self) -> None:
+        """Raises RuntimeError when a thread has died, so that the replica is replaced."""
+        if not (self._loop.alive and self._follower.alive):
+            raise RuntimeError("a thread of the decoder has ended; the replica must be replaced")
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start."""
+        loop = self._loop
+        return {
+            "dialogs": self._num_dialogs,
+            "steps": loop.num_steps,
+            "tokens": loop.num_tokens,
+            "frames": loop.num_frames,
+        }
+
+    async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
+        """The dialog's events, as many at a time as have come: DialogStarted, tokens, DialogEnded; or DialogFailed.
+
+        Closing the iterator ends the dialog.
+        """
+        if self._num_dialogs >= self._settings.max_dialogs:
+            message = f"all {self._settings.max_dialogs} places of this decoder are taken: ask again shortly"
+            yield [
+                DialogFailed(status=429, code="decoder_full", message=message, retry_after_s=RETRY_AFTER_S)
+            ]
+            return
+        self._num_dialogs += 1
+        outbox = Outbox()
+        try:
+            refused = await self._begin(request, outbox)
+            if refused is not None:
+                yield [refused]
+                return
+            while True:
+                events = await outbox.take()
+                yield events
+                if isinstance(events[-1], DialogEnded | DialogFailed):
+                    return
+        finally:
+            self._num_dialogs -= 1
+            self._loop.cancel(request.request_id)
+
+    async def _begin(self, request: DialogRequest, outbox: Outbox) -> DialogFailed | None:
+        prompt = self._prompt(request)
+        longest = self._settings.max_prompt_tokens
+        if len(prompt) > longest:
+            message = f"the prompt has {len(prompt)} tokens; at most {longest} fit"
+            return DialogFailed(status=400, code="prompt_too_long", message=message)
+        most = self._settings.max_completion_tokens
+        if not 1 <= request.max_tokens <= most:
+            message = f"max_tokens: got {request.max_tokens}, wanted 1 to {most}"
+            return DialogFailed(status=400, code="bad_option", message=message)
+        frames: list[Frame] = []
+        if not self._loop.has_frames(request.camera):
+            try:
+                frames = await asyncio.to_thread(self._store.newest, request.camera, self.capacity)
+            except StoreLost:
+                message = "the frame store cannot be reached and this camera was not watched before: ask again shortly"
+                return DialogFailed(
+                    status=503, code="store_lost", message=message, retry_after_s=RETRY_AFTER_S
+                )
+            if not frames:
+                message = f"camera {request.camera!r} has no frame yet: publish to it and ask again"
+                return DialogFailed(status=409, code="no_frame", message=message, retry_after_s=RETRY_AFTER_S)
+            self._loop.put_frames(frames)
+        private = is_private(request.camera)
+        if not private:
+            self._follower.watch(request.camera, frames[-1].frame_id if frames else BEFORE_ALL)
+        dialog = LiveDialog(
+            request=request,
+            prompt=prompt,
+            text=TextStream(self.tokenizer, request.stop),
+            emit=outbox.put,
+            clip_end_s=frames[-1].captured_s if private and frames else None,
+        )
+        self._loop.put_dialog(dialog)
+        return None
+
+    def _prompt(self, request: DialogRequest) -> list[int]:
+        messages = [{"role": message.role, "content": message.text} for message in request.messages]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])

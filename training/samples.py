@@ -1,0 +1,155 @@
+"""From a clip's truth to training rows: words with times, their indices, what each may see, and what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerFast
+
+from model.clock import indices, visibility
+from training.word_times import word_times
+from training.world import World
+from training.world_language import Answer, answer, pick_question
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One dialog on one clip: T text tokens, N frames of the clip."""
+
+    token_ids: Ints  # [T]
+    text_index: Ints  # [T]
+    frame_index: Ints  # [N]
+    visible: Bools  # [T, N]: what the query at i may see, that is, what the token i + 1 could see
+    counts: Bools  # [T]: whether predicting token i + 1 is part of the loss
+
+
+class RowMaker:
+    """Makes rows: speaks as the perfect observer, puts times to tokens (paper section 2.3), and indices to both."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, capacity: int) -> None:
+        self.tokenizer = tokenizer
+        self.capacity = capacity
+        self._word_ids: dict[str, list[int]] = {}
+        self._prompt_ids: dict[tuple[str, ...], list[int]] = {}
+
+    def row(self, question: str, said: Answer, frame_times: Floats, history: Sequence[str] = ()) -> Row:
+        """A question asked at `said.start_s` after `history` (user and assistant texts in turn), and its answer."""
+        prompt = self.prompt((*history, question))
+        words = [w.text for w in said.words]
+        times = word_times(said.start_s, said.end_s, len(words))
+        ids, token_times = list(prompt), [said.start_s] * len(prompt)
+        for number, (word, time_s) in enumerate(zip(words, times, strict=True)):
+            pieces = self.pieces(word if number == 0 else " " + word)
+            ids += pieces
+            token_times += [time_s] * len(pieces)
+        if said.complete:
+            ids.append(int(self.tokenizer.eos_token_id))
+            token_times.append(times[-1])
+        at = np.array(token_times)
+        text_index, frame_index = indices(token_times, frame_times)
+        next_times = np.append(at[1:], at[-1])
+        counts = np.arange(len(ids)) >= len(prompt) - 1
+        counts[-1] = False  # nothing comes after the last token
+        return Row(
+            token_ids=np.array(ids),
+            text_index=np.array(text_index),
+            frame_index=np.array(frame_index),
+            visible=np.asarray(visibility(next_times, frame_times, self.capacity)),
+            counts=counts,
+        )
+
+    def prompt(self, texts: tuple[str, ...]) -> list[int]:
+        """Token ids of the chat so far, up to where the assistant speaks."""
+        if texts not in self._prompt_ids:
+            roles = ("user", "assistant")
+            messages = [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            if len(self._prompt_ids) > 50_000:
+                self._prompt_ids.clear()
+            self._prompt_ids[texts] = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        return self._prompt_ids[texts]
+
+    def pieces(self, word: str) -> list[int]:
+        """Token ids of a word with its leading space, if it has one."""
+        if word not in self._word_ids:
+            self._word_ids[word] = self.tokenizer(word, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        return self._word_ids[word]
+
+
+def random_rows(
+    rng: np.random.Generator,
+    maker: RowMaker,
+    world: World,
+    frame_times: Floats,
+    num: int,
+    span_s: float,
+    longest: int,
+) -> list[Row]:
+    """Questions asked in the first half of a window of frames, at human or at machine pace, some after another turn.
+
+    `longest`: words of an answer at most; one number for a batch, so that little of it is padding.
+    """
+    rows: list[Row] = []
+    begin_s, end_s = float(frame_times[0]), float(frame_times[-1])
+
+    def seen_s(time_s: float) -> float:
+        return float(frame_times[max(np.searchsorted(frame_times, time_s + 1e-9, side="right") - 1, 0)])
+
+    while len(rows) < num:
+        earliest_s = max(begin_s, end_s - span_s)
+        ask_s = float(rng.uniform(earliest_s, earliest_s + 0.5 * (end_s - earliest_s)))
+        question = pick_question(rng, world, ask_s)
+        pace = float(rng.uniform(2.8, 6.0)) if rng.random() < 0.8 else float(rng.uniform(15.0, 100.0))
+        max_words = min(int((end_s - ask_s) * pace), longest)
+        said = answer(question, world, ask_s, pace, max_words, seen_s)
+        if not said.words:
+            continue
+        history: tuple[str, ...] = ()
+        if rng.random() < 0.12:
+            before_s = max(ask_s - float(rng.uniform(2.0, 6.0)), 0.0)
+            earlier = pick_question(rng, world, before_s)
+            told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
+            history = (earlier.instruction, " ".join(w.text for w in told.words))
+        rows.append(maker.row(question.instruction, said, frame_times, history))
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows of several clips, padded on the right: B rows, T text tokens, C clips, F frames of each."""
+
+    token_ids: Ints  # [B, T]
+    text_index: Ints  # [B, T]
+    clip_of_row: Ints  # [B]
+    frame_index: Ints  # [B, F]
+    visible: Bools  # [B, T, F]
+    counts: Bools  # [B, T]
+
+
+def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Batch:
+    """Pad rows to the longest; padding sees nothing and counts nothing."""
+    longest = max(len(r.token_ids) for r in rows)
+    longest = (longest + 7) // 8 * 8
+    num_frames = len(rows[0].frame_index)
+    shape = (len(rows), longest)
+    ids, index = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    visible, counts = np.zeros((*shape, num_frames), dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    for i, row in enumerate(rows):
+        length = len(row.token_ids)
+        ids[i, :length], index[i, :length] = row.token_ids, row.text_index
+        visible[i, :length], counts[i, :length] = row.visible, row.counts
+    return Batch(
+        token_ids=ids,
+        text_index=index,
+        clip_of_row=np.array(clip_of_row),
+        frame_index=np.stack([r.frame_index for r in rows]),
+        visible=visible,
+        counts=counts,
+    )

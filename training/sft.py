@@ -1,0 +1,271 @@
+"""Train streamchat-tiny on live-world clips: the vision encoder stays as it was taught, everything else learns.
+
+    python training/sft.py --clips clips --vision runs/vision/vision.safetensors --minutes 60 --out runs/tiny
+
+One process, on a CPU or a GPU. The result in `--out` is a StreamChat folder that the services load as it is, with the
+command, the seed and the loss curve that made it. Killed, it goes on from its last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from model.config import StreamChatConfig, preset
+from model.folder import save_folder
+from model.network import StreamChat
+from training.clips import Clip, find_clips, frame_times, read_all
+from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
+from training.samples import Batch, RowMaker, collate, random_rows
+from training.tiny_tokenizer import make_tokenizer
+from training.world import TEST_SEEDS
+
+SPAN_S = 8.0  # a window of frames: this long from the first question on, and one FIFO before it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What is trained and how; kept in the folder that comes out."""
+
+    seed: int = 1
+    minutes: float = 60.0
+    peak_lr: float = 1.5e-3
+    weight_decay: float = 0.05
+    clips_per_step: int = 8
+    rows_per_clip: int = 6
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step is made from: rows, and which frames of which clips they look at."""
+
+    batch: Batch
+    clips: list[int]
+    starts: list[int]  # first frame of the window, per clip
+
+
+class Steps(IterableDataset[Step]):
+    """An endless, seeded stream of steps."""
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        tokenizer: PreTrainedTokenizerFast,
+        config: StreamChatConfig,
+        recipe: Recipe,
+        num: int,
+    ) -> None:
+        self.clips, self.config, self.recipe, self.num_frames = clips, config, recipe, num
+        self.maker = RowMaker(tokenizer, config.fifo_frames)
+        self.pad_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))  # type: ignore[arg-type]
+        self.first = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        number = self.first
+        while True:
+            yield self.step(number)
+            number += 1
+
+    @property
+    def window(self) -> int:
+        """Frames of a window."""
+        return min(int(SPAN_S * self.config.frames_per_second) + self.config.fifo_frames, self.num_frames)
+
+    def step(self, number: int) -> Step:
+        """The step of that number: the same for the same seed."""
+        rng = np.random.default_rng([self.recipe.seed, 7, number])
+        clips = [int(c) for c in rng.choice(len(self.clips), size=self.recipe.clips_per_step, replace=False)]
+        starts = [int(s) for s in rng.integers(0, self.num_frames - self.window + 1, size=len(clips))]
+        longest = int(rng.choice((8, 14, 20, 36), p=(0.2, 0.35, 0.3, 0.15)))
+        rows, clip_of_row = [], []
+        for place, (clip, start) in enumerate(zip(clips, starts, strict=True)):
+            times = frame_times(clip, self.num_frames, self.config.frames_per_second)[
+                start : start + self.window
+            ]
+            made = random_rows(
+                rng, self.maker, self.clips[clip].world, times, self.recipe.rows_per_clip, SPAN_S, longest
+            )
+            rows += made
+            clip_of_row += [place] * len(made)
+        return Step(batch=collate(rows, clip_of_row, self.pad_id), clips=clips, starts=starts)
+
+
+def forward_loss(model: StreamChat, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over the tokens that count, and the share of them that is right."""
+    device = features.device
+    ids = torch.from_numpy(batch.token_ids).to(device)
+    logits = model(
+        ids,
+        torch.from_numpy(batch.text_index).to(device),
+        features,
+        torch.from_numpy(batch.clip_of_row).to(device),
+        torch.from_numpy(batch.frame_index).to(device),
+        torch.from_numpy(batch.visible).to(device),
+        None,
+    )
+    counts = torch.from_numpy(batch.counts).to(device)[:, :-1]
+    said, wanted = logits[:, :-1][counts], ids[:, 1:][counts]
+    return functional.cross_entropy(said.float(), wanted), (said.argmax(-1) == wanted).float().mean()
+
+
+@torch.inference_mode()
+def encode_all(model: StreamChat, frames: np.ndarray, out: Path, batch: int = 100) -> np.ndarray:
+    """The vision encoder's output [clips, N, P, Dv] for all frames, in a file that is mapped; made once."""
+    if out.is_file():
+        return np.lib.format.open_memmap(out, mode="r")
+    vision = model.config.vision
+    shape = (*frames.shape[:2], vision.num_visual_tokens, vision.hidden_size)
+    part = out.with_suffix(".part.npy")
+    features = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+    for clip in range(len(frames)):
+        features[clip] = model.vision(torch.from_numpy(frames[clip].copy())).numpy()
+        if clip % 10 == 0 or clip + 1 == len(frames):
+            print(f"\rencoded {clip + 1}/{len(frames)} clips", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    features.flush()
+    part.rename(out)
+    return np.lib.format.open_memmap(out, mode="r")
+
+
+class Trainer:
+    """The loop: steps until the time is up, a checkpoint now and then."""
+
+    def __init__(
+        self, model: StreamChat, steps: Steps, features: np.ndarray, recipe: Recipe, work: Path
+    ) -> None:
+        self.model, self.steps, self.features, self.recipe, self.work = model, steps, features, recipe, work
+        for parameter in model.vision.parameters():
+            parameter.requires_grad_(False)
+        self.optimizer = adamw(model.named_parameters(), recipe.peak_lr, recipe.weight_decay)
+        self.log = RunLog(work)
+        self.number = 0
+        self.before_s = 0.0
+        self._resume()
+
+    def run(self, device: str, workers: int) -> None:
+        """Train until `recipe.minutes` are over (counted over all tries)."""
+        self.model.to(device).train()
+        self.steps.first = self.number
+        loader = DataLoader(
+            self.steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
+        )
+        losses: list[float] = []
+        rights: list[float] = []
+        for step in loader:
+            done = (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
+            if done >= 1:
+                break
+            loss, right = self._step(step, learning_rate(done, self.recipe.peak_lr), device)
+            losses.append(loss)
+            rights.append(right)
+            self.number += 1
+            if self.number % 50 == 0:
+                self.log.report(
+                    self.number, loss=sum(losses) / len(losses), right=sum(rights) / len(rights), done=done
+                )
+                losses, rights = [], []
+            if self.number % 500 == 0:
+                self._save()
+        self._save()
+
+    def _step(self, step: Step, lr: float, device: str) -> tuple[float, float]:
+        window = self.steps.window
+        features = np.stack(
+            [self.features[c, s : s + window] for c, s in zip(step.clips, step.starts, strict=True)]
+        )
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, right = forward_loss(self.model, step.batch, torch.from_numpy(features).to(device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        return float(loss.detach()), float(right)
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "number": self.number,
+            "elapsed_s": self.before_s + self.log.elapsed_s,
+        }
+        part = self.work / "checkpoint.part"
+        torch.save(state, part)
+        part.rename(self.work / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.work / "checkpoint.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.number, self.before_s = state["number"], state["elapsed_s"]
+        print(f"going on from step {self.number}", file=sys.stderr)
+
+
+def make_model(vision: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
+    """A new tiny model around a taught vision encoder."""
+    torch.manual_seed(seed)
+    config = preset("tiny", vocab_size=len(tokenizer))
+    model = StreamChat(config)
+    model.vision.load_state_dict(load_file(vision))
+    return model
+
+
+def main() -> None:
+    """Read the command line, train, write the folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--clips", type=Path, nargs="+", required=True, help="folders that live_world.py wrote"
+    )
+    parser.add_argument("--vision", type=Path, required=True, help="what pretrain_vision.py wrote")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=Recipe().peak_lr)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make rows")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--frames", type=Path, help="decoded frames, if pretrain_vision.py has made them already"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clips = [c for folder in options.clips for c in find_clips(folder)]
+    if any(c.world.seed in TEST_SEEDS for c in clips):
+        parser.error(f"--clips: seeds from {TEST_SEEDS.start} on are held out for tests; train on others")
+    recipe = Recipe(seed=options.seed, minutes=options.minutes, peak_lr=options.lr)
+    work = options.out / "run"
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(options.out)
+    model = make_model(options.vision, tokenizer, recipe.seed)
+    size = model.config.vision.image_size
+    frames = read_all(clips, model.config.frames_per_second, size, options.frames or work / "frames.npy")
+    features = encode_all(model, frames, work / "features.npy")
+    steps = Steps(clips, tokenizer, model.config, recipe, features.shape[1])
+    trainer = Trainer(model, steps, features, recipe, work)
+    trainer.run(options.device, options.workers)
+    save_folder(model.cpu(), options.out)
+    used = {
+        "command": " ".join(["python", *sys.argv]),
+        "recipe": {f: getattr(recipe, f) for f in recipe.__slots__},
+    }
+    (options.out / "recipe.json").write_text(json.dumps(used | {"steps": trainer.number}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
