@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.api_error import ApiError
 from services.chat_request import StreamChatOptions, Strict, check_extra, decoded_json, option_error
@@ -123,15 +123,14 @@ class ResponseCancel(ClientEvent):
 
 
 AnyEvent = SessionUpdate | ItemCreate | ItemRetrieve | ItemDelete | ResponseCreate | ResponseCancel
-EVENTS: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
-TYPES = (
-    "session.update",
-    "conversation.item.create",
-    "conversation.item.retrieve",
-    "conversation.item.delete",
-    "response.create",
-    "response.cancel",
-)
+EVENTS: dict[str, type[AnyEvent]] = {
+    "session.update": SessionUpdate,
+    "conversation.item.create": ItemCreate,
+    "conversation.item.retrieve": ItemRetrieve,
+    "conversation.item.delete": ItemDelete,
+    "response.create": ResponseCreate,
+    "response.cancel": ResponseCancel,
+}
 
 
 class BadEvent(Exception):
@@ -150,10 +149,10 @@ def client_event(text: str) -> AnyEvent:
         value = decoded_json(text)
         kind = value.get("type") if isinstance(value, dict) else None
         event_id = value.get("event_id") if isinstance(value, dict) else None
-        if kind not in TYPES:
-            message = f"got an event of type {str(kind)[:80]!r}, wanted one of {', '.join(TYPES)}"
+        if not isinstance(kind, str) or kind not in EVENTS:
+            message = f"got an event of type {str(kind)[:80]!r}, wanted one of {', '.join(EVENTS)}"
             raise ApiError(400, "unknown_event", message, param="type")
-        event = EVENTS.validate_python(value)
+        event = EVENTS[kind].model_validate(value)
         if isinstance(event, SessionUpdate):
             check_extra(event.session.model_extra or {}, NEUTRAL, "session.")
         if isinstance(event, ResponseCreate) and event.response:
