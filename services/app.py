@@ -12,11 +12,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
 from model.config import StreamChatConfig
@@ -25,8 +27,10 @@ from services.messages import DialogEvent, DialogRequest, PlayedClip, VisualToke
 from services.settings import Settings
 
 TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
-ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-NUM_FALLBACK_REPLICAS = 2
+# A camera's dialogs go where its frames already are; two other replicas stand in when that one is full or gone.
+ROUTER = RequestRouterConfig.model_validate(
+    {"request_router_class": ConsistentHashRouter, "request_router_kwargs": {"num_fallback_replicas": 2}}
+)
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +141,7 @@ class GatewayReplica:
         decoder, frame_fifo = self._decoder, self._frame_fifo
 
         async def decode(request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
-            stream = decoder.options(stream=True, session_id=request.camera).decode.remote(request)
+            stream: Any = decoder.options(stream=True, session_id=request.camera).decode.remote(request)
             try:
                 async for events in stream:
                     yield events
@@ -158,40 +162,33 @@ def build(settings: Settings) -> Application:
     """Bind the four deployments. Raises FileNotFoundError or ValueError when the model folder is none."""
     model_name = StreamChatConfig.load(model_folder(settings)).name
     encoder = serve.deployment(
-        VisionEncoderReplica,
         name="VisionEncoder",
         num_replicas=settings.encoder_replicas,
         max_ongoing_requests=64,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_encoder},
-    ).bind(settings)
+    )(VisionEncoderReplica).bind(settings)
     frame_fifo = serve.deployment(
-        FrameFifoReplica,
         name="FrameFifo",
         num_replicas=settings.frame_fifo_replicas,
         max_ongoing_requests=64,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0.1},
-    ).bind(settings, encoder)
+    )(FrameFifoReplica).bind(settings, encoder)
     decoder = serve.deployment(
-        LLMDecoderReplica,
         name="LLMDecoder",
         num_replicas=settings.decoder_replicas,
         # Above the engine's own places: what does not fit is to get its answer, not to queue.
         max_ongoing_requests=settings.max_dialogs * 8,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_decoder},
-        request_router_config=RequestRouterConfig(
-            request_router_class=ROUTER,
-            request_router_kwargs={"num_fallback_replicas": NUM_FALLBACK_REPLICAS},
-        ),
-    ).bind(settings)
+        request_router_config=ROUTER,
+    )(LLMDecoderReplica).bind(settings)
     gateway = serve.deployment(
-        serve.ingress()(GatewayReplica),
         name="Gateway",
         num_replicas=settings.gateway_replicas,
         max_ongoing_requests=4096,
         ray_actor_options={"num_cpus": 0.1},
-    )
+    )(serve.ingress()(GatewayReplica))
     return gateway.bind(settings, model_name, decoder, frame_fifo)
 
 
