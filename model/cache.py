@@ -51,7 +51,9 @@ class FrameRing:
 
     def in_order(self) -> list[tuple[int, SeenFrame]]:
         """Slots and frames, oldest first."""
-        slots = (number % self.capacity for number in range(self.num_arrived, self.num_arrived + self.capacity))
+        slots = (
+            number % self.capacity for number in range(self.num_arrived, self.num_arrived + self.capacity)
+        )
         return [(slot, frame) for slot in slots if (frame := self.frames[slot]) is not None]
 
     def add(self, frame_id: str, captured_s: float, chain: list[KeysValues]) -> int:
@@ -98,8 +100,9 @@ class TextCache:
         return slot
 
     def give_back(self, slot: int) -> None:
-        """Free a slot; what it holds is overwritten by the next one who takes it."""
+        """Free a slot and forget what it holds: masked numbers must be finite, or they would show."""
         del self.lengths[slot]
+        self._store[:, :, slot] = 0
 
     def reading(self, slots: list[int], num_new: int) -> TextReading:
         """What a forward needs that reads `num_new` tokens for each slot; slots rise."""

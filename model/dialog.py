@@ -79,7 +79,9 @@ class Dialog:
         self.frame_index = [0] * self.live.capacity
         self.ring, self.ring_index = self.live, self.frame_index
 
-    def hear(self, token_ids: Sequence[int], spoken: Sequence[Spoken] = (), asked_s: float = 0.0) -> list[Unread]:
+    def hear(
+        self, token_ids: Sequence[int], spoken: Sequence[Spoken] = (), asked_s: float = 0.0
+    ) -> list[Unread]:
         """The first turn: frames in the ring arrive, then a question; returns what is to be read before a step.
 
         With `spoken`, an answer is taken up again: frames captured after `asked_s` arrive between its tokens, as
@@ -136,7 +138,9 @@ class Dialog:
 
     def draw(self, logits: Tensor) -> int:
         """The next token from logits [vocabulary]; the same seed and position always draw the same."""
-        chances, order = (logits.float() / self.options.temperature).softmax(-1).sort(descending=True, stable=True)
+        chances, order = (
+            (logits.float() / self.options.temperature).softmax(-1).sort(descending=True, stable=True)
+        )
         before = chances.cumsum(-1) - chances
         kept = torch.where(before < self.options.top_p, chances, 0.0).cumsum(-1)
         place = random.Random(f"{self.seed}/{self.num_made}").random() * kept[-1]

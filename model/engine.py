@@ -84,7 +84,9 @@ class Engine:
         shape = (self.config.vision.num_visual_tokens, self.config.vision.hidden_size)
         for frame_id, _, features in frames:
             if tuple(features.shape) != shape:
-                raise ValueError(f"features of frame {frame_id}: got shape {tuple(features.shape)}, wanted {shape}")
+                raise ValueError(
+                    f"features of frame {frame_id}: got shape {tuple(features.shape)}, wanted {shape}"
+                )
         if not frames:
             return
         features = torch.stack([features for _, _, features in frames])
@@ -129,7 +131,9 @@ class Engine:
         if dialog_id in self._dialogs:
             raise ValueError(f"dialog_id: {dialog_id!r} is open already")
         if len(spoken) >= options.max_tokens:
-            raise ValueError(f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}")
+            raise ValueError(
+                f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}"
+            )
         self._check_tokens([*token_ids, *(token.token_id for token in spoken)], 0)
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
@@ -152,6 +156,7 @@ class Engine:
         dialog.options = options or dialog.options
         self._read(dialog, dialog.ask(token_ids, dialog.live.num_arrived - 1))
 
+    @torch.inference_mode()
     def close(self, dialog_id: str) -> None:
         """End a dialog and free its place."""
         dialog = self._dialog(dialog_id)

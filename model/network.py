@@ -252,15 +252,20 @@ class StreamChat(nn.Module):
                 frame_index - origin,
                 visible,
                 clip_of_row,
-                dtype=self.adapter[0].weight.dtype,
+                dtype=self.dtype,
             ),
             self.visual_chain(frame_features),
         )
         return self.logits(self.read(token_ids, text_index - origin, [sight], text_mask=text_mask))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model; the vision encoder may have its own."""
+        return self.language.embed_tokens.weight.dtype
+
     def visual_chain(self, features: Tensor) -> list[KeysValues]:
         """All that text ever reads of frames: features [..., P, Dv] -> per cross layer keys, values [..., P, G, d]."""
-        visual = self.adapter(features)
+        visual = self.adapter(features.to(self.dtype))
         place = self.rope.place(features.device)
         chain: list[KeysValues] = []
         for index in self.config.cross_layers:

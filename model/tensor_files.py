@@ -1,0 +1,117 @@
+"""Safetensors files read and written as bytes: headers in memory, tensors only on their way through.
+
+The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHUNK_BYTES = 1 << 22
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str  # as safetensors names it: F32, BF16, ...
+    shape: tuple[int, ...]
+    start: int  # bytes from the file's beginning
+    num_bytes: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensor's bytes, a few megabytes at a time."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.num_bytes
+            while left:
+                data = file.read(min(CHUNK_BYTES, left))
+                if not data:
+                    raise ValueError(f"{self.file} is cut short")
+                left -= len(data)
+                yield data
+
+
+@dataclass(frozen=True, slots=True)
+class MadeTensor:
+    """A tensor that comes from no file."""
+
+    shape: tuple[int, ...]
+    data: bytes
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the data."""
+        return len(self.data)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The tensor's bytes."""
+        yield self.data
+
+
+AnyTensor = StoredTensor | MadeTensor
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of all safetensors files of a folder, by name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file is damaged or cut short, or holds numbers that are no floats.
+    """
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights: wanted model.safetensors or its shards")
+    return {name: tensor for file in files for name, tensor in _header(file)}
+
+
+def _header(file: Path) -> Iterable[tuple[str, StoredTensor]]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as reader:
+            (length,) = struct.unpack("<Q", reader.read(8))
+            if length > min(size - 8, 1 << 28):
+                raise ValueError("its header is longer than itself")
+            header: dict[str, Any] = json.loads(reader.read(length))
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"{file} is no safetensors file, or it is damaged: {error}") from error
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if 8 + length + last > size:
+            raise ValueError(f"{file} is cut short: tensor {name} ends behind it")
+        if entry["dtype"] in WIDTHS and last - first != prod(shape) * WIDTHS[entry["dtype"]]:
+            raise ValueError(f"{file} is damaged: tensor {name} has {last - first} bytes for shape {shape}")
+        yield name, StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
+
+
+def write_tensors(file: Path, tensors: dict[str, AnyTensor]) -> Iterator[int]:
+    """Write one safetensors file; yields the bytes written since the last time, so that a caller can tell."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        offsets = [start, start + tensor.num_bytes]
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        start += tensor.num_bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins on an even place
+    with file.open("wb") as writer:
+        writer.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            yield from _copy(tensor, writer)
+
+
+def _copy(tensor: AnyTensor, writer: BinaryIO) -> Iterator[int]:
+    for data in tensor.chunks():
+        writer.write(data)
+        yield len(data)
