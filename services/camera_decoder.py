@@ -14,6 +14,7 @@ from typing import Literal
 
 import av
 from av.codec.context import ThreadType
+from av.error import FFmpegError
 from av.video.reformatter import Interpolation
 from PIL import Image
 
@@ -23,7 +24,9 @@ from services.messages import VideoPacket
 JPEG_WIDTH = 480  # pixels at most: for people to look at
 JPEG_QUALITY = 75
 NUM_INSIDE = 64  # packets that a codec may hold back at most (B-frames need a few)
-JITTER = 0.1  # of a period: a frame that much too early is on time, or a 5 FPS camera would give 4 of 5 frames
+JITTER = (
+    0.1  # of a period: a frame that much too early is on time, or a 5 FPS camera would give 4 of 5 frames
+)
 
 Skipped = Literal["", "no_keyframe", "lost_packet", "damaged", "repeated"]
 
@@ -118,7 +121,7 @@ class CameraDecoder:
         self._inside[packet.pts] = (packet.captured_s, packet.seq)
         try:
             pictures = context.decode(unit)
-        except (av.FFmpegError, ValueError, MemoryError):
+        except (FFmpegError, ValueError, MemoryError):
             pictures = None
         if pictures is None or any(p.is_corrupt for p in pictures) or len(self._inside) > NUM_INSIDE:
             self.reset()
@@ -139,7 +142,9 @@ def open_decoder(codec: str, max_pixels: int) -> av.VideoCodecContext:
     """A decoder that gives each picture as soon as its packet is in, and none larger than `max_pixels`."""
     context = av.CodecContext.create(codec, "r")
     assert isinstance(context, av.VideoCodecContext)
-    context.thread_type = ThreadType.NONE  # frame threads hold pictures back; many cameras share the cores anyway
+    context.thread_type = (
+        ThreadType.NONE
+    )  # frame threads hold pictures back; many cameras share the cores anyway
     context.options = {"max_pixels": str(max_pixels)}
     return context
 

@@ -12,10 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
 from services.camera_decoder import SampledFrame, open_decoder, sampled_frame
@@ -50,10 +50,13 @@ class Unit:
     keyframe: bool
 
 
-def decode_clip(
-    media: bytes, kind: Literal["video", "image"], limits: ClipLimits, *, end_s: float
-) -> list[SampledFrame]:
-    """The frames to look at, oldest first, the last one captured at `end_s`. ClipRefused says what is wrong."""
+def decode_clip(media: bytes, kind: str, limits: ClipLimits, *, end_s: float) -> list[SampledFrame]:
+    """The frames of a "video" or an "image" to look at, oldest first, the last one captured at `end_s`.
+
+    ClipRefused says what was got and what is wanted.
+    """
+    if kind not in ("video", "image"):
+        raise refused("kind", "the clip is neither a video nor an image")
     if not media:
         raise refused("empty", "the clip has no bytes")
     if len(media) > limits.max_bytes:
@@ -102,7 +105,7 @@ def open_clip(media: bytes) -> InputContainer:
     }
     try:
         return av.open(io.BytesIO(media), "r", options=options)
-    except (av.FFmpegError, ValueError, OSError) as error:
+    except (FFmpegError, ValueError, OSError) as error:
         raise refused("unreadable", f"the clip could not be read; wanted {WANTED_VIDEO}") from error
 
 
@@ -151,7 +154,7 @@ def packets(container: InputContainer) -> Iterator[Numbered]:
                 yield Numbered(i, 1 / rate, packet.is_keyframe, bytes(packet))
             else:
                 yield Numbered(pts, time_base, packet.is_keyframe, bytes(packet))
-    except (av.FFmpegError, ValueError):
+    except (FFmpegError, ValueError):
         return
 
 
@@ -223,7 +226,7 @@ def decoded(context: av.VideoCodecContext, packet: av.Packet, *, drain: bool) ->
         found += context.decode(packet)
         if drain:
             found += context.decode(None)
-    except (av.FFmpegError, ValueError, MemoryError):
+    except (FFmpegError, ValueError, MemoryError):
         drain = True
     if drain:
         context.flush_buffers()

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient
+import kafka
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.errors import KafkaError, TopicAlreadyExistsError
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from services.messages import VideoPacket
 from services.video_log import (
@@ -31,6 +30,7 @@ from services.video_log import (
 )
 
 log = logging.getLogger(__name__)
+client: Any = kafka  # the type stubs that come with checkers still describe version 2
 
 NUM_PARTITIONS = 8  # of a topic that we create: so many FrameFifo replicas can share it
 PENDING_BYTES = 32 * 2**20  # on their way at most; older cameras' video is worth nothing
@@ -66,7 +66,7 @@ class KafkaVideoLog:
         self._retry_at = 0.0  # monotonic; until then the broker is taken as away
         self._topic_known = False
         try:
-            self._producer = KafkaProducer(
+            self._producer = client.KafkaProducer(
                 bootstrap_servers=bootstrap_servers.split(","),
                 # A live picture is worth nothing late: one attempt's order, the leader's word, no long retries.
                 acks=1,
@@ -120,11 +120,13 @@ class KafkaVideoLog:
 
     def _create_topic(self) -> None:
         """Create the topic if it is missing: at the start, and after a broker came back empty."""
-        admin = KafkaAdminClient(
+        admin = client.KafkaAdminClient(
             bootstrap_servers=self._bootstrap.split(","), bootstrap_timeout_ms=1000, request_timeout_ms=2000
         )
         try:
-            admin.create_topics({self.topic: {"num_partitions": self._num_partitions, "replication_factor": -1}})
+            admin.create_topics(
+                {self.topic: {"num_partitions": self._num_partitions, "replication_factor": -1}}
+            )
         except TopicAlreadyExistsError:
             pass
         finally:
@@ -219,7 +221,7 @@ class KafkaVideoReader:
 
     def _connected(self) -> Any:
         if self._consumer is None:
-            consumer = KafkaConsumer(
+            consumer = client.KafkaConsumer(
                 bootstrap_servers=self._bootstrap.split(","),
                 group_id=self._group,
                 enable_auto_commit=False,

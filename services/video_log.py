@@ -60,7 +60,7 @@ class LogLost(ConnectionError):
 
 
 class VideoLog(Protocol):
-    """The writing side. A live camera never waits for the log: what cannot be written in time is dropped and counted."""
+    """The writing side. A live camera never waits: what cannot be written in time is dropped and counted."""
 
     def send(self, packet: VideoPacket) -> None:
         """Write soon, or drop; never blocks for long. ValueError for a packet that readers would refuse."""
