@@ -15,6 +15,11 @@ from services.chat_reply import ChatCompletionChunk
 from services.chat_request import ChatRequest
 
 REFERENCE = "#/components/schemas/{model}"
+EXAMPLE = """curl -N http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d '{
+  "model": "MODEL", "stream": true, "streamchat": {"tokens_per_second": 4},
+  "messages": [{"role": "user", "content": [
+    {"type": "video_url", "video_url": {"url": "camera://front-door"}},
+    {"type": "text", "text": "Tell me what happens from now on."}]}]}'"""
 REALTIME = """
 <section><h2>Realtime</h2><article><h3><code>WS</code> /v1/realtime?model=</h3>
 <p>OpenAI's Realtime events with text: <code>session.update</code>, <code>conversation.item.create</code>,
@@ -101,5 +106,5 @@ def docs_page(document: dict[str, Any]) -> Response:
         '<link rel="stylesheet" href="/page/page.css"><main class="document"><h1>StreamChat API</h1>'
         f"<p>{escape(document['info']['description'])} Any OpenAI client works; for programs:"
         ' <a href="/openapi.json">openapi.json</a>. <a href="/">To the cameras</a>.</p>'
-        f"{routes}{REALTIME}<section><h2>Shapes</h2>{schemas}</section></main></html>"
+        f"<pre>{escape(EXAMPLE)}</pre>{routes}{REALTIME}<section><h2>Shapes</h2>{schemas}</section></main></html>"
     )

@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,6 +33,12 @@ READY_TIMEOUT_S = 3.0
 DRAIN_S = 5.0  # a body that is too large is read and thrown away for this long, so its sender sees the answer
 
 log = logging.getLogger(__name__)
+
+
+class Health(BaseModel):
+    """How the gateway is."""
+
+    status: Literal["ok", "ready"]
 
 
 class BodyLimit:
@@ -142,12 +149,12 @@ def add_health(app: FastAPI, desk: Desk, ready: Callable[[], Awaitable[None]] | 
     """`/healthz`, `/readyz`, `/metrics`."""
 
     @app.get("/healthz", tags=["Health"])
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Health:
         """The process is alive."""
-        return {"status": "ok"}
+        return Health(status="ok")
 
     @app.get("/readyz", tags=["Health"], responses={503: {"model": ErrorBody}})
-    async def readyz() -> dict[str, str]:
+    async def readyz() -> Health:
         """Questions can be answered: the store answers, and a decoder is there."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -160,7 +167,7 @@ def add_health(app: FastAPI, desk: Desk, ready: Callable[[], Awaitable[None]] | 
             log.warning("not ready: %r", error)
             message = "no decoder can be reached yet"
             raise ApiError(503, "not_ready", message, retry_after_s=1) from error
-        return {"status": "ready"}
+        return Health(status="ready")
 
     @app.get(
         "/metrics", tags=["Health"], response_class=Response, responses={200: {"content": {"text/plain": {}}}}
@@ -200,11 +207,11 @@ def make_app(
         separate_input_output_schemas=False,
     )
     add_error_handlers(app, desk)
-    add_health(app, desk, ready)
     app.include_router(openai_api(desk))
     app.include_router(camera_api(desk, feed))
     app.include_router(realtime_api(desk))
     app.include_router(page_files())
+    add_health(app, desk, ready)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes, metrics=desk.metrics)
     app.add_middleware(SecurityHeaders)
 

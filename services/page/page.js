@@ -116,6 +116,12 @@ function choose(camera) {
   byId("asked-camera").textContent = camera ?? "a camera";
 }
 
+/** Chosen by a person: on a narrow window the row of cameras moves to it. */
+function chooseAndShow(camera) {
+  choose(camera);
+  tiles.get(camera).scrollIntoView({ block: "nearest", inline: "center", behavior: "smooth" });
+}
+
 function addTile(camera) {
   const tile = make("button", "camera");
   tile.type = "button";
@@ -125,13 +131,13 @@ function addTile(camera) {
   picture.alt = "";
   picture.hidden = true;
   tile.append(picture, make("span", "facts"), make("span", "name", camera));
-  tile.addEventListener("click", () => choose(camera));
+  tile.addEventListener("click", () => chooseAndShow(camera));
   tile.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
     const names = [...tiles.keys()];
-    choose(names[(names.indexOf(camera) + step + names.length) % names.length]);
+    chooseAndShow(names[(names.indexOf(camera) + step + names.length) % names.length]);
     tiles.get(chosen).focus();
   });
   tiles.set(camera, tile);
@@ -178,14 +184,39 @@ async function watchCameras() {
 // ---- Words and the frames behind them --------------------------------------------------------------------------
 
 let shownWord = null;
-const facts = new WeakMap(); // word -> { token, camera, picture: Promise<Blob|null>, url }
+const facts = new WeakMap(); // word or thumbnail -> { token, look }
+
+/** One frame that an answer was spoken from: fetched when its first word comes, kept since FIFOs forget. */
+class Look {
+  constructor(camera, token, odd) {
+    this.camera = camera;
+    this.words = [];
+    this.thumbnail = make("img", odd ? "odd" : "");
+    this.thumbnail.alt = "";
+    this.thumbnail.setAttribute("aria-hidden", "true");
+    facts.set(this.thumbnail, { token, look: this });
+    this.ready = this.load(token.frame_id);
+  }
+
+  async load(id) {
+    const blob = await pictureOf(this.camera, id);
+    if (blob) this.thumbnail.src = URL.createObjectURL(blob);
+    else this.thumbnail.remove();
+  }
+}
+
+/** What belongs together: a word and its frame's thumbnail, a thumbnail and all its words. */
+function related(shown) {
+  const { look } = facts.get(shown);
+  return shown === look.thumbnail ? [shown, ...look.words] : [shown, look.thumbnail];
+}
 
 /** Show the frame behind a word beside it, inside the window. */
 async function showFrame(word) {
   if (shownWord === word) return;
   hideFrame();
   shownWord = word;
-  word.classList.add("shown");
+  for (const each of related(word)) each.classList.add("shown");
   word.setAttribute("aria-describedby", "popover");
   const fact = facts.get(word);
   const captured = new Date(fact.token.captured_s * 1000);
@@ -193,16 +224,16 @@ async function showFrame(word) {
   byId("popover-age").textContent = `${readableAge(fact.token.frame_age_ms)} old when spoken`;
   byId("popover-stale").hidden = !fact.token.stale;
   byId("popover-time").textContent = `captured ${time} · spoken ${fact.token.time_s.toFixed(1)} s after the question`;
-  const blob = await fact.picture;
+  await fact.look.ready;
   if (shownWord !== word) return;
-  fact.url ??= blob && URL.createObjectURL(blob);
+  const url = fact.look.thumbnail.src;
   const picture = byId("popover-picture");
-  picture.hidden = !blob;
-  byId("popover-missing").hidden = Boolean(blob);
-  if (blob) {
-    picture.src = fact.url;
+  picture.hidden = !url;
+  byId("popover-missing").hidden = Boolean(url);
+  if (url) {
+    picture.src = url;
     picture.dataset.frame = fact.token.frame_id;
-    picture.alt = `Frame of ${fact.camera}, captured ${time}`;
+    picture.alt = `Frame of ${fact.look.camera}, captured ${time}`;
   }
   byId("popover").hidden = false;
   place(word);
@@ -219,7 +250,7 @@ function place(word) {
 }
 
 function hideFrame() {
-  shownWord?.classList.remove("shown");
+  for (const each of shownWord ? related(shownWord) : []) each.classList.remove("shown");
   shownWord?.removeAttribute("aria-describedby");
   shownWord = null;
   byId("popover").hidden = true;
@@ -227,7 +258,7 @@ function hideFrame() {
 
 /** Pointing, tapping and the keyboard all lead to the frame. */
 function listenToWords(turns) {
-  const wordAt = (event) => event.target.closest?.(".word");
+  const wordAt = (event) => event.target.closest?.(".word, .strip img");
   turns.addEventListener("pointerover", (event) => wordAt(event) && showFrame(wordAt(event)));
   turns.addEventListener("pointerout", (event) => event.pointerType === "mouse" && wordAt(event) && hideFrame());
   turns.addEventListener("focusin", (event) => wordAt(event) && showFrame(wordAt(event)));
@@ -254,9 +285,10 @@ class AnswerView {
     this.text = "";
     this.root = make("article", "answer");
     this.words = make("p", "words running");
+    this.strip = make("div", "strip");
     this.sum = make("p", "sum");
     this.began = performance.now();
-    this.root.append(make("p", "from", `${camera} · ${context}`), this.words, this.sum);
+    this.root.append(make("p", "from", `${camera} · ${context}`), this.words, this.strip, this.sum);
   }
 
   /** A token that starts with a space starts a word; others carry the word on. */
@@ -271,14 +303,23 @@ class AnswerView {
     }
     const word = make("span", "word", token.text.trimStart());
     if (last) this.words.append(token.text.match(/^\s*/)[0]);
-    if (token.frame_id !== this.frameId) this.odd = !this.odd;
-    this.frameId = token.frame_id;
+    if (token.frame_id !== this.frameId) this.lookAgain(token);
     word.classList.toggle("odd", this.odd);
     word.classList.toggle("stale", token.stale);
     word.tabIndex = last ? -1 : 0;
     word.setAttribute("role", "button");
-    facts.set(word, { token, camera: this.camera, picture: pictureOf(this.camera, token.frame_id) });
+    facts.set(word, { token, look: this.look });
+    this.look.words.push(word);
     this.words.append(word);
+  }
+
+  /** The newest frame is another one than the last word's: the underline's colour changes. */
+  lookAgain(token) {
+    this.frameId = token.frame_id;
+    this.odd = !this.odd;
+    this.look = new Look(this.camera, token, this.odd);
+    this.strip.append(this.look.thumbnail);
+    this.strip.scrollLeft = this.strip.scrollWidth;
   }
 
   addAll(tokens) {

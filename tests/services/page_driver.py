@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class PageSeen:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
+def browser() -> Generator[Browser]:
     """Headless Chromium."""
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
@@ -67,7 +67,7 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def page_at(
     browser: Browser, url: str, seen: PageSeen, *, size: tuple[int, int] = WIDE, dark: bool = False
-) -> Iterator[Page]:
+) -> Generator[Page]:
     """The page in a window of that size; notes what goes wrong in `seen.problems`."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},

@@ -7,7 +7,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -78,6 +78,11 @@ class ScriptedDecoder:
     requests: list[DialogRequest] = field(default_factory=lambda: list[DialogRequest]())
     num_open: int = 0
 
+    def start_over(self, *, words: Sequence[str] = WORDS, pace_s: float = 0.0) -> None:
+        """Forget the script and what was asked, once all dialogs have ended."""
+        wait_for(lambda: self.num_open == 0)
+        self.__dict__.update(ScriptedDecoder(self.store, words=words, pace_s=pace_s).__dict__)
+
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
         """The given part of an LLMDecoder."""
         self.requests.append(request)
@@ -89,7 +94,9 @@ class ScriptedDecoder:
         finally:
             self.num_open -= 1
 
-    async def _speak(self, request: DialogRequest, dies_after: int | None) -> AsyncGenerator[list[DialogEvent]]:
+    async def _speak(
+        self, request: DialogRequest, dies_after: int | None
+    ) -> AsyncGenerator[list[DialogEvent]]:
         if self.refusal is not None:
             yield [self.refusal]
             return
@@ -154,7 +161,7 @@ class Gateway:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: FastAPI) -> Generator[str]:
     """Serve the app on a free port of this machine; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, ws="websockets-sansio")
@@ -170,7 +177,7 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 
 @contextmanager
-def gateway(settings: Settings | None = None) -> Iterator[Gateway]:
+def gateway(settings: Settings | None = None) -> Generator[Gateway]:
     """A gateway with the camera `front-door`, which has three frames."""
     store = MemoryFrameStore()
     for number in range(3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import httpx
@@ -91,7 +91,7 @@ def parts(response: httpx.Response) -> Iterator[tuple[dict[str, str], bytes]]:
         while b"\r\n\r\n" in data:
             head, rest = data.split(b"\r\n\r\n", 1)
             lines = [line.split(": ", 1) for line in head.decode().splitlines() if ": " in line]
-            headers = {name: value for name, value in lines}
+            headers: dict[str, str] = dict(lines)  # type: ignore[arg-type]
             length = int(headers["Content-Length"])
             if len(rest) < length:
                 break
@@ -139,7 +139,7 @@ class FailingStore(MemoryFrameStore):
         self._check()
         return super().newest_frame(camera)
 
-    def newer(self, after: dict[str, str], *, block_s: float) -> list[Frame]:  # type: ignore[override]
+    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
         self._check()
         return super().newer(after, block_s=block_s)
 

@@ -13,7 +13,7 @@ import pytest
 
 from services.messages import DialogFailed
 from services.settings import Settings
-from tests.services.served_gateway import MODEL, WORDS, Gateway, ScriptedDecoder, gateway, wait_for
+from tests.services.served_gateway import MODEL, WORDS, Gateway, gateway, wait_for
 
 TEXT = "".join(WORDS)
 HTTP = httpx.Client(timeout=10, verify=False)  # making a client is slow; nothing here is encrypted
@@ -28,8 +28,7 @@ def served() -> Iterator[Gateway]:
 
 @pytest.fixture(autouse=True)
 def fresh_script(served: Gateway) -> None:
-    fresh = ScriptedDecoder(served.store)
-    served.decoder.__dict__.update(fresh.__dict__)
+    served.decoder.start_over()
 
 
 def messages(text: str = "What is happening?", part: Any = CAMERA) -> list[Any]:
@@ -294,11 +293,10 @@ def test_a_stream_that_fails_ends_with_the_error(served: Gateway) -> None:
     served.decoder.fails_after = 3
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(model=MODEL, messages=messages(), stream=True)
-        text = ""
+        words: list[str] = []
         with pytest.raises(openai.APIError, match="the engine failed"):
-            for chunk in stream:
-                text += chunk.choices[0].delta.content or ""
-    assert text == "".join(WORDS[:3])
+            words.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert "".join(words) == "".join(WORDS[:3])
     check_error(ask(served), 500, "engine_failed", None)
 
 

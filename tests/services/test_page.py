@@ -25,7 +25,7 @@ from tests.services.page_driver import (
     scrolls_sideways,
     see_cameras_move,
 )
-from tests.services.served_gateway import Gateway, ScriptedDecoder, frame, gateway, jpeg
+from tests.services.served_gateway import Gateway, frame, gateway, jpeg
 
 SENTENCE = "A red bus drives past the old tree. Two children wave at it, and it stops at the corner."
 WORDS = re.findall(r"\s?\w+|[.,]", SENTENCE)
@@ -64,8 +64,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(autouse=True)
 def paced_script(served: Gateway) -> None:
-    fresh = ScriptedDecoder(served.store, words=WORDS, pace_s=0.06)
-    served.decoder.__dict__.update(fresh.__dict__)
+    served.decoder.start_over(words=WORDS, pace_s=0.06)
 
 
 @pytest.mark.parametrize("dark", [False, True])

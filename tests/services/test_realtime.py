@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from services.messages import DialogFailed
 from services.settings import Settings
-from tests.services.served_gateway import MODEL, WORDS, Gateway, ScriptedDecoder, frame, gateway, wait_for
+from tests.services.served_gateway import MODEL, WORDS, Gateway, frame, gateway, wait_for
 
 TEXT = "".join(WORDS)
 SESSION = {"type": "session.update", "session": {"type": "realtime", "streamchat": {"camera": "front-door"}}}
@@ -28,7 +28,7 @@ def served() -> Iterator[Gateway]:
 
 @pytest.fixture
 def talk(served: Gateway) -> Iterator[Talk]:
-    served.decoder.__dict__.update(ScriptedDecoder(served.store).__dict__)
+    served.decoder.start_over()
     with connect(f"ws{served.url[4:]}/v1/realtime?model={MODEL}", max_size=None) as socket:
         talk = Talk(socket)
         assert talk.event()["type"] == "session.created"
