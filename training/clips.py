@@ -46,7 +46,7 @@ def read_frames(
         stream.thread_type = "NONE"
         for frame in container.decode(stream):
             due_s = phase_s + len(times) / frames_per_second
-            if frame.time is not None and frame.time >= due_s - 1e-6:
+            if frame.pts is not None and frame.time >= due_s - 1e-6:
                 times.append(frame.time)
                 pictures.append(to_pixels(frame, size))
     return np.array(times), np.stack(pictures)

@@ -69,8 +69,8 @@ class Examiner:
     def __init__(self, model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.rate = model.config.frames_per_second
-        self.stop_id = int(tokenizer.eos_token_id)
         self.maker = RowMaker(tokenizer, model.config.fifo_frames)
+        self.stop_id = self.maker.end_id
 
     @torch.inference_mode()
     def ask(

@@ -36,6 +36,9 @@ class RowMaker:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, capacity: int) -> None:
         self.tokenizer = tokenizer
         self.capacity = capacity
+        end = tokenizer.eos_token_id
+        assert isinstance(end, int)
+        self.end_id = end
         self._word_ids: dict[str, list[int]] = {}
         self._prompt_ids: dict[tuple[str, ...], list[int]] = {}
 
@@ -50,7 +53,7 @@ class RowMaker:
             ids += pieces
             token_times += [time_s] * len(pieces)
         if said.complete:
-            ids.append(int(self.tokenizer.eos_token_id))
+            ids.append(self.end_id)
             token_times.append(times[-1])
         at = np.array(token_times)
         text_index, frame_index = indices(token_times, frame_times)

@@ -145,7 +145,8 @@ class World:
         """The inverse of `as_json`."""
         start = tuple(Thing(**t) for t in values["start"])
         events = tuple(Event(**(e | {"thing": Thing(**e["thing"])})) for e in values["events"])
-        return World(**(values | {"start": start, "events": events}))
+        parts: dict[str, Any] = {"start": start, "events": events}
+        return World(**(values | parts))
 
 
 def make_world(seed: int, index: int, duration_s: float = 20.0) -> World:
@@ -171,8 +172,11 @@ def make_world(seed: int, index: int, duration_s: float = 20.0) -> World:
 
 
 def _next_event(rng: np.random.Generator, things: dict[str, Thing], time_s: float) -> Event:
-    possible: list[Happening] = ["appears"] if len(things) < MAX_THINGS else []
-    possible += ["moves", "turns", "leaves"] if things else []
+    possible: list[Happening] = []
+    if len(things) < MAX_THINGS:
+        possible.append("appears")
+    if things:
+        possible.extend(("moves", "turns", "leaves"))
     happening: Happening = possible[int(rng.integers(len(possible)))]
     taken = {t.place for t in things.values()}
     free = [p for p in range(len(PLACES)) if p not in taken]
