@@ -43,7 +43,7 @@ class Progress:
         )
 
 
-def publish(
+def play(
     source: str,
     camera: str,
     video_log: VideoLog,
@@ -165,7 +165,7 @@ def live_units(source: VideoSource, stop: threading.Event) -> Iterator[tuple[Acc
         backoff_s = min(LONGEST_BACKOFF_S, backoff_s * 2)
 
 
-def publish_forever(
+def publish(
     source: str,
     *,
     camera: str,
@@ -180,23 +180,23 @@ def publish_forever(
 
     Ends with the file (unless `loop`), when `stop` is set, or on Ctrl-C; errors are one line for a person.
     """
-    out = sys.stderr if out is None else out
-    end = "\r" if out.isatty() else "\n"
+    terminal = sys.stderr if out is None else out
+    end = "\r" if terminal.isatty() else "\n"
 
-    def show(progress: Progress, out: TextIO = out) -> None:
+    def show(progress: Progress) -> None:
         progress.num_dropped = video_log.num_dropped
-        print(f"{progress.line(camera)}{' ' * 8}", end=end, file=out, flush=True)
+        print(f"{progress.line(camera)}{' ' * 8}", end=end, file=terminal, flush=True)
 
     try:
         open_source(source)  # a wrong source is told before a broker is asked
         video_log = KafkaVideoLog(bootstrap_servers, topic, max_packet_bytes=max_packet_bytes)
     except (SourceLost, ConnectionError) as error:
-        print(f"streamchat publish: {error}", file=out)
+        print(f"streamchat publish: {error}", file=terminal)
         return 1
     try:
-        publish(source, camera, video_log, loop=loop, stop=stop, report=show)
+        play(source, camera, video_log, loop=loop, stop=stop, report=show)
     except (SourceLost, ValueError) as error:
-        print(f"streamchat publish: {error}", file=out)
+        print(f"streamchat publish: {error}", file=terminal)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,0 +1,122 @@
+"""Small real videos, made on the fly: what a camera would send."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from services.messages import VideoPacket
+
+
+def picture(i: int, width: int = 160, height: int = 120) -> npt.NDArray[np.uint8]:
+    """A red square that moves right over grey noise: uint8 RGB [height, width, 3]."""
+    noise = np.random.default_rng(0).integers(40, 90, (height, width, 1), dtype=np.uint8)
+    image = np.repeat(noise, 3, axis=2)
+    left = (i * 2) % (width // 2)
+    image[height // 4 : height // 2, left : left + width // 4] = (220, 30, 30)
+    return image
+
+
+def encoded(
+    num_frames: int,
+    *,
+    codec: str = "libx264",
+    fps: int = 15,
+    gop: int = 15,
+    b_frames: int = 0,
+    size: tuple[int, int] = (160, 120),
+) -> list[av.Packet]:
+    """Access units of a moving picture; pts counts frames."""
+    encoder = av.CodecContext.create(codec, "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height = size
+    encoder.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, fps), Fraction(fps)
+    if codec != "mjpeg":
+        encoder.gop_size, encoder.max_b_frames = gop, b_frames
+        encoder.options = {"preset": "veryfast", **({} if b_frames else {"tune": "zerolatency"})}
+    if codec == "libx265":
+        encoder.options |= {"x265-params": "log-level=none"}
+    packets: list[av.Packet] = []
+    for i in range(num_frames):
+        frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+        frame.pts = i
+        packets += encoder.encode(frame)
+    return packets + encoder.encode(None)
+
+
+def camera_packets(
+    packets: Sequence[av.Packet],
+    *,
+    camera: str = "door",
+    codec: str = "h264",
+    fps: int = 15,
+    start_s: float = 1_800_000_000.0,
+    first_seq: int = 0,
+) -> list[VideoPacket]:
+    """The packets as a camera sends them: captured at its frame rate."""
+    return [
+        VideoPacket(
+            camera=camera,
+            captured_s=start_s + (packet.pts or 0) / fps,
+            codec=codec,
+            keyframe=packet.is_keyframe,
+            pts=packet.pts or 0,
+            time_base=(1, fps),
+            seq=first_seq + i,
+            data=bytes(packet),
+        )
+        for i, packet in enumerate(packets)
+    ]
+
+
+def clip(
+    num_frames: int,
+    *,
+    container: str = "mp4",
+    codec: str = "libx264",
+    fps: int = 15,
+    gop: int = 15,
+    b_frames: int = 0,
+    size: tuple[int, int] = (160, 120),
+) -> bytes:
+    """A whole video file."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream: Any = out.add_stream(codec, rate=fps)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if codec in ("libx264", "libx265"):
+            stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
+            stream.options = {"preset": "veryfast"}
+        for i in range(num_frames):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def clip_file(folder: Path, name: str = "clip.mp4", **options: Any) -> Path:
+    """The same, on disk."""
+    path = folder / name
+    path.write_bytes(clip(**options))
+    return path
+
+
+def mjpeg_bomb(side: int = 12_000) -> bytes:
+    """A small JPEG that decodes to a huge picture."""
+    encoder = av.CodecContext.create("mjpeg", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width = encoder.height = side
+    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1, 1)
+    frame = av.VideoFrame(side, side, "yuvj420p")
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    frame.pts = 0
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
