@@ -81,8 +81,9 @@ def assemble(
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty")
-    fields = {"name": f"streamchat-{language.resolve().name}".lower()} | _language_fields(language)
-    config = StreamChatConfig(**(fields | {"vision": _vision_config(vision)} | dict(changes or {})))
+    fields: dict[str, Any] = {"name": f"streamchat-{language.resolve().name}".lower()}
+    fields |= _language_fields(language) | {"vision": _vision_config(vision)} | dict(changes or {})
+    config = StreamChatConfig(**fields)
     tensors = _plan(config, vision, language)
     sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
     shards = plan_shards(sizes.items(), shard_bytes)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig
-from model.network import KeysValues
+from model.layer import KeysValues
 
 TEXT_CHUNK = 128  # tokens by which the text cache grows
 

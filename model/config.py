@@ -156,4 +156,5 @@ def preset(name: str, **changes: Any) -> StreamChatConfig:
     presets = {"tiny": TINY, "7b": QWEN25_7B, "14b": QWEN25_14B}
     if name not in presets:
         raise ValueError(f"preset: got {name!r}, wanted one of {', '.join(presets)}")
-    return StreamChatConfig(**({"name": f"streamchat-{name}"} | presets[name] | changes))
+    values: dict[str, Any] = {"name": f"streamchat-{name}"}
+    return StreamChatConfig(**(values | presets[name] | changes))

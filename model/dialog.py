@@ -50,7 +50,7 @@ class Unread(NamedTuple):
     """A token that no forward has read yet."""
 
     token_id: int
-    index: int  # on the dialog's clock
+    place: int  # temporal index on the dialog's clock
     newest: int  # number of the newest frame that the token made from it sees; -1: none
 
 

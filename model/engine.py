@@ -19,7 +19,8 @@ from torch import Tensor
 from model.attention import FrameView
 from model.cache import FrameRing, SeenFrame, TextCache
 from model.dialog import Dialog, Options, Spoken, Unread
-from model.network import Sight, StreamChat
+from model.layer import Sight
+from model.network import StreamChat
 
 
 class EngineFull(RuntimeError):
@@ -39,7 +40,7 @@ class Made:
 
 
 class Engine:
-    """Cameras' rings, dialogs, and steps. Every method raises ValueError for a caller's mistake, and changes nothing."""
+    """Cameras' rings, dialogs, and steps. For a caller's mistake a method raises ValueError and changes nothing."""
 
     def __init__(self, model: StreamChat, *, max_dialogs: int = 256, prefill_tokens: int = 512) -> None:
         """`max_dialogs`: open at once. `prefill_tokens`: of a prompt, read in one forward."""
@@ -233,7 +234,7 @@ class Engine:
         rows = {newest: dialog.visible(newest) for newest in {token.newest for token in unread}}
         for start in range(0, len(unread), self.prefill_tokens):
             chunk = unread[start : start + self.prefill_tokens]
-            index = self._tensor([[token.index for token in chunk]])
+            index = self._tensor([[token.place for token in chunk]])
             visible = self._tensor([[rows[token.newest] for token in chunk]])
             view = FrameView(
                 self.model.rope, index, self._tensor([dialog.ring_index]), visible, dtype=self.dtype

@@ -23,4 +23,4 @@ def to_pixels(frame: av.VideoFrame, size: int) -> npt.NDArray[np.uint8]:
         interpolation=method | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
         threads=1,
     )
-    return scaled.to_ndarray()
+    return np.asarray(scaled.to_ndarray(), np.uint8)

@@ -34,7 +34,7 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels [N, S, S, 3] (RGB, as `to_pixels` gives them) -> visual tokens [N, P, Dv]."""
-        dtype = self.encoder.get_input_embeddings().weight.dtype
+        dtype = next(self.encoder.parameters()).dtype
         scaled = pixels.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
         return self.encoder(pixel_values=scaled.to(dtype)).last_hidden_state
 

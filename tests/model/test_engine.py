@@ -48,7 +48,7 @@ def with_cameras(model: StreamChat, *cameras: str, num_frames: int = 7, **settin
 @pytest.mark.parametrize("prefill_tokens", [512, 3, 1])
 @pytest.mark.parametrize("num_turns", [1, 3])
 def test_steps_give_the_training_forwards_logits(model: StreamChat, num_turns: int, prefill_tokens: int):
-    """Step parity, through the ring: the FIFO holds 5 frames of 24, text and frames come in the order of their times."""
+    """Step parity, through the ring, which holds 5 frames of 24; text and frames come in the order of their times."""
     scene = make_scene(model, seed=num_turns, num_turns=num_turns)
     with torch.no_grad():
         wanted = model(**scene.inputs(model))[0]
@@ -282,10 +282,18 @@ def test_places_are_taken_and_given_back(small: StreamChat):
     assert engine.cameras == {}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"visual_context": "slow"}, {"num_frames": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}],
-)  # fmt: skip
+WRONG: list[dict[str, Any]] = [
+    {"visual_context": "slow"},
+    {"num_frames": 0},
+    {"max_tokens": 0},
+    {"temperature": -1.0},
+    {"temperature": float("nan")},
+    {"top_p": 0.0},
+    {"top_p": 1.1},
+]
+
+
+@pytest.mark.parametrize("options", WRONG)
 def test_wrong_options_are_refused(options: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: got .*, wanted"):
         Options(**options)

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from model.assemble import language_name
 from model.attention import FrameView, self_attention
 from model.config import StreamChatConfig
-from model.network import Layer, Sight, StreamChat, Text
+from model.layer import Layer, Sight, Text
+from model.network import StreamChat
 from model.rope import rotate
 from tests.model.scenes import SHAPES, make_config, make_model, make_scene
 
