@@ -77,7 +77,7 @@ class MemoryVideoReader:
         *,
         topic_pattern: str,
         group: str,
-        dead_letter_topic: str = "cameras-dead-letter",
+        dead_letter_topic: str = "cameras.dead-letter",
         max_packet_bytes: int = 4 * 2**20,
         fresh_s: float = 10.0,
     ) -> None:

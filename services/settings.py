@@ -29,7 +29,7 @@ class Settings:
         r"cameras(\..+)?", "topics to read, as a regular expression over the whole name"
     )
     kafka_group: str = setting("streamchat-frame-fifo", "consumer group of the FrameFifo replicas")
-    kafka_dead_letter_topic: str = setting("cameras-dead-letter", "where packets that cannot be used go")
+    kafka_dead_letter_topic: str = setting("cameras.dead-letter", "where packets that cannot be used go")
     max_packet_bytes: int = setting(4 * 2**20, "largest encoded access unit")
     redis_url: str = setting("", "redis://host:port/db; empty: `streamchat up` starts a store")
     fifo_frames: int = setting(0, "frames kept per camera; 0: the model's own number")
