@@ -55,12 +55,19 @@ def read_frames(
 def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) -> npt.NDArray[np.uint8]:
     """Pictures [clips, N, size, size, 3] of all clips in a file that is mapped, not held; made once, with progress.
 
+    Raises ValueError when the file is there and does not fit the clips.
+
     The phase alternates between clips, so that a clip's frames fall on all of its moments over a data set.
     """
     num = int(min(c.world.duration_s for c in clips) * frames_per_second)
     shape = (len(clips), num, size, size, 3)
     if out.is_file():
-        return np.lib.format.open_memmap(out, mode="r")
+        frames = np.lib.format.open_memmap(out, mode="r")
+        if frames.shape != shape:
+            raise ValueError(
+                f"{out}: got frames of shape {frames.shape}, wanted {shape}: it is of other clips"
+            )
+        return frames
     part = out.with_suffix(".part.npy")
     frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     for number, clip in enumerate(clips):

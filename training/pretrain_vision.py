@@ -75,7 +75,13 @@ def right_shares(logits: list[Tensor], truth: Tensor) -> dict[str, float]:
 
 
 def train(
-    clips: list[Clip], held_out: list[Clip], minutes: float, batch: int, peak_lr: float, out: Path
+    clips: list[Clip],
+    held_out: list[Clip],
+    minutes: float,
+    batch: int,
+    peak_lr: float,
+    out: Path,
+    report_every: int = 200,
 ) -> None:
     """Train for a time, save `vision.safetensors` and `log.jsonl`."""
     config = preset("tiny")
@@ -103,7 +109,7 @@ def train(
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(namer.parameters(), 1.0)
         optimizer.step()
-        if step % 200 == 0:
+        if step % report_every == 0:
             some = rng.integers(len(held_out), size=200), rng.integers(test_frames.shape[1], size=200)
             with torch.inference_mode():
                 shares = right_shares(

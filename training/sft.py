@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -42,11 +42,14 @@ class Recipe:
 
     seed: int = 1
     minutes: float = 60.0
+    steps: int | None = None  # so many instead of so many minutes: then a run gives the same model every time
     peak_lr: float = 1.5e-3
     weight_decay: float = 0.05
     clips_per_step: int = 8
     rows_per_clip: int = 6
     clip_norm: float = 1.0
+    save_every: int = 500  # steps between checkpoints
+    report_every: int = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +78,11 @@ class Steps(IterableDataset[Step]):
         self.first = 0
 
     def __iter__(self) -> Iterator[Step]:
-        number = self.first
+        worker = get_worker_info()
+        number, stride = (self.first, 1) if worker is None else (self.first + worker.id, worker.num_workers)
         while True:
             yield self.step(number)
-            number += 1
+            number += stride
 
     @property
     def window(self) -> int:
@@ -157,8 +161,9 @@ class Trainer:
         self._resume()
 
     def run(self, device: str, workers: int) -> None:
-        """Train until `recipe.minutes` are over (counted over all tries)."""
+        """Train until `recipe.minutes` or `recipe.steps` are over (counted over all tries)."""
         self.model.to(device).train()
+        self.optimizer.load_state_dict(self.optimizer.state_dict())  # its moments follow the weights
         self.steps.first = self.number
         loader = DataLoader(
             self.steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
@@ -166,21 +171,28 @@ class Trainer:
         losses: list[float] = []
         rights: list[float] = []
         for step in loader:
-            done = (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
+            done = self.done
             if done >= 1:
                 break
             loss, right = self._step(step, learning_rate(done, self.recipe.peak_lr), device)
             losses.append(loss)
             rights.append(right)
             self.number += 1
-            if self.number % 50 == 0:
+            if self.number % self.recipe.report_every == 0:
                 self.log.report(
                     self.number, loss=sum(losses) / len(losses), right=sum(rights) / len(rights), done=done
                 )
                 losses, rights = [], []
-            if self.number % 500 == 0:
+            if self.number % self.recipe.save_every == 0:
                 self._save()
         self._save()
+
+    @property
+    def done(self) -> float:
+        """Which share of the run is done."""
+        if self.recipe.steps is not None:
+            return self.number / self.recipe.steps
+        return (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
 
     def _step(self, step: Step, lr: float, device: str) -> tuple[float, float]:
         window = self.steps.window
@@ -234,6 +246,10 @@ def main() -> None:
     )
     parser.add_argument("--vision", type=Path, required=True, help="what pretrain_vision.py wrote")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--steps", type=int, help="so many, instead of --minutes")
+    parser.add_argument(
+        "--save-every", type=int, default=Recipe().save_every, help="steps between checkpoints"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=Recipe().peak_lr)
     parser.add_argument("--threads", type=int, default=1)
@@ -248,14 +264,22 @@ def main() -> None:
     clips = [c for folder in options.clips for c in find_clips(folder)]
     if any(c.world.seed in TEST_SEEDS for c in clips):
         parser.error(f"--clips: seeds from {TEST_SEEDS.start} on are held out for tests; train on others")
-    recipe = Recipe(seed=options.seed, minutes=options.minutes, peak_lr=options.lr)
+    recipe = Recipe(
+        seed=options.seed,
+        minutes=options.minutes,
+        steps=options.steps,
+        peak_lr=options.lr,
+        clips_per_step=min(Recipe().clips_per_step, len(clips)),
+        save_every=options.save_every,
+    )
     work = options.out / "run"
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(options.out)
     model = make_model(options.vision, tokenizer, recipe.seed)
     size = model.config.vision.image_size
     frames = read_all(clips, model.config.frames_per_second, size, options.frames or work / "frames.npy")
-    features = encode_all(model, frames, work / "features.npy")
+    # In memory, not mapped: every step reads from all over it.
+    features = np.array(encode_all(model, frames, work / "features.npy"))
     steps = Steps(clips, tokenizer, model.config, recipe, features.shape[1])
     trainer = Trainer(model, steps, features, recipe, work)
     trainer.run(options.device, options.workers)
