@@ -47,7 +47,9 @@ class Desk:
                     f"camera {camera!r} has sent no frame yet, or none for long: publish to it and ask again"
                 )
                 raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
-        message = f"no camera is called {camera[:80]!r}: GET /v1/cameras lists the cameras"
+        message = (
+            f"no camera called {camera[:80]!r} has sent a frame yet: GET /v1/cameras lists those that have"
+        )
         raise ApiError(404, "unknown_camera", message, param=param)
 
     async def check_camera(self, camera: str, param: str | None = None) -> None:

@@ -91,7 +91,8 @@ async def test_a_reader_that_lags_gets_all_that_waits_and_then_the_end() -> None
 
 
 async def test_a_reader_that_does_not_read_holds_the_decoder_back() -> None:
-    decoder = Decoder([STARTED], *([token(number)] for number in range(500)), [ENDED])
+    lists: list[list[DialogEvent]] = [[token(number)] for number in range(500)]
+    decoder = Decoder([STARTED], *lists, [ENDED])
     answer = Answer(decoder.decode, REQUEST, GatewayMetrics())
     await answer.start()
     for _ in range(2000):  # turns of the loop: more than it takes to fill the queue
