@@ -39,7 +39,7 @@ JOIN_S = 30.0  # a camera that is not live by then is an error
 
 
 def clip_time_s(frame_id: str) -> float:
-    """When a frame was shown in its clip: a frame id ends with the packet's number, and clips have FPS packets a second."""
+    """When a frame is shown in its clip: a frame id ends with the packet's number, and a clip has FPS of them a second."""
     return int(frame_id.partition("-")[2]) / FPS
 
 
@@ -54,12 +54,13 @@ class ServedExam:
     async def clip(self, clip: Clip, rows: Sequence[dict[str, Any]], camera: str) -> list[Verdict]:
         """Publish one clip as a camera and judge all answers about it."""
         command = ["streamchat", "publish", str(clip.path), "--camera", camera, "--kafka", self.kafka]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as publisher:
-            try:
-                asked = [self._ask(camera, clip, row) for row in rows]
-                judged = await asyncio.gather(*asked)
-            finally:
+        publisher = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
+        try:
+            judged = await asyncio.gather(*(self._ask(camera, clip, row) for row in rows))
+        finally:
+            if publisher.returncode is None:
                 publisher.terminate()
+            await publisher.wait()
         return [verdict for verdicts in judged for verdict in verdicts]
 
     async def _ask(self, camera: str, clip: Clip, row: dict[str, Any]) -> list[Verdict]:
@@ -86,7 +87,9 @@ class ServedExam:
                 for token in chunk.get("streamchat", {}).get("tokens", []):
                     tokens.append((token["text"], clip_time_s(token["frame_id"])))
                     self.ages_ms.append(token["frame_age_ms"])
-                finish = next((c["finish_reason"] for c in chunk["choices"] if c.get("finish_reason")), finish)
+                finish = next(
+                    (c["finish_reason"] for c in chunk["choices"] if c.get("finish_reason")), finish
+                )
         asked_seen_s = tokens[0][1] if tokens else row["ask_s"]
         spoken = spoken_words((text, seen_s) for text, seen_s in tokens if text)
         return judge(question_of(row), clip.world, asked_seen_s, spoken, ended=finish == "stop")
@@ -113,7 +116,12 @@ async def examine(exam: ServedExam, clips: Sequence[Clip], asked: dict[str, Any]
         for judged in await asyncio.gather(*exams):
             verdicts += judged
         done = first + len(some)
-        print(f"\rclip {done}/{len(clips)}  right {share_right(verdicts):.3f}", end="", file=sys.stderr, flush=True)
+        print(
+            f"\rclip {done}/{len(clips)}  right {share_right(verdicts):.3f}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
     print(file=sys.stderr)
     return verdicts
 
@@ -151,7 +159,9 @@ def main() -> None:
         "frame_age_p95_ms": round(ages[int(len(ages) * 0.95)]),
     }
     by_context = {"live": verdicts, "frozen": list[Verdict]()}
-    (options.out / "served.json").write_text(json.dumps(results | {"table": summary(by_context)}, indent=1) + "\n")
+    (options.out / "served.json").write_text(
+        json.dumps(results | {"table": summary(by_context)}, indent=1) + "\n"
+    )
     print(table(summary(by_context)))
     print(json.dumps(results))
 

@@ -22,18 +22,19 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from services.embedded import start_broker, start_store
 from services.frame_store import BEFORE_ALL
 from services.redis_frame_store import RedisFrameStore
 
+ROOT = Path(__file__).parent.parent.parent
 NUM_CAMERAS = 4
 FPS = 5.0
 QUESTION = "Tell me what happens from now on."
@@ -49,7 +50,9 @@ class Heard:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], environment: dict[str, str] | None = None, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def running(
+    command: Sequence[str], environment: dict[str, str] | None = None, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
     """A process that is ended with the block."""
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, text=True, **options)
     try:
@@ -88,7 +91,7 @@ class FrameCounter:
         for times in self.captured.values():
             inside = [t for t in times if begin_s <= t <= end_s]
             came += len(inside)
-            lost += sum(max(round((b - a) * FPS) - 1, 0) for a, b in zip(inside, inside[1:], strict=False))
+            lost += sum(max(round((b - a) * FPS) - 1, 0) for a, b in pairwise(inside))
         return came, lost
 
 
@@ -153,7 +156,7 @@ async def measure(url: str, cameras: Sequence[str], seconds: float, rounds: int)
             speeds[context].append(sum(len(h.ages_ms) for h in heard) / (time.time() - started_s))
             flat += heard if context == "live" else []
     ages = [age for h in paced for age in h.ages_ms]
-    gaps = [1000 * (b - a) for h in paced for a, b in zip(h.arrived_s, h.arrived_s[1:], strict=False)]
+    gaps = [1000 * (b - a) for h in paced for a, b in pairwise(h.arrived_s)]
     first = [1000 * (h.arrived_s[0] - h.asked_s) for h in paced]
     flat_ages = [age for h in flat for age in h.ages_ms]
     ratios = [a / b for a, b in zip(speeds["live"], speeds["frozen"], strict=True)]
@@ -199,7 +202,16 @@ def run(seconds: float, rounds: int) -> dict[str, Any]:
     cameras = [f"bench-{i}" for i in range(NUM_CAMERAS)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        make = [sys.executable, "training/live_world.py", "--seed", "77", "--num", str(NUM_CAMERAS), "--out", str(folder)]
+        make = [
+            sys.executable,
+            "training/live_world.py",
+            "--seed",
+            "77",
+            "--num",
+            str(NUM_CAMERAS),
+            "--out",
+            folder,
+        ]
         subprocess.run(make, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         broker, store = start_broker(), start_store()
         stack.callback(broker.stop)
@@ -209,11 +221,21 @@ def run(seconds: float, rounds: int) -> dict[str, Any]:
             "STREAMCHAT_REDIS_URL": store.url,
         }
         command = [sys.executable, "-m", "services.cli"]
-        up = stack.enter_context(running([*command, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE))
+        starting = running([*command, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE)
+        up = stack.enter_context(starting)
         url = wait_ready(up)
         for number, camera in enumerate(cameras):
             clip = str(folder / f"{number:04d}.mp4")
-            publish = [*command, "publish", clip, "--camera", camera, "--loop", "--kafka", broker.bootstrap_servers]
+            publish = [
+                *command,
+                "publish",
+                clip,
+                "--camera",
+                camera,
+                "--loop",
+                "--kafka",
+                broker.bootstrap_servers,
+            ]
             stack.enter_context(running(publish, cwd=ROOT, stderr=subprocess.DEVNULL))
         wait_live(url, cameras)
         counter = FrameCounter(store.url, cameras)

@@ -75,7 +75,9 @@ def store() -> SometimesLost:
 
 @pytest.fixture(scope="module")
 def decoder(random_folder: Path, store: SometimesLost) -> Iterator[LLMDecoder]:
-    decoder = LLMDecoder(random_folder, Settings(max_dialogs=4, max_prompt_tokens=64, max_completion_tokens=256), store)
+    decoder = LLMDecoder(
+        random_folder, Settings(max_dialogs=4, max_prompt_tokens=64, max_completion_tokens=256), store
+    )
     yield decoder
     decoder.close()
 
@@ -88,7 +90,9 @@ def tokens_of(events: Sequence[DialogEvent]) -> list[TokenEvent]:
     return [event for event in events if isinstance(event, TokenEvent)]
 
 
-async def until(stream: AsyncGenerator[list[DialogEvent]], enough: Callable[[list[TokenEvent]], bool]) -> list[TokenEvent]:
+async def until(
+    stream: AsyncGenerator[list[DialogEvent]], enough: Callable[[list[TokenEvent]], bool]
+) -> list[TokenEvent]:
     """Read a stream until what came is enough."""
     tokens: list[TokenEvent] = []
     async for events in stream:
@@ -111,7 +115,9 @@ async def test_an_answer_starts_names_its_frames_and_ends(decoder: LLMDecoder, s
         assert token.frame_age_ms == pytest.approx((token.made_s - newest.captured_s) * 1000)
 
 
-async def test_a_new_frame_is_seen_while_the_answer_is_spoken(decoder: LLMDecoder, store: SometimesLost) -> None:
+async def test_a_new_frame_is_seen_while_the_answer_is_spoken(
+    decoder: LLMDecoder, store: SometimesLost
+) -> None:
     store.append(frame("two", 1), capacity=16)
     stream = decoder.decode(question("two", max_tokens=256, tokens_per_second=50.0))
     await until(stream, lambda tokens: len(tokens) >= 2)
@@ -127,7 +133,9 @@ async def test_a_frozen_answer_sees_only_what_was_there_at_the_question(
 ) -> None:
     first = frame("three", 1)
     store.append(first, capacity=16)
-    frozen = decoder.decode(question("three", max_tokens=200, tokens_per_second=100.0, visual_context="frozen"))
+    frozen = decoder.decode(
+        question("three", max_tokens=200, tokens_per_second=100.0, visual_context="frozen")
+    )
     live = decoder.decode(question("three", max_tokens=200, tokens_per_second=100.0))
     spoken = await until(frozen, lambda tokens: len(tokens) >= 2)
     newer = frame("three", 2)
@@ -217,10 +225,14 @@ async def test_an_answer_is_taken_up_where_another_left_it(decoder: LLMDecoder, 
     spoken = tuple(SpokenToken(token_id=t.token_id, made_s=t.made_s) for t in whole[:5])
     rest = tokens_of(await collect(decoder.decode(replace(request, request_id="again", spoken=spoken))))
     assert [t.token_id for t in rest] == [t.token_id for t in whole[5:]]
-    assert "".join(t.text for t in whole) == "".join(t.text for t in whole[:5]) + "".join(t.text for t in rest)
+    assert "".join(t.text for t in whole) == "".join(t.text for t in whole[:5]) + "".join(
+        t.text for t in rest
+    )
 
 
-async def test_many_cameras_at_once_get_what_they_get_alone(decoder: LLMDecoder, store: SometimesLost) -> None:
+async def test_many_cameras_at_once_get_what_they_get_alone(
+    decoder: LLMDecoder, store: SometimesLost
+) -> None:
     for number in range(3):
         store.append(frame(f"many-{number}", number), capacity=16)
     alone = [tokens_of(await collect(decoder.decode(question(f"many-{n}")))) for n in range(3)]
