@@ -45,9 +45,10 @@ log = logging.getLogger(__name__)
 class RealtimeSession:
     """One connection: its options, its conversation, and at most one answer at a time."""
 
-    def __init__(self, desk: Desk, socket: WebSocket) -> None:
+    def __init__(self, desk: Desk, socket: WebSocket, *, stall_s: float = STALL_S) -> None:
         self._desk = desk
         self._socket = socket
+        self._stall_s = stall_s
         self._id = new_id("sess")
         self._instructions = ""
         self._max_output_tokens: int | None = None
@@ -68,7 +69,7 @@ class RealtimeSession:
         except* ClientGone:
             pass
         except* TimeoutError:
-            reason = f"nothing was read for {STALL_S:.0f} s"
+            reason = f"nothing was read for {self._stall_s:.0f} s"
             log.warning("realtime client cut off: %s", reason)
         with suppress(Exception):  # it may be gone, or still not reading
             async with asyncio.timeout(1):
@@ -249,7 +250,7 @@ class RealtimeSession:
     async def _send(self, event: dict[str, Any]) -> None:
         """One event; raises ClientGone, or TimeoutError when the client has stopped reading."""
         text = json.dumps({"event_id": new_id("event"), **event}, ensure_ascii=False)
-        async with asyncio.timeout(STALL_S), self._sending:
+        async with asyncio.timeout(self._stall_s), self._sending:
             try:
                 await self._socket.send_text(text)
             except (WebSocketDisconnect, RuntimeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -9,12 +10,25 @@ from typing import Any
 
 import openai
 import pytest
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from services.desk import Desk
+from services.frame_store import MemoryFrameStore
 from services.messages import DialogFailed
+from services.realtime import RealtimeSession
 from services.settings import Settings
-from tests.services.served_gateway import MODEL, WORDS, Gateway, frame, gateway, wait_for
+from tests.services.served_gateway import (
+    MODEL,
+    WORDS,
+    Gateway,
+    ScriptedDecoder,
+    ScriptedPlayer,
+    frame,
+    gateway,
+    wait_for,
+)
 
 TEXT = "".join(WORDS)
 SESSION = {"type": "session.update", "session": {"type": "realtime", "streamchat": {"camera": "front-door"}}}
@@ -306,6 +320,39 @@ def test_only_the_gateways_own_page_may_connect_from_a_browser(served: Gateway) 
         assert json.loads(socket.recv(timeout=5))["type"] == "session.created"
     with pytest.raises(InvalidStatus), connect(url, origin="http://evil.example"):  # type: ignore[arg-type]
         pass
+
+
+async def test_a_client_that_stops_reading_is_cut_off() -> None:
+    store = MemoryFrameStore()
+    store.append(frame("front-door", 1), capacity=4)
+    decoder = ScriptedDecoder(store)
+    desk = Desk(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
+    events: list[Any] = [
+        SESSION,
+        {"type": "conversation.item.create", "item": item},
+        {"type": "response.create"},
+    ]
+    arriving = [
+        {"type": "websocket.connect"},
+        *({"type": "websocket.receive", "text": json.dumps(e)} for e in events),
+    ]
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return arriving.pop(0) if arriving else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if len(sent) == 10:  # two words have come: from here on nothing is taken
+            await asyncio.Event().wait()
+        sent.append(message["type"])
+
+    socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
+    await socket.accept()
+    await RealtimeSession(desk, socket, stall_s=0.05).run()
+    assert len(sent) == 10
+    assert decoder.num_open == 0
+    desk.close()
 
 
 def test_a_client_that_goes_away_ends_its_dialog(served: Gateway, talk: Talk) -> None:
