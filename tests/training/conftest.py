@@ -1,0 +1,63 @@
+"""Fixtures of training's tests: a tokenizer and a few clips, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from model.config import preset
+from model.network import StreamChat
+from training.clips import Clip, find_clips
+from training.live_world import write_clips
+from training.tiny_tokenizer import make_tokenizer
+from training.world import TEST_SEEDS
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Many small matrices: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with streamchat-tiny's tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
+    """streamchat-tiny's tokenizer, as it is read from its folder."""
+    return PreTrainedTokenizerFast.from_pretrained(str(tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Two training clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clips(7, 2, folder)
+    return find_clips(folder)
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """Two held-out clips."""
+    folder = tmp_path_factory.mktemp("held-out")
+    write_clips(TEST_SEEDS.start, 2, folder)
+    return find_clips(folder)
+
+
+@pytest.fixture(scope="session")
+def random_model(tokenizer: PreTrainedTokenizerFast) -> StreamChat:
+    """streamchat-tiny with random weights that looks hard at its frames: no path is silent."""
+    torch.manual_seed(0)
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer))).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_cross", "gate_visual")):
+            torch.nn.init.normal_(parameter, std=1.0)
+    return model

@@ -1,0 +1,253 @@
+"""Rows: times, indices, what each token may see, what counts; and that training and serving see the very same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from model.clock import indices
+from model.dialog import Options
+from model.engine import Engine
+from model.network import StreamChat
+from tests.training.worlds import STORY, question
+from training.clips import Clip, frame_times
+from training.samples import Batch, Row, RowMaker, collate, random_rows
+from training.sft import Recipe, Steps
+from training.word_times import word_times
+from training.world import make_world
+from training.world_language import Answer, answer
+
+CAPACITY = 16
+OPTIONS = Options(max_tokens=300)
+Floats = npt.NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def maker(tokenizer: PreTrainedTokenizerFast) -> RowMaker:
+    return RowMaker(tokenizer, CAPACITY)
+
+
+def token_times(maker: RowMaker, prompt: Sequence[int], said: Answer) -> list[float]:
+    """When each token of a row is heard or said, by the paper's words and nothing of `RowMaker.row`."""
+    times = [said.start_s] * len(prompt)
+    spoken = word_times(said.start_s, said.end_s, len(said.words))
+    for number, (word, time_s) in enumerate(zip(said.words, spoken, strict=True)):
+        text = word.text if number == 0 else " " + word.text
+        times += [time_s] * len(maker.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*times, spoken[-1]] if said.complete else times
+
+
+def test_a_row_is_the_chat_and_each_token_has_its_words_time(maker: RowMaker) -> None:
+    said = answer(question("tell"), STORY, 1.5, 4.0, 14)
+    times = frame_times(0, 70, 5.0)
+    row = maker.row("What is happening?", said, times)
+    heard = token_times(maker, maker.prompt(("What is happening?",)), said)
+    spoken = " ".join(word.text for word in said.words)
+    assert maker.tokenizer.decode(row.token_ids.tolist()) == (
+        f"<|im_start|>user\nWhat is happening?<|im_end|>\n<|im_start|>assistant\n{spoken}"
+    )
+    text_index, frame_index = indices(heard, times)
+    np.testing.assert_array_equal(row.text_index, text_index)
+    np.testing.assert_array_equal(row.frame_index, frame_index)
+    assert all(later == before + 1 for before, later in pairwise(row.text_index.tolist()))
+
+
+def test_a_token_sees_the_newest_frames_of_its_own_time_and_never_a_later_one(maker: RowMaker) -> None:
+    said = answer(question("where"), STORY, 1.37, 3.0, 20)
+    times = frame_times(1, 70, 5.0)
+    row = maker.row("Follow the dog.", said, times)
+    heard = token_times(maker, maker.prompt(("Follow the dog.",)), said)
+    for position, next_s in enumerate(heard[1:]):
+        seen = times[row.visible[position]]
+        wanted = times[times <= next_s][-CAPACITY:]
+        np.testing.assert_array_equal(seen, wanted)
+
+
+@pytest.mark.parametrize("keeps_on", [True, False])
+def test_only_the_answer_counts_and_its_end_if_it_ends_by_itself(maker: RowMaker, keeps_on: bool) -> None:
+    said = answer(question("where", keeps_on=keeps_on), STORY, 3.0, 4.0, 9)
+    row = maker.row("Where is the dog now?", said, frame_times(0, 70, 5.0))
+    predicted = row.token_ids[1:][row.counts[:-1]].tolist()
+    spoken = " ".join(word.text for word in said.words)
+    end = "" if keeps_on else "<|im_end|>"
+    assert said.complete is not keeps_on
+    assert maker.tokenizer.decode(predicted) == spoken + end
+    assert not row.counts[-1]
+
+
+def test_padding_sees_nothing_and_counts_nothing(maker: RowMaker) -> None:
+    times = frame_times(0, 70, 5.0)
+    rows = [
+        maker.row("Count the things.", answer(question("count", keeps_on=False), STORY, 3.0, 4.0, 9), times),
+        maker.row("What is happening?", answer(question("tell"), STORY, 3.0, 4.0, 20), times),
+    ]
+    batch = collate(rows, [0, 1], pad_id=0)
+    assert batch.token_ids.shape == batch.counts.shape == batch.visible.shape[:2]
+    for number, row in enumerate(rows):
+        length = len(row.token_ids)
+        np.testing.assert_array_equal(batch.token_ids[number, :length], row.token_ids)
+        np.testing.assert_array_equal(batch.visible[number, :length], row.visible)
+        assert batch.counts[number].sum() == row.counts.sum()
+        assert not batch.visible[number, length:].any()
+    np.testing.assert_array_equal(batch.clip_of_row, [0, 1])
+
+
+def test_padding_changes_no_logit(maker: RowMaker, random_model: StreamChat) -> None:
+    times = frame_times(0, 70, 5.0)
+    short = maker.row("Find the dog.", answer(question("where", keeps_on=False), STORY, 3.0, 4.0, 9), times)
+    long = maker.row("What is happening?", answer(question("tell"), STORY, 3.0, 4.0, 30), times)
+    features = some_features(70)[None]
+    alone = logits_of(random_model, collate([short], [0], 0), features)[0]
+    together = logits_of(random_model, collate([short, long], [0, 0], 0), features)[0]
+    length = len(short.token_ids)
+    torch.testing.assert_close(alone[:length], together[:length], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "texts", [("Follow the dog.",), ("Count the things.", "Two things.", "What is at top-left now?")]
+)
+def test_the_prompt_is_what_the_chat_template_gives(maker: RowMaker, texts: tuple[str, ...]) -> None:
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(texts)
+    ]
+    served = maker.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert maker.prompt(texts) == served
+
+
+def test_words_alone_are_the_tokens_of_the_whole_text(maker: RowMaker) -> None:
+    said = answer(question("tell"), STORY, 0.5, 4.0, 60)
+    words = [word.text for word in said.words]
+    pieces = [piece for n, word in enumerate(words) for piece in maker.pieces(word if n == 0 else " " + word)]
+    assert pieces == maker.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
+
+
+def test_random_rows_ask_in_the_window_and_hold_whole_answers(maker: RowMaker) -> None:
+    times = frame_times(0, 100, 5.0)[20:76]
+    rows = random_rows(np.random.default_rng(0), maker, make_world(3, 1), times, 60, 8.0, 20)
+    assert len(rows) == 60
+    for row in rows:
+        first = int(np.argmax(row.counts))
+        seen = np.flatnonzero(row.visible[first])
+        assert 1 <= len(seen) <= CAPACITY
+        assert row.visible[:, seen[0] :].any(-1).all()
+        assert row.counts.sum() > 0
+
+
+# Training and serving see the same
+
+
+def some_features(num: int, seed: int = 0) -> Tensor:
+    """Visual tokens [num, P, Dv]."""
+    return torch.randn(num, 9, 160, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def logits_of(model: StreamChat, batch: Batch, features: Tensor) -> Tensor:
+    """The training forward's logits [B, T, vocabulary]."""
+    return model(
+        torch.from_numpy(batch.token_ids),
+        torch.from_numpy(batch.text_index),
+        features,
+        torch.from_numpy(batch.clip_of_row),
+        torch.from_numpy(batch.frame_index),
+        torch.from_numpy(batch.visible),
+    )
+
+
+class Camera:
+    """A camera whose frames reach an engine as time goes by."""
+
+    def __init__(self, model: StreamChat, features: Tensor, times: Floats) -> None:
+        self.engine, self.features, self.times = Engine(model, max_dialogs=2), features, times
+        self.engine.add_camera("camera")
+        self.arrived = 0
+
+    def until(self, time_s: float) -> None:
+        """All frames captured at or before a time arrive."""
+        while self.arrived < len(self.times) and self.times[self.arrived] <= time_s:
+            captured_s = float(self.times[self.arrived])
+            self.engine.add_frame("camera", str(self.arrived), captured_s, self.features[self.arrived])
+            self.arrived += 1
+
+    def serve(self, token_ids: list[int], heard: Sequence[float], num_prompt: int) -> Tensor:
+        """Ask, then say these tokens at their times: the logits [answer tokens, vocabulary] they were made from."""
+        self.until(heard[0])
+        self.engine.open("dialog", "camera", token_ids[:num_prompt], OPTIONS)
+        rows: list[Tensor] = []
+        for position in range(num_prompt, len(token_ids)):
+            self.until(heard[position])
+            rows.append(self.engine.logits(["dialog"])[0])
+            self.engine.say("dialog", token_ids[position])
+        return torch.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ask_s", "words_per_second", "history"),
+    [
+        ("tell", 6.03, 3.7, ()),
+        ("where", 1.0, 5.0, ()),  # exactly when a frame comes, into a FIFO that is not full
+        ("list", 7.31, 60.0, ()),  # at a machine's pace: many tokens to a frame
+        ("count", 4.47, 2.8, ("Follow the dog.", "At top-left. At top-left.")),
+    ],
+)
+def test_the_engine_makes_the_logits_of_the_training_forward(
+    maker: RowMaker,
+    random_model: StreamChat,
+    kind: str,
+    ask_s: float,
+    words_per_second: float,
+    history: tuple[str, ...],
+) -> None:
+    asked = question(kind, keeps_on=kind != "list")
+    said = answer(asked, STORY, ask_s, words_per_second, 24)
+    times, features = frame_times(0, 70, 5.0), some_features(70)
+    row = maker.row(asked.instruction, said, times, history)
+    trained = logits_of(random_model, collate([row], [0], 0), features[None])[0]
+    prompt = maker.prompt((*history, asked.instruction))
+    heard = token_times(maker, prompt, said)
+    served = Camera(random_model, features, times).serve(row.token_ids.tolist(), heard, len(prompt))
+    answered = trained[len(prompt) - 1 : len(row.token_ids) - 1]
+    assert float(answered.std()) > 0.1, "logits that say nothing prove nothing"
+    torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
+
+
+def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_whole_clip(
+    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat
+) -> None:
+    """The trainer cuts windows out of clips; the engine has watched the camera from its first frame on."""
+    worlds = [Clip(path=Path(), world=make_world(3, index)) for index in range(3)]
+    recipe = Recipe(clips_per_step=2, rows_per_clip=3)
+    steps = Steps(worlds, tokenizer, random_model.config, recipe, 100)
+    step = steps.step(4)
+    features = torch.stack([some_features(100, clip) for clip in step.clips])
+    windows = torch.stack([f[s : s + steps.window] for f, s in zip(features, step.starts, strict=True)])
+    trained = logits_of(random_model, step.batch, windows)
+    for number, clip in enumerate(step.batch.clip_of_row.tolist()):
+        row = row_of(step.batch, number)
+        num_prompt = int(np.argmax(row.counts)) + 1
+        newest = [step.starts[clip] + int(np.flatnonzero(seen)[-1]) for seen in row.visible]
+        heard = [float(newest[0]), *map(float, newest[:-1])]  # frames' numbers serve as the clock
+        camera = Camera(random_model, features[clip], np.arange(100.0))
+        served = camera.serve(row.token_ids.tolist(), heard, num_prompt)
+        answered = trained[number, num_prompt - 1 : len(row.token_ids) - 1]
+        torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
+
+
+def row_of(batch: Batch, number: int) -> Row:
+    """A row of a batch without its padding, which sees nothing."""
+    length = int(batch.visible[number].any(-1).sum())
+    return Row(
+        token_ids=batch.token_ids[number, :length],
+        text_index=batch.text_index[number, :length],
+        frame_index=batch.frame_index[number],
+        visible=batch.visible[number, :length],
+        counts=batch.counts[number, :length],
+    )

@@ -1,0 +1,65 @@
+"""A small world with every happening, and how to see what a set of worlds goes through. No test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from training.world import Event, Happening, Thing, World, make_world
+from training.world_judge import Spoken
+from training.world_language import Answer, Question, Word
+
+DOG = Thing(name="dog", colour="red", place=0)
+CAT = Thing(name="cat", colour="blue", place=8)
+NEW_CAR = Thing(name="car", colour="white", place=4, there_since_s=2.0, colour_since_s=2.0, place_since_s=2.0)
+MOVED_DOG = Thing(name="dog", colour="red", place=2, place_since_s=5.0)
+GREEN_DOG = Thing(name="dog", colour="green", place=2, place_since_s=5.0, colour_since_s=8.0)
+
+
+def happening(kind: Happening, start_s: float, thing: Thing, from_place: int) -> Event:
+    return Event(happening=kind, start_s=start_s, thing=thing, from_place=from_place)
+
+
+STORY = World(
+    seed=5,
+    index=0,
+    duration_s=14.0,
+    start=(DOG, CAT),
+    events=(
+        happening("appears", 2.0, NEW_CAR, 4),
+        happening("moves", 5.0, MOVED_DOG, 0),
+        happening("turns", 8.0, GREEN_DOG, 2),
+        happening("leaves", 11.0, CAT, 8),
+    ),
+)
+
+
+def many_worlds(num: int = 150, seed: int = 3) -> Iterator[World]:
+    """Worlds as the generator makes them."""
+    return (make_world(seed, index) for index in range(num))
+
+
+def moments(world: World) -> list[float]:
+    """Just before, at and after every happening's start and end, and in between."""
+    edges = [0.0, *(e.start_s for e in world.events), *(e.end_s for e in world.events)]
+    near = (edge + step for edge in edges for step in (-0.001, 0.0, 0.001, 0.7))
+    return sorted(t for t in near if 0.0 <= t < world.duration_s)
+
+
+def texts(words: Sequence[Word]) -> str:
+    """A sentence as one text."""
+    return " ".join(word.text for word in words)
+
+
+def aloud(said: Answer) -> list[Spoken]:
+    """An answer as it is heard, from someone who sees each moment at once."""
+    return [
+        Spoken(text=word.text, seen_s=said.start_s + number / said.words_per_second)
+        for number, word in enumerate(said.words)
+    ]
+
+
+def question(
+    kind: str, *, keeps_on: bool = True, thing: str = "dog", place: int = 0, happens: str = "appears"
+) -> Question:
+    """A question with fewer words."""
+    return Question(kind=kind, keeps_on=keeps_on, thing=thing, place=place, happening=happens)  # type: ignore[arg-type]
