@@ -6,6 +6,7 @@ Ray reads its settings from the environment when it is imported, so `prepare` co
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import secrets
 import sys
@@ -58,10 +59,12 @@ def start(settings: Settings) -> Mapping[int, str]:
     replicas = sum(value for name, value in _fields(settings) if name.endswith("_replicas"))
     ray.init(
         address="local",
-        # Places, not processors: a replica asks for a tenth of one. Ray starts an idle worker for each at once.
+        # Places, not processors: a replica asks for a tenth of one. Ray starts an idle worker for each at
+        # once.
         num_cpus=1 + replicas // 10,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
         namespace="streamchat",
     )
     names = {process: children.name(process) for process in children.descendants(os.getpid())}
@@ -74,10 +77,12 @@ def serve(app: str, port: int) -> None:
     Raises whatever building it raised, or RuntimeError when a replica does not start.
     """
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
     module, _, attribute = app.partition(":")
     application = getattr(importlib.import_module(module), attribute)
-    serve.start(http_options={"host": HOST, "port": port})
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options={"host": HOST, "port": port}, logging_config=quiet)
     serve.run(application, name="streamchat")
 
 
@@ -115,6 +120,7 @@ def _proxy(folder: Path, program: Path) -> dict[str, str]:
         # Generous, for a busy machine: a proxy that is not up in the default 5 s would be killed.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead one is replaced after three
         "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "p" / "haproxy.cfg"),
