@@ -27,7 +27,7 @@ class MemoryBroker:
     """Topics of partitions of records, and what each consumer group has committed."""
 
     def __init__(self, *, num_partitions: int = 4) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # reentrant
         self.num_partitions = num_partitions
         self.records: dict[Place, list[RawRecord]] = {}
         self.committed: dict[tuple[str, Place], int] = {}
@@ -36,11 +36,16 @@ class MemoryBroker:
     def put(self, topic: str, record: RawRecord) -> None:
         """Append a record, whatever it is; its key chooses the partition."""
         with self.changed:
-            for partition in range(self.num_partitions):
-                self.records.setdefault((topic, partition), [])
+            self.create_topic(topic)
             partition = zlib.crc32(record.key or b"") % self.num_partitions
             self.records[topic, partition].append(record)
             self.changed.notify_all()
+
+    def create_topic(self, name: str) -> None:
+        """Make sure that a topic is there."""
+        with self.changed:
+            for partition in range(self.num_partitions):
+                self.records.setdefault((name, partition), [])
 
     def topic(self, name: str) -> list[RawRecord]:
         """Every record of a topic, partition by partition."""
