@@ -41,12 +41,10 @@ class Desk:
         states = await self.store.ask(lambda store: store.cameras()) if known else []
         for state in states:
             if state.camera == camera:
-                if state.num_frames > 0:
-                    return state
-                message = (
-                    f"camera {camera!r} has sent no frame yet, or none for long: publish to it and ask again"
-                )
-                raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
+                return state
+        if known and await self.store.ask(lambda store: store.is_announced(camera)):
+            message = f"camera {camera!r} sends, but no picture could be made of it yet: ask again shortly"
+            raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
         message = (
             f"no camera called {camera[:80]!r} has sent a frame yet: GET /v1/cameras lists those that have"
         )

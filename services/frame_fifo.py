@@ -31,6 +31,7 @@ PENDING_FRAMES = 2  # per camera: the one to encode next, and a newer one
 ENCODE_TIMEOUT_S = 10.0
 FAILURE_PAUSE_S = 0.25  # before the next try; meanwhile frames gather and are dropped
 EXPIRE_EVERY_S = 1.0  # how often a camera's end is put off
+ANNOUNCE_EVERY_S = 0.5
 CLIPS_AT_ONCE = 2
 CLIP_KEPT_S = 300.0
 
@@ -83,6 +84,7 @@ class FrameFifo:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         workers = [asyncio.create_task(self._work()) for _ in range(self.settings.encoder_replicas)]
+        workers.append(asyncio.create_task(self._announce()))
         try:
             await self._closed.wait()
         finally:
@@ -193,6 +195,16 @@ class FrameFifo:
             self.store.expire(camera, self.settings.forget_after_s)
             self._expire_at = {name: at for name, at in self._expire_at.items() if at > now - 60.0}
             self._expire_at[camera] = now + EXPIRE_EVERY_S
+
+    async def _announce(self) -> None:
+        """Tell which cameras send: one without a frame yet is not an unknown one."""
+        while True:
+            cameras = {camera for _, camera in list(self.watch.cameras)}
+            try:
+                await asyncio.to_thread(self.store.announce, cameras, self.settings.forget_after_s)
+            except StoreLost as error:
+                self._outage("the frame store", error)
+            await asyncio.sleep(ANNOUNCE_EVERY_S)
 
     def _outage(self, what: str, error: BaseException) -> None:
         """Say it once."""

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -55,6 +55,14 @@ class FrameStore(Protocol):
         """Forget the camera `after_s` from now, unless called again before."""
         ...
 
+    def announce(self, cameras: Collection[str], for_s: float) -> None:
+        """Note for a while that these cameras send, whether or not a frame has come of it yet."""
+        ...
+
+    def is_announced(self, camera: str) -> bool:
+        """Whether it was announced and the while is not over."""
+        ...
+
     def ping(self) -> None: ...
 
     def close(self) -> None: ...
@@ -93,6 +101,7 @@ class MemoryFrameStore:
     def __init__(self, *, silent_after_s: float = 5.0) -> None:
         self._silent_after_s = silent_after_s
         self._fifos: dict[str, _Fifo] = {}
+        self._announced: dict[str, float] = {}  # camera -> monotonic end
         self._changed = threading.Condition()
 
     def append(self, frame: Frame, *, capacity: int) -> bool:
@@ -133,6 +142,14 @@ class MemoryFrameStore:
         with self._changed:
             if camera in self._live():
                 self._fifos[camera].ends_s = time.monotonic() + after_s
+
+    def announce(self, cameras: Collection[str], for_s: float) -> None:
+        with self._changed:
+            self._announced.update(dict.fromkeys(cameras, time.monotonic() + for_s))
+
+    def is_announced(self, camera: str) -> bool:
+        with self._changed:
+            return self._announced.get(camera, 0.0) > time.monotonic()
 
     def ping(self) -> None:
         pass

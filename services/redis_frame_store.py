@@ -1,10 +1,10 @@
 """The FIFO of every camera on Redis (or Valkey): one stream per camera, trimmed exactly.
 
-    streamchat:{<camera>}:frames   stream   entry id = frame id, field `frame` = the bytes of
-    services/frame_entry.py streamchat:{<camera>}:state    hash     newest id and capture time, capacity: what
-    the list of cameras shows streamchat:{<camera>}:times    list     capture times of the frames in the FIFO,
-    newest first: the frame rate streamchat:cameras             zset     camera, scored by the wall clock of
-    its last frame
+    streamchat:{<camera>}:frames     stream   entry id = frame id, `frame` = the bytes of services/frame_entry.py
+    streamchat:{<camera>}:state      hash     newest id and capture time, capacity: what the list of cameras shows
+    streamchat:{<camera>}:times      list     capture times of the frames in the FIFO, newest first: the frame rate
+    streamchat:{<camera>}:announced  string   there while the camera sends, whether or not frames come of it
+    streamchat:cameras               zset     camera, scored by the wall clock of its last frame
 
 A camera's keys expire together. Plain XREAD, no consumer group: every decoder gets every frame.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,6 +133,17 @@ class RedisFrameStore:
                 pipeline.pexpire(key, max(1, round(after_s * 1000)))
             pipeline.execute()
 
+    def announce(self, cameras: Collection[str], for_s: float) -> None:
+        with self._reaching():
+            pipeline = self._redis.pipeline(transaction=False)
+            for camera in cameras:
+                pipeline.set(_announced(camera), 1, px=max(1, round(for_s * 1000)))
+            pipeline.execute()
+
+    def is_announced(self, camera: str) -> bool:
+        with self._reaching():
+            return bool(self._redis.exists(_announced(camera)))
+
     def ping(self) -> None:
         with self._reaching():
             self._redis.ping()
@@ -228,3 +239,7 @@ def _state(camera: str) -> str:
 
 def _times(camera: str) -> str:
     return f"streamchat:{{{camera}}}:times"
+
+
+def _announced(camera: str) -> str:
+    return f"streamchat:{{{camera}}}:announced"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import httpx
 import pytest
@@ -124,16 +122,15 @@ def test_a_camera_that_appears_is_streamed_too(served: Gateway, http: httpx.Clie
 
 
 class FailingStore(MemoryFrameStore):
-    """A store that can be away, and that knows cameras before their first frame."""
+    """A store that can be away."""
 
     def __init__(self) -> None:
         super().__init__()
         self.away = False
-        self.announced: list[CameraState] = []
 
     def cameras(self) -> list[CameraState]:
         self._check()
-        return [*super().cameras(), *self.announced]
+        return super().cameras()
 
     def newest_frame(self, camera: str) -> Frame | None:
         self._check()
@@ -177,9 +174,8 @@ def test_a_store_that_is_away_stops_pictures_but_not_answers() -> None:
 
 
 def test_a_camera_without_a_frame_is_told_apart_from_an_unknown_one() -> None:
-    store = FailingStore()
-    store.append(frame("other", 1, time.time()), capacity=4)
-    store.announced = [replace(store.cameras()[0], camera="new", num_frames=0, newest_frame_id="0-0")]
+    store = MemoryFrameStore()
+    store.announce(["new"], 60.0)
     decoder = ScriptedDecoder(store)
     app = make_app(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
     with listening(app) as url, httpx.Client(base_url=url, verify=False, timeout=10) as http:

@@ -168,6 +168,19 @@ def test_an_expired_camera_is_forgotten_and_may_return(store: FrameStore, unique
     store.expire(f"{unique}-never-seen", 1.0)
 
 
+def test_a_camera_is_announced_for_a_while(store: FrameStore, unique: str) -> None:
+    other = f"{unique}-other"
+    assert not store.is_announced(unique)
+    store.announce([unique, other], 60.0)
+    store.announce([], 60.0)
+    assert store.is_announced(unique)
+    assert store.is_announced(other)
+    assert unique not in [state.camera for state in store.cameras()]  # it has no frame
+    store.announce([unique], 0.05)
+    assert wait_for(lambda: not store.is_announced(unique), 5.0)
+    assert store.is_announced(other)
+
+
 def test_an_expiry_is_put_off_by_a_later_one(store: FrameStore, unique: str) -> None:
     fill(store, unique, 1)
     store.expire(unique, 0.2)
