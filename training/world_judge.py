@@ -100,22 +100,24 @@ def _compare(
     cut: bool,
     seen_s: float | None = None,
 ) -> list[Verdict]:
-    """Compare slot by slot."""
-    want = {w.slot: w for w in wanted if w.slot}
-    have = {slot: w.text.rstrip(END) for w in said if (slot := Word(text=w.text).slot)}
+    """Compare slot by slot; a second word in a slot is one too many."""
+    want = {slot: w for w in wanted if (slot := w.slot)}
+    have = [(slot, w.text.rstrip(END)) for w in said if (slot := Word(text=w.text).slot)]
     began_s = said[0].seen_s if said else (seen_s or 0.0)
     newest_s = max((w.since_s or 0.0 for w in want.values()), default=0.0)
+    pairs: list[tuple[str, str | None, Word | None]] = [
+        (slot, text, want.pop(slot, None)) for slot, text in have
+    ]
+    if not cut:
+        pairs += [(slot, None, word) for slot, word in want.items()]
     verdicts: list[Verdict] = []
-    for slot in {**have, **want}:
-        if cut and slot not in have:
-            continue
-        word = want.get(slot)
+    for slot, text, word in pairs:
         since_s = (word.since_s or 0.0) if word else newest_s
         verdicts.append(
             Verdict(
                 kind=question.kind,
                 slot=slot,
-                said=have.get(slot),
+                said=text,
                 wanted=word.text.rstrip(END) if word else None,
                 after=since_s > asked_seen_s,
                 lag_s=began_s - asked_seen_s,
