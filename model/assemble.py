@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from model.config import StreamChatConfig, VisionConfig
-from model.folder import SHARD_BYTES, copy_tokenizer, plan_shards, shard_files, write_index
+from model.folder import SHARD_BYTES, copy_tokenizer, plan_shards, shard_files, tokenizer_files, write_index
 from model.network import StreamChat
 from model.tensor_files import AnyTensor, MadeTensor, StoredTensor, stored_tensors, write_tensors
 
@@ -81,6 +82,7 @@ def assemble(
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty")
+    tokenizer_files(language)
     fields: dict[str, Any] = {"name": f"streamchat-{language.resolve().name}".lower()}
     fields |= _language_fields(language) | {"vision": _vision_config(vision)} | dict(changes or {})
     config = StreamChatConfig(**fields)
@@ -181,7 +183,10 @@ def _language_fields(folder: Path) -> dict[str, Any]:
     kind = values.get("model_type")
     if kind not in ("qwen2", "llama"):
         raise ValueError(f"{folder}: model_type is {kind!r}, wanted 'qwen2' or 'llama'")
-    read = Qwen2Config(**values) if kind == "qwen2" else LlamaConfig(**values)
+    try:
+        read = Qwen2Config(**values) if kind == "qwen2" else LlamaConfig(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder}: its config.json contradicts itself: {error}") from error
     rope: dict[str, Any] = dict(read.rope_parameters or {})
     wanted: dict[str, tuple[Any, Any]] = {  # what this network can only be
         "hidden_act": (read.hidden_act, "silu"),

@@ -37,13 +37,17 @@ TOKENIZER_FILES = (
 )
 
 
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of the tokenizer's files and chat template; raises FileNotFoundError if there is no tokenizer."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer_config.json")
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy tokenizer files and chat template; raises FileNotFoundError if `source` has none."""
-    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if "tokenizer_config.json" not in found:
-        raise FileNotFoundError(f"{source} holds no tokenizer: it has no tokenizer_config.json")
+    """Copy tokenizer files and chat template."""
     if source.resolve() != folder.resolve():
-        for name in found:
+        for name in tokenizer_files(source):
             shutil.copyfile(source / name, folder / name)
 
 
@@ -129,8 +133,7 @@ def load_vision(
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, with its chat template; raises FileNotFoundError if there is none."""
-    if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer_config.json")
+    tokenizer_files(folder)
     return AutoTokenizer.from_pretrained(str(folder))
 
 

@@ -76,7 +76,7 @@ def test_a_damaged_folder_is_refused_with_the_reason(small: StreamChat, tmp_path
     save_file(tensors | {"language.norm.weight": norm[:-1].clone()}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=r"language\.norm\.weight has shape \(47,\), wanted \(48,\)"):
         load_model(tmp_path)
-    save_file(tensors | {"language.norm.weight": norm, "more": norm}, tmp_path / WEIGHTS)
+    save_file(tensors | {"language.norm.weight": norm, "more": norm.clone()}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match="tensor more is unknown"):
         load_model(tmp_path)
     whole = (tmp_path / WEIGHTS).read_bytes()
