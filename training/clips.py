@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +107,13 @@ def patch_truth(world: World, time_s: float) -> npt.NDArray[np.int64]:
         )
         truth[thing.place] = 1 + THINGS.index(thing.name), 1 + list(COLOURS).index(thing.colour), happening
     return truth
+
+
+def clip_truths(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
+    """What there is to see: class numbers [clips, frames, 9, 3] (thing, colour, happening; 0 = none)."""
+    return np.stack(
+        [
+            np.stack([patch_truth(c.world, t) for t in frame_times(i, num_frames, frames_per_second)])
+            for i, c in enumerate(clips)
+        ]
+    ).astype(np.int8)

@@ -21,7 +21,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model.config import preset
 from model.vision import VisionTower
-from training.clips import Clip, find_clips, frame_times, patch_truth, read_all
+from training.clips import Clip, clip_truths, find_clips, read_all
 from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
 from training.world import COLOURS, HAPPENINGS, TEST_SEEDS, THINGS
 
@@ -40,16 +40,6 @@ class PlaceNamer(nn.Module):
         """Pictures [N, S, S, 3] uint8 -> three logits [N, 9, classes]."""
         tokens = self.tower(pictures)
         return [head(tokens) for head in self.heads]
-
-
-def truths(clips: list[Clip], num_frames: int, frames_per_second: float) -> np.ndarray:
-    """Class numbers [clips, frames, 9, 3]."""
-    return np.stack(
-        [
-            np.stack([patch_truth(c.world, t) for t in frame_times(i, num_frames, frames_per_second)])
-            for i, c in enumerate(clips)
-        ]
-    )
 
 
 def augment(pictures: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -87,9 +77,9 @@ def train(
     config = preset("tiny")
     rate = config.frames_per_second
     frames = read_all(clips, rate, config.vision.image_size, out / "frames.npy")
-    truth = truths(clips, frames.shape[1], rate)
+    truth = clip_truths(clips, frames.shape[1], rate)
     test_frames = read_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
-    test_truth = truths(held_out, test_frames.shape[1], rate)
+    test_truth = clip_truths(held_out, test_frames.shape[1], rate)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     namer = PlaceNamer(VisionTower(config.vision), config.vision.hidden_size)
@@ -100,7 +90,7 @@ def train(
         clip, moment = rng.integers(len(clips), size=batch), rng.integers(frames.shape[1], size=batch)
         set_learning_rate(optimizer, lr := learning_rate(done, peak_lr))
         logits = namer(augment(frames[clip, moment], rng))
-        target = torch.from_numpy(truth[clip, moment])
+        target = torch.from_numpy(truth[clip, moment]).long()
         losses = [
             functional.cross_entropy(logit.flatten(0, 1), target[..., i].flatten())
             for i, logit in enumerate(logits)

@@ -39,7 +39,7 @@ JOIN_S = 30.0  # a camera that is not live by then is an error
 
 
 def clip_time_s(frame_id: str) -> float:
-    """When a frame is shown in its clip: a frame id ends with the packet's number, and a clip has FPS of them a second."""
+    """When a frame is shown in its clip: its id ends with the packet's number, and a clip has FPS packets a second."""
     return int(frame_id.partition("-")[2]) / FPS
 
 

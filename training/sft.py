@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from model.config import StreamChatConfig, preset
 from model.folder import save_folder
 from model.network import StreamChat
-from training.clips import Clip, find_clips, frame_times, read_all
+from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
+from training.grounding import Grounding
 from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
 from training.samples import Batch, RowMaker, collate, random_rows
 from training.tiny_tokenizer import make_tokenizer
@@ -48,6 +49,7 @@ class Recipe:
     clips_per_step: int = 8
     rows_per_clip: int = 6
     clip_norm: float = 1.0
+    grounding: float = 0.3  # weight of the grounding loss
     save_every: int = 500  # steps between checkpoints
     report_every: int = 50
 
@@ -152,6 +154,8 @@ class Trainer:
         self, model: StreamChat, steps: Steps, features: np.ndarray, recipe: Recipe, work: Path
     ) -> None:
         self.model, self.steps, self.features, self.recipe, self.work = model, steps, features, recipe, work
+        self.truths = clip_truths(steps.clips, features.shape[1], model.config.frames_per_second)
+        self.grounding = Grounding(steps.maker.tokenizer)
         for parameter in model.vision.parameters():
             parameter.requires_grad_(False)
         self.optimizer = adamw(model.named_parameters(), recipe.peak_lr, recipe.weight_decay)
@@ -168,21 +172,17 @@ class Trainer:
         loader = DataLoader(
             self.steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
         )
-        losses: list[float] = []
-        rights: list[float] = []
+        seen: list[tuple[float, float, float]] = []
         for step in loader:
             done = self.done
             if done >= 1:
                 break
-            loss, right = self._step(step, learning_rate(done, self.recipe.peak_lr), device)
-            losses.append(loss)
-            rights.append(right)
+            seen.append(self._step(step, learning_rate(done, self.recipe.peak_lr), device))
             self.number += 1
             if self.number % self.recipe.report_every == 0:
-                self.log.report(
-                    self.number, loss=sum(losses) / len(losses), right=sum(rights) / len(rights), done=done
-                )
-                losses, rights = [], []
+                loss, right, grounding = (sum(part) / len(seen) for part in zip(*seen, strict=True))
+                self.log.report(self.number, loss=loss, right=right, grounding=grounding, done=done)
+                seen = []
             if self.number % self.recipe.save_every == 0:
                 self._save()
         self._save()
@@ -194,18 +194,19 @@ class Trainer:
             return self.number / self.recipe.steps
         return (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
 
-    def _step(self, step: Step, lr: float, device: str) -> tuple[float, float]:
+    def _step(self, step: Step, lr: float, device: str) -> tuple[float, float, float]:
         window = self.steps.window
-        features = np.stack(
-            [self.features[c, s : s + window] for c, s in zip(step.clips, step.starts, strict=True)]
-        )
+        places = [(c, slice(s, s + window)) for c, s in zip(step.clips, step.starts, strict=True)]
+        features = torch.from_numpy(np.stack([self.features[place] for place in places])).to(device)
+        truth = torch.from_numpy(np.stack([self.truths[place] for place in places])).to(device)
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, right = forward_loss(self.model, step.batch, torch.from_numpy(features).to(device))
-        loss.backward()
+        loss, right = forward_loss(self.model, step.batch, features)
+        grounding = self.grounding.loss(self.model, features, truth)
+        (loss + self.recipe.grounding * grounding).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
-        return float(loss.detach()), float(right)
+        return float(loss.detach()), float(right), float(grounding.detach())
 
     def _save(self) -> None:
         state = {
