@@ -144,7 +144,11 @@ class Engine:
         seed = secrets.randbits(63) if options.seed is None else options.seed
         dialog = Dialog(dialog_id, camera, options, slot, ring, seed)
         self._dialogs[dialog_id] = dialog
-        self._read(dialog, dialog.hear(token_ids, spoken, asked_s))
+        try:
+            self._read(dialog, dialog.hear(token_ids, spoken, asked_s))
+        except BaseException:  # out of memory, say: the place must not stay taken
+            self.close(dialog_id)
+            raise
 
     def ask(self, dialog_id: str, token_ids: Sequence[int], options: Options | None = None) -> None:
         """The next question of a dialog whose turn is over; its text so far is kept. `options` None: as before."""

@@ -293,6 +293,14 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
+def test_a_dialog_that_cannot_be_read_gives_its_place_back(small: StreamChat):
+    engine = with_cameras(small, "a", max_dialogs=1)
+    with pytest.raises(RuntimeError, match="scalar types"):
+        engine.open("d", "a", [*PROMPT[:1], 1.5, 2], Options())  # pyright: ignore[reportArgumentType]
+    assert not engine.dialogs
+    engine.open("d", "a", PROMPT, Options())
+
+
 @pytest.mark.parametrize("options", WRONG)
 def test_wrong_options_are_refused(options: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: got .*, wanted"):
