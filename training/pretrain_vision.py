@@ -1,7 +1,7 @@
 """Teach streamchat-tiny's vision encoder, alone, to tell what stands in each place of a picture.
 
-The paper's encoder (SigLIP) comes pretrained; this is what stands in for that. Three linear heads on the encoder's
-visual tokens name the thing, the colour and the happening of each place; the heads are thrown away afterwards.
+The paper's encoder (SigLIP) comes pretrained; this is what stands in for that. Four linear heads on the
+encoder's visual tokens name the thing, the colour, the happening and the place itself, and are thrown away afterwards.
 
     python training/pretrain_vision.py --clips clips --minutes 12 --out runs/vision
 """
@@ -23,13 +23,13 @@ from model.config import preset
 from model.vision import VisionTower
 from training.clips import Clip, clip_truths, find_clips, read_all
 from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
-from training.world import COLOURS, HAPPENINGS, TEST_SEEDS, THINGS
+from training.world import COLOURS, HAPPENINGS, PLACES, TEST_SEEDS, THINGS
 
-NUM_CLASSES = (1 + len(THINGS), 1 + len(COLOURS), 1 + len(HAPPENINGS))
+NUM_CLASSES = (1 + len(THINGS), 1 + len(COLOURS), 1 + len(HAPPENINGS), len(PLACES))
 
 
 class PlaceNamer(nn.Module):
-    """The encoder and its three heads."""
+    """The encoder and its heads."""
 
     def __init__(self, tower: VisionTower, width: int) -> None:
         super().__init__()
@@ -37,9 +37,16 @@ class PlaceNamer(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, num) for num in NUM_CLASSES)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Pictures [N, S, S, 3] uint8 -> three logits [N, 9, classes]."""
+        """Pictures [N, S, S, 3] uint8 -> four logits [N, 9, classes]."""
         tokens = self.tower(pictures)
         return [head(tokens) for head in self.heads]
+
+
+def with_places(truth: np.ndarray) -> Tensor:
+    """Class numbers [N, 9, 3] with each place's own number: [N, 9, 4]. A token that forgets where it is is no use."""
+    classes = torch.from_numpy(truth).long()
+    places = torch.arange(len(PLACES)).expand(len(classes), -1)
+    return torch.cat([classes, places.unsqueeze(-1)], -1)
 
 
 def augment(pictures: np.ndarray, rng: np.random.Generator) -> Tensor:
@@ -55,7 +62,7 @@ def augment(pictures: np.ndarray, rng: np.random.Generator) -> Tensor:
 def right_shares(logits: list[Tensor], truth: Tensor) -> dict[str, float]:
     """Of the places where a thing stands: share with the right thing, colour, happening; and of all: thing or none."""
     there = truth[..., 0] > 0
-    names = ("thing", "colour", "happening")
+    names = ("thing", "colour", "happening", "place")
     shares = {
         name: float((logit.argmax(-1) == truth[..., i])[there].float().mean())
         for i, (name, logit) in enumerate(zip(names, logits, strict=True))
@@ -90,7 +97,7 @@ def train(
         clip, moment = rng.integers(len(clips), size=batch), rng.integers(frames.shape[1], size=batch)
         set_learning_rate(optimizer, lr := learning_rate(done, peak_lr))
         logits = namer(augment(frames[clip, moment], rng))
-        target = torch.from_numpy(truth[clip, moment]).long()
+        target = with_places(truth[clip, moment])
         losses = [
             functional.cross_entropy(logit.flatten(0, 1), target[..., i].flatten())
             for i, logit in enumerate(logits)
@@ -103,7 +110,7 @@ def train(
             some = rng.integers(len(held_out), size=200), rng.integers(test_frames.shape[1], size=200)
             with torch.inference_mode():
                 shares = right_shares(
-                    namer(torch.from_numpy(test_frames[some])), torch.from_numpy(test_truth[some])
+                    namer(torch.from_numpy(test_frames[some])), with_places(test_truth[some])
                 )
             log.report(step, loss=sum(float(x.detach()) for x in losses), lr=lr, **shares)
             save_file(namer.tower.state_dict(), out / "vision.safetensors")
