@@ -197,7 +197,11 @@ def test_a_config_as_older_transformers_wrote_it(folders: tuple[Path, Path], tmp
     old |= {"sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 5}
     (language / "config.json").write_text(json.dumps(values | old))
     assert assemble(vision, language, tmp_path / "old", silent).rope_theta == 5000.0
-    stretched: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    stretched: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+    }
     change_config(language, rope_scaling=stretched)
     with pytest.raises(ValueError, match="rope_type is 'yarn', wanted 'default'"):
         assemble(vision, language, tmp_path / "new", silent)
