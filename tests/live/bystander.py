@@ -1,0 +1,77 @@
+"""Somebody who talks with a camera all the while, and notices when others disturb that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import openai
+
+from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of, until
+
+TOKENS_PER_S = 10.0
+MAX_GAP_S = 3.0  # between two tokens, as they arrive: thirty times the pace, for machines with other work
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One token."""
+
+    at: float  # monotonic
+    frame_id: str
+    captured_s: float
+
+
+class Bystander:
+    """Asks, listens to the end, asks again; from a thread, until closed."""
+
+    def __init__(self, live: LiveStack, camera: str) -> None:
+        self.heard: list[Heard] = []
+        self.problems: list[str] = []
+        self._live, self._camera = live, camera
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._talk, name="bystander", daemon=True)
+        self._thread.start()
+        until(lambda: bool(self.heard or self.problems), "the bystander hears nothing")
+
+    @contextmanager
+    def undisturbed(self) -> Generator[None]:
+        """In this block, and until a word was made from a frame captured after it, nothing is to be noticed."""
+        began = len(self.heard)
+        yield
+        over_s = time.time()
+        until(lambda: bool(self.problems) or self.heard[-1].captured_s > over_s, "no new frame came")
+        assert self.problems == []
+        heard = self.heard[max(0, began - 1) :]
+        assert in_order([token.frame_id for token in heard])
+        assert max(after.at - before.at for before, after in pairwise(heard)) < MAX_GAP_S
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._ended.set()
+        self._thread.join()
+
+    def _talk(self) -> None:
+        with self._live.client() as client:
+            while not self._ended.is_set():
+                try:
+                    self._listen(client)
+                except openai.OpenAIError as error:
+                    self.problems.append(repr(error))
+                    return
+
+    def _listen(self, client: openai.OpenAI) -> None:
+        options = {"streamchat": {"tokens_per_second": TOKENS_PER_S}}
+        messages = asking(look_at(self._camera))
+        with client.chat.completions.create(
+            model=MODEL, messages=messages, stream=True, max_tokens=600, extra_body=options
+        ) as stream:
+            for chunk in stream:
+                for token in tokens_of(chunk):
+                    self.heard.append(Heard(time.monotonic(), token["frame_id"], token["captured_s"]))
+                if self._ended.is_set():
+                    return

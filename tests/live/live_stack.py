@@ -1,0 +1,90 @@
+"""One running `streamchat up`, as people and programs meet it."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+
+from services.children import wait_for
+from services.frame_store import parse_frame_id
+
+MODEL = "streamchat-tiny"
+MAX_DIALOGS = 32  # places of the decoder: few, so that a crowd does not fit
+QUESTION = "What is happening?"
+PATIENCE_S = 60.0  # for what takes a moment: this machine may have other work
+NO_PROXY = httpx.Timeout(60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveStack:
+    """Where it answers."""
+
+    url: str
+    kafka: str  # host:port
+
+    def client(self) -> openai.OpenAI:
+        """The unmodified openai client; refusals are shown at once, not tried again."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
+
+    def cameras(self) -> dict[str, dict[str, Any]]:
+        """`GET /v1/cameras`, by id."""
+        listed = httpx.get(f"{self.url}/v1/cameras", timeout=PATIENCE_S, trust_env=False).json()["data"]
+        return {camera["id"]: camera for camera in listed}
+
+    def metric(self, name: str) -> float:
+        """One number of `GET /metrics`."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as answer:
+            found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+        assert found, f"no metric {name}"
+        return float(found[1])
+
+    def wait_for_frames(self, *cameras: str, num_frames: int = 3) -> None:
+        """Until each of the cameras is live and has that many frames."""
+
+        def there() -> bool:
+            known = self.cameras()
+            return all(
+                known.get(camera, {}).get("state") == "live" and known[camera]["num_frames"] >= num_frames
+                for camera in cameras
+            )
+
+        until(there, f"no frames of {cameras}: {self.cameras()}")
+
+
+def until(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait for something to become true; what it was is in the failure."""
+    assert wait_for(condition, PATIENCE_S, every_s=0.1), otherwise
+
+
+def look_at(camera: str) -> dict[str, Any]:
+    """The content part that names a camera."""
+    return {"type": "video_url", "video_url": {"url": f"camera://{camera}"}}
+
+
+def asking(part: dict[str, Any], text: str = QUESTION) -> list[Any]:
+    """A question about what the part shows."""
+    return [{"role": "user", "content": [part, {"type": "text", "text": text}]}]
+
+
+def tokens_of(chunk: Any) -> list[dict[str, Any]]:
+    """Our facts in a chunk or a whole answer."""
+    facts = (chunk.model_extra or {}).get("streamchat") or {}
+    return list(facts.get("tokens", ()))
+
+
+def in_order(frame_ids: Sequence[str]) -> bool:
+    """Whether frames never go back."""
+    positions = [parse_frame_id(frame_id) for frame_id in frame_ids]
+    return positions == sorted(positions)
+
+
+def now_ms() -> float:
+    """The wall clock as frame ids and Kafka tell it."""
+    return time.time() * 1000

@@ -1,0 +1,28 @@
+"""A camera that comes by a Kafka client of another make (confluent-kafka), on a topic of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.live.kafka_camera import KafkaCamera
+from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of, until
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_new_camera_on_a_new_topic_appears_by_itself_and_is_talked_about(live: LiveStack) -> None:
+    assert "porch" not in live.cameras()
+    with KafkaCamera(live.kafka, "porch", topic="cameras.second"), live.client() as client:
+        live.wait_for_frames("porch")
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=asking(look_at("porch")),
+            max_tokens=20,
+            extra_body={"streamchat": {"tokens_per_second": 10}},
+        )
+        until(lambda: live.cameras()["porch"]["fps"] == pytest.approx(5, abs=0.5), "not five frames a second")
+    ids = [token["frame_id"] for token in tokens_of(answer)]
+    assert in_order(ids)
+    assert len(set(ids)) >= 4
+    assert set(live.cameras()) >= {"door", "yard", "porch"}

@@ -1,0 +1,29 @@
+"""A StreamChat folder of the tiny shape with random weights: all that is made of a real one, in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.config import preset
+from model.folder import save_folder
+from model.network import StreamChat
+from training.tiny_tokenizer import make_tokenizer
+
+SPACE = "Ġ"  # how byte-level tokenizers write it
+
+
+def make_random_folder(folder: Path, *, endless: bool = False) -> Path:
+    """The folder, always with the same weights. `endless`: it says nothing but words, and never ends by itself."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(folder)
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer)))
+    if endless:
+        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        others = [i for i, token in enumerate(tokens) if not token.startswith(SPACE)]
+        with torch.no_grad():  # their logits are exactly 0, which is never the largest of hundreds
+            model.language.embed_tokens.weight[others] = 0.0
+    save_folder(model, folder)
+    return folder
