@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,7 +80,10 @@ def refused(code: str, message: str) -> ClipRefused:
 def decode_picture(media: bytes, limits: ClipLimits, end_s: float) -> SampledFrame:
     """A still picture as a clip of one frame; its size is checked before it is decoded."""
     try:
-        with Image.open(io.BytesIO(media), formats=PICTURES) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            image = Image.open(io.BytesIO(media), formats=PICTURES)
+        with image:
             check_size(image.width, image.height, limits)
             picture = av.VideoFrame.from_image(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:

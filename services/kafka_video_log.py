@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,7 @@ class KafkaVideoLog:
         self._pending_bytes = 0
         self._retry_at = 0.0  # monotonic; until then the broker is taken as away
         self._topic_known = False
+        check_reachable(bootstrap_servers)
         try:
             self._producer = client.KafkaProducer(
                 bootstrap_servers=bootstrap_servers.split(","),
@@ -120,6 +122,7 @@ class KafkaVideoLog:
 
     def _create_topic(self) -> None:
         """Create the topic if it is missing: at the start, and after a broker came back empty."""
+        check_reachable(self._bootstrap)
         admin = client.KafkaAdminClient(
             bootstrap_servers=self._bootstrap.split(","), bootstrap_timeout_ms=1000, request_timeout_ms=2000
         )
@@ -221,6 +224,7 @@ class KafkaVideoReader:
 
     def _connected(self) -> Any:
         if self._consumer is None:
+            check_reachable(self._bootstrap)
             consumer = client.KafkaConsumer(
                 bootstrap_servers=self._bootstrap.split(","),
                 group_id=self._group,
@@ -276,14 +280,14 @@ class KafkaVideoReader:
     def revoked(self, places: set[Place]) -> None:
         """Called by the client before partitions are given up: the last chance to commit."""
         self._joining = True
-        if self._consumer is None or not places:
+        if self._consumer is None:
             return
-        commits = {place: offset for place, offset in self._commits.items() if place in places}
-        if commits:
-            self._consumer.commit_async(as_offsets(commits))
         # kafka-python 3.0.12 forgets a join that a new topic began and that outlasts one poll: it would never read
         # again. With the wish to join on record, the next poll takes the join up where it was.
         self._consumer._coordinator.request_rejoin()
+        commits = {place: offset for place, offset in self._commits.items() if place in places}
+        if commits:
+            self._consumer.commit_async(as_offsets(commits))
         self._drop_places(places)
         self._revoked |= places
 
@@ -393,6 +397,19 @@ class RebalanceListener(ConsumerRebalanceListener):
 
     def on_partitions_lost(self, lost: Any) -> None:
         self.reader.forget(as_places(lost))
+
+
+def check_reachable(bootstrap_servers: str, timeout_s: float = 3.0) -> None:
+    """LogLost at once when nobody listens: the client would try for long, and leave its socket open."""
+    problem: Exception | None = None
+    for server in bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+                return
+        except (OSError, ValueError) as error:
+            problem = error
+    raise LogLost(f"no Kafka broker answers at {bootstrap_servers}: {problem}")
 
 
 def as_places(partitions: Any) -> set[Place]:

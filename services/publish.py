@@ -120,12 +120,11 @@ def file_units(
     offset_s = 0.0  # of this round on the file's time line
     while not stop.is_set():
         first_s: float | None = None
-        last_s = interval_s = 0.0
+        last_s, count = 0.0, 0
         for unit in source.units():
             first_s = unit.time_s if first_s is None else first_s
             time_s = unit.time_s - first_s
-            if time_s > last_s:
-                interval_s, last_s = time_s - last_s, time_s
+            last_s, count = max(last_s, time_s), count + 1
             due_s = offset_s + time_s
             behind_s = time.monotonic() - started - due_s
             if behind_s > FURTHEST_BEHIND_S:
@@ -137,7 +136,9 @@ def file_units(
             yield moved(unit, shifted), wall_s + due_s
         if not loop or first_s is None:
             return
-        offset_s += last_s + (interval_s or 0.04)
+        offset_s += last_s + (
+            last_s / (count - 1) if count > 1 else 1.0
+        )  # its last frame lasts as long as the others
 
 
 def moved(unit: AccessUnit, pts: int) -> AccessUnit:
