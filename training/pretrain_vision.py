@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -79,17 +79,21 @@ def train(
     peak_lr: float,
     out: Path,
     report_every: int = 200,
+    start: Path | None = None,
 ) -> None:
     """Train for a time, save `vision.safetensors` and `log.jsonl`."""
     config = preset("tiny")
     rate = config.frames_per_second
-    frames = read_all(clips, rate, config.vision.image_size, out / "frames.npy")
+    # In memory, not mapped: every step reads from all over it.
+    frames = np.array(read_all(clips, rate, config.vision.image_size, out / "frames.npy"))
     truth = clip_truths(clips, frames.shape[1], rate)
     test_frames = read_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
     test_truth = clip_truths(held_out, test_frames.shape[1], rate)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     namer = PlaceNamer(VisionTower(config.vision), config.vision.hidden_size)
+    if start is not None:
+        namer.tower.load_state_dict(load_file(start))
     optimizer = adamw(namer.named_parameters(), peak_lr, 0.05)
     log = RunLog(out)
     step = 0
@@ -129,6 +133,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="go on from the weights that an earlier run wrote")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -136,7 +141,15 @@ def main() -> None:
     if any(c.world.seed in TEST_SEEDS for c in clips):
         parser.error(f"--clips: seeds from {TEST_SEEDS.start} on are held out for tests; train on others")
     options.out.mkdir(parents=True, exist_ok=True)
-    train(clips, find_clips(options.held_out), options.minutes, options.batch, options.lr, options.out)
+    train(
+        clips,
+        find_clips(options.held_out),
+        options.minutes,
+        options.batch,
+        options.lr,
+        options.out,
+        start=options.start,
+    )
 
 
 if __name__ == "__main__":
