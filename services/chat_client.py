@@ -55,6 +55,8 @@ class ChatClient:
         try:
             # Proxies of the environment are for the outside world, not for a service beside us.
             self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+            if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
+                raise ValueError("it does not begin with http:// and a host")
         except (httpx.InvalidURL, ValueError) as error:
             raise ChatRefused(f"{url!r} is no URL: {error}") from error
 

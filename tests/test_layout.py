@@ -1,0 +1,170 @@
+"""The house's rules that no type checker knows: who may import whom, and what may not be in the tree."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "services", "training")
+FORBIDDEN = {"model": {"services", "training"}, "services": {"training"}, "training": {"services"}}
+ONLY = {  # what only these files of services/ may import
+    "kafka": {"kafka_video_log.py"},
+    "redis": {"redis_frame_store.py"},
+    "ray": {"app.py", "local_ray.py"},
+}
+NOT_IN_MODEL = {"ray", "kafka", "redis", "fastapi", "uvicorn", "httpx"}
+LIGHT = ("gateway", "openai_api", "realtime", "frame_fifo", "cli", "up", "stack", "publish")
+# local_ray.py hands Ray its settings: it writes the environment of its own process, and reads nothing from it.
+WRITES_ENVIRONMENT = {"services/local_ray.py": {"update", "PYTHONPATH"}}
+TEXTS = {".py", ".md", ".toml", ".txt", ".html", ".js", ".css", ".yaml", ".yml", ".json", ".cfg", "", ".sh"}
+NOT_OURS = re.compile(
+    r"(?<![\w.])(/root/|/home/\w|/work/|/opt/pypi|/opt/wheels)"
+    r"|\b(pypi\.org|pythonhosted\.org|registry\.npmjs|extra-index-url|--index-url|find-links)",
+)
+
+
+def files(suffix: str = "") -> list[Path]:
+    """All files that git knows or would take, by name."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    found = (ROOT / name for name in sorted(set(listed)))
+    return [path for path in found if path.is_file() and path.name.endswith(suffix)]
+
+
+def sources(package: str) -> list[Path]:
+    return [path for path in files(".py") if path.is_relative_to(ROOT / package)]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that is imported anywhere in the file, inside functions too, with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield node.module or "", node.lineno
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_in_one_direction(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources(package)
+        for module, line in imports(path)
+        if module.partition(".")[0] in FORBIDDEN[package]
+    ]
+    assert wrong == []
+
+
+def test_the_model_is_pure() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for path in sources("model")
+        for module, line in imports(path)
+        if module.partition(".")[0] in NOT_IN_MODEL
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("client", sorted(ONLY))
+def test_one_file_knows_each_client(client: str) -> None:
+    found = {
+        path.name
+        for path in sources("services")
+        for module, _ in imports(path)
+        if module.partition(".")[0] == client
+    }
+    assert found <= ONLY[client]
+
+
+def test_only_settings_reads_the_environment() -> None:
+    wrong: list[str] = []
+    for package in PACKAGES:
+        for path in sources(package):
+            name = str(path.relative_to(ROOT))
+            allowed = WRITES_ENVIRONMENT.get(name, set[str]())
+            tree = ast.parse(path.read_text())
+            uses = [use for use in environment_uses(tree) if not any(word in use[0] for word in allowed)]
+            wrong += [f"{name}:{line}: {use}" for use, line in uses if name != "services/settings.py"]
+    assert wrong == []
+
+
+def environment_uses(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Statements and expressions that name `os.environ` or `os.getenv`, the largest first."""
+    names = {"environ", "environb", "getenv", "putenv"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name in names)
+        if isinstance(node, ast.stmt) and not isinstance(
+            node,
+            ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.If | ast.For | ast.With | ast.Try,
+        ):
+            parts = (part for part in ast.walk(node) if isinstance(part, ast.Attribute))
+            if any(part.attr in names and ast.unparse(part.value) == "os" for part in parts):
+                yield ast.unparse(node), node.lineno
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_processes_never_load_torch(module: str) -> None:
+    program = f"import sys, services.{module}; print(*sorted({{'torch', 'transformers', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_no_file_in_training_hides_an_installed_module() -> None:
+    # `python training/sft.py` puts training/ first on the path: `datasets.py` there would hide Hugging Face's.
+    installed = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
+    ours = {path.stem if path.suffix == ".py" else path.name for path in (ROOT / "training").iterdir()}
+    assert ours & (installed - set(PACKAGES)) == set()
+
+
+def test_tests_are_no_packages_and_mirror_the_sources() -> None:
+    tests = [path.relative_to(ROOT) for path in files(".py") if path.is_relative_to(ROOT / "tests")]
+    assert [path for path in tests if path.name == "__init__.py"] == []
+    wrong: list[str] = []
+    for path in tests:
+        package = path.parts[1]
+        if path.name.startswith("test_") and package in PACKAGES:
+            source = ROOT / package / path.name.removeprefix("test_")
+            if not source.exists() and not source.with_suffix("").is_dir():
+                wrong.append(f"{path}: no {source.relative_to(ROOT)}")
+    assert wrong == []
+
+
+def test_no_names_that_say_nothing() -> None:
+    empty = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+    assert [path for path in files(".py") if path.stem in empty] == []
+
+
+def test_no_machine_in_the_tree() -> None:
+    wrong: list[str] = []
+    for path in files():
+        if path.suffix not in TEXTS or path == Path(__file__) or path.stat().st_size > 2**20:
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if found := NOT_OURS.search(line):
+                wrong.append(f"{path.relative_to(ROOT)}:{number}: {found[0]}")
+    assert wrong == []
+
+
+def test_settings_are_described() -> None:
+    from dataclasses import fields
+
+    from services.settings import Settings
+
+    assert [f.name for f in fields(Settings) if len(f.metadata.get("about", "")) < 10] == []
