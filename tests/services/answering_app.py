@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from ray import serve
 
@@ -21,4 +23,5 @@ class Answering:
     """Answers."""
 
 
-app = serve.deployment(serve.ingress(api)(Answering), ray_actor_options={"num_cpus": 0.1}).bind()
+deployment: Any = serve.deployment(serve.ingress(api)(Answering), ray_actor_options={"num_cpus": 0.1})
+app = deployment.bind()

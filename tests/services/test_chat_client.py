@@ -26,8 +26,10 @@ def client(served: Gateway) -> Iterator[ChatClient]:
 
 
 def test_an_answer_comes_token_by_token(served: Gateway, client: ChatClient) -> None:
-    options = {"tokens_per_second": 50.0, "max_tokens": 5}
-    tokens = list(client.ask("front-door", "What happens?", visual_context="frozen", **options))
+    answer = client.ask(
+        "front-door", "What happens?", visual_context="frozen", tokens_per_second=50.0, max_tokens=5
+    )
+    tokens = list(answer)
     assert [token.text for token in tokens] == list(WORDS[:5])
     newest = served.store.newest_frame("front-door")
     assert newest is not None

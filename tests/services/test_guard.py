@@ -15,8 +15,8 @@ from services import children
 # Makes a grandchild in a session of its own, whose parent ends at once, and says who that is.
 PROGRAM = """
 import signal, subprocess, sys, time
-sleeper = subprocess.run(["/bin/sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 & echo $!"], capture_output=True, text=True)
-print(sleeper.stdout.strip(), flush=True)
+leave = "setsid sleep 1000 > /dev/null 2>&1 & echo $!"
+print(subprocess.run(["/bin/sh", "-c", leave], stdout=subprocess.PIPE, text=True).stdout.strip(), flush=True)
 {then}
 """
 GUARD = "import sys, pathlib; from services.guard import guard; sys.exit(guard(sys.argv[1:], folder=pathlib.Path('/')))"
