@@ -54,9 +54,12 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 @pytest.fixture(scope="session")
 def random_model(tokenizer: PreTrainedTokenizerFast) -> StreamChat:
-    """streamchat-tiny with random weights that looks hard at its frames: no path is silent."""
+    """streamchat-tiny with random weights that looks hard at its frames: no path is silent.
+
+    Its embeddings are not tied: a random model whose are repeats its last token for ever.
+    """
     torch.manual_seed(0)
-    model = StreamChat(preset("tiny", vocab_size=len(tokenizer))).eval()
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer), tie_word_embeddings=False)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("gate_cross", "gate_visual")):
             torch.nn.init.normal_(parameter, std=1.0)
