@@ -11,6 +11,7 @@ import pytest
 from services.background import Background
 from services.embedded import HOST, free_port
 from tests.live.bystander import Bystander
+from tests.live.deaf_client import deaf_to_pictures
 from tests.live.kafka_camera import DeadLetters
 from tests.live.live_stack import MAX_DIALOGS, LiveStack
 from tests.random_folder import make_random_folder
@@ -54,10 +55,11 @@ def live(up: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
 
 @pytest.fixture(scope="session")
 def talker(live: LiveStack) -> Iterator[Bystander]:
-    """Somebody who talks with the yard all the while."""
-    talker = Bystander(live, "yard")
-    yield talker
-    talker.close()
+    """Somebody who talks with the yard all the while, beside others who do not listen."""
+    with deaf_to_pictures(live), deaf_to_pictures(live):
+        talker = Bystander(live, "yard")
+        yield talker
+        talker.close()
 
 
 @pytest.fixture

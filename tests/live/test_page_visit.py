@@ -58,5 +58,5 @@ def test_a_visit(live: LiveStack) -> None:
     assert len(word_counts) >= 8  # word by word, not all at once
     assert seen.frame_ids[0] != seen.frame_ids[1]  # it looked again while it spoke
     assert in_order(seen.frame_ids)
-    assert all(re.fullmatch(r"\d+ ms old when spoken", age) for age in seen.ages)
+    assert all(re.fullmatch(r"(\d+ ms|\d\.\d s) old when spoken", age) for age in seen.ages)
     assert seen.problems == []

@@ -1,0 +1,33 @@
+"""Somebody who asks, sees that an answer begins, and reads nothing more. The connection stays open."""
+
+from __future__ import annotations
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+from tests.live.live_stack import MODEL, PATIENCE_S, LiveStack, asking, look_at
+
+
+def deaf_to_an_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socket.socket:
+    """Deaf to an answer about the camera."""
+    question = {"model": MODEL, "messages": asking(look_at(camera)), "max_tokens": num_tokens, "stream": True}
+    body = json.dumps(question)
+    headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return _ask(live, f"POST /v1/chat/completions HTTP/1.1\r\n{headers}\r\n\r\n{body}")
+
+
+def deaf_to_pictures(live: LiveStack) -> socket.socket:
+    """Deaf to the pictures of all cameras, which never end."""
+    return _ask(live, "GET /v1/pictures HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def _ask(live: LiveStack, request: str) -> socket.socket:
+    address = urlsplit(live.url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # hardly anything fits on the way
+    connection.settimeout(PATIENCE_S)
+    connection.connect((address.hostname, address.port))
+    connection.sendall(request.encode())
+    assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    return connection
