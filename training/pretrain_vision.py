@@ -79,9 +79,10 @@ def train(
     peak_lr: float,
     out: Path,
     report_every: int = 200,
+    steps: int | None = None,
     start: Path | None = None,
 ) -> None:
-    """Train for a time, save `vision.safetensors` and `log.jsonl`."""
+    """Train for a time, or for so many steps, save `vision.safetensors` and `log.jsonl`."""
     config = preset("tiny")
     rate = config.frames_per_second
     # In memory, not mapped: every step reads from all over it.
@@ -97,7 +98,7 @@ def train(
     optimizer = adamw(namer.named_parameters(), peak_lr, 0.05)
     log = RunLog(out)
     step = 0
-    while (done := log.elapsed_s / 60 / minutes) < 1:
+    while (done := step / steps if steps else log.elapsed_s / 60 / minutes) < 1:
         clip, moment = rng.integers(len(clips), size=batch), rng.integers(frames.shape[1], size=batch)
         set_learning_rate(optimizer, lr := learning_rate(done, peak_lr))
         logits = namer(augment(frames[clip, moment], rng))
