@@ -7,7 +7,7 @@ import io
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +86,8 @@ async def until(done: Callable[[], bool], timeout_s: float = 30.0) -> None:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**({"max_packet_bytes": LIMIT} | changes))
+    values: dict[str, Any] = {"max_packet_bytes": LIMIT} | changes
+    return Settings(**values)
 
 
 @asynccontextmanager
@@ -96,7 +97,7 @@ async def at_work(
     broker: MemoryBroker | None = None,
     store: MemoryFrameStore | None = None,
     **changes: Any,
-) -> AsyncIterator[Rig]:
+) -> AsyncGenerator[Rig]:
     chosen, store = settings(**changes), store or MemoryFrameStore()
     if fresh := broker is None:
         broker = MemoryBroker()
