@@ -16,7 +16,7 @@ from typing import Any
 import kafka
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from services.messages import VideoPacket
@@ -142,8 +142,11 @@ class KafkaVideoLog:
 
     def _failed(self, record: RawRecord, size: int, error: BaseException) -> None:
         self._release(size)
-        self._topic_known = False  # perhaps the broker came back without it
-        self._retry_at = time.monotonic() + RETRY_S
+        # Perhaps the broker came back without the topic. The embedded one then took some packets all the same, and
+        # refuses as many with UnknownError once the topic is there again: no reason to wait.
+        self._topic_known = isinstance(error, UnknownError) and self._topic_known
+        if not isinstance(error, UnknownError):
+            self._retry_at = time.monotonic() + RETRY_S
         self._drop(record, type(error).__name__)
 
     def _drop(self, record: RawRecord, reason: str) -> None:
