@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ MODEL = "streamchat-tiny"
 MAX_DIALOGS = 32  # places of the decoder: few, so that a crowd does not fit
 QUESTION = "What is happening?"
 PATIENCE_S = 60.0  # for what takes a moment: this machine may have other work
-NO_PROXY = httpx.Timeout(60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +81,3 @@ def in_order(frame_ids: Sequence[str]) -> bool:
     """Whether frames never go back."""
     positions = [parse_frame_id(frame_id) for frame_id in frame_ids]
     return positions == sorted(positions)
-
-
-def now_ms() -> float:
-    """The wall clock as frame ids and Kafka tell it."""
-    return time.time() * 1000

@@ -314,6 +314,13 @@ async def test_only_admitted_cameras_appear() -> None:
         assert len(rig.store.cameras()) == 2
 
 
+async def test_a_camera_without_a_frame_is_announced() -> None:
+    async with at_work() as rig:
+        rig.send(*(replace(packet, keyframe=False) for packet in live(3, "blind")))
+        await until(lambda: rig.store.is_announced("blind"))
+        assert rig.store.cameras() == []
+
+
 async def test_a_flood_of_bad_packets_is_counted_but_not_all_written() -> None:
     async with at_work() as rig:
         for _ in range(300):
