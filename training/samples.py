@@ -14,6 +14,8 @@ from training.word_times import word_times
 from training.world import World
 from training.world_language import Answer, answer, pick_question
 
+CAPTION_KINDS = ("tell", "list", "what")
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -121,6 +123,21 @@ def random_rows(
             told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
             history = (earlier.instruction, " ".join(w.text for w in told.words))
         rows.append(maker.row(question.instruction, said, frame_times, history))
+    return rows
+
+
+def caption_rows(
+    rng: np.random.Generator, maker: RowMaker, world: World, frame_times: Floats, num: int
+) -> list[Row]:
+    """Questions about the newest of a few frames, answered by a sentence at once: what captions are to a picture."""
+    rows: list[Row] = []
+    newest_s = float(frame_times[-1])
+    while len(rows) < num:
+        question = pick_question(rng, world, newest_s)
+        if question.kind in CAPTION_KINDS:
+            said = answer(question, world, newest_s + 0.05, 50.0, 4, lambda time_s: newest_s)
+            if said.words:
+                rows.append(maker.row(question.instruction, said, frame_times))
     return rows
 
 

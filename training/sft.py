@@ -26,11 +26,12 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model.config import StreamChatConfig, preset
 from model.folder import save_folder
+from model.layer import Layer
 from model.network import StreamChat
 from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
 from training.grounding import Grounding
 from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
-from training.samples import Batch, RowMaker, collate, random_rows
+from training.samples import Batch, RowMaker, caption_rows, collate, random_rows
 from training.tiny_tokenizer import make_tokenizer
 from training.world import TEST_SEEDS
 
@@ -50,6 +51,7 @@ class Recipe:
     rows_per_clip: int = 6
     clip_norm: float = 1.0
     grounding: float = 0.3  # weight of the grounding loss
+    caption_steps: int = 800  # of the start: short answers about the newest frame, before whole dialogs
     save_every: int = 500  # steps between checkpoints
     report_every: int = 50
 
@@ -61,6 +63,7 @@ class Step:
     batch: Batch
     clips: list[int]
     starts: list[int]  # first frame of the window, per clip
+    window: int  # frames
 
 
 class Steps(IterableDataset[Step]):
@@ -95,6 +98,8 @@ class Steps(IterableDataset[Step]):
         """The step of that number: the same for the same seed."""
         rng = np.random.default_rng([self.recipe.seed, 7, number])
         clips = [int(c) for c in rng.choice(len(self.clips), size=self.recipe.clips_per_step, replace=False)]
+        if number < self.recipe.caption_steps:
+            return self._captions(rng, clips)
         starts = [int(s) for s in rng.integers(0, self.num_frames - self.window + 1, size=len(clips))]
         longest = int(rng.choice((8, 14, 20, 36), p=(0.2, 0.35, 0.3, 0.15)))
         rows, clip_of_row = [], []
@@ -107,7 +112,20 @@ class Steps(IterableDataset[Step]):
             )
             rows += made
             clip_of_row += [place] * len(made)
-        return Step(batch=collate(rows, clip_of_row, self.pad_id), clips=clips, starts=starts)
+        batch = collate(rows, clip_of_row, self.pad_id)
+        return Step(batch=batch, clips=clips, starts=starts, window=self.window)
+
+    def _captions(self, rng: np.random.Generator, clips: list[int]) -> Step:
+        """A step of the first part of the run: one FIFO of frames of each clip, and short answers at once."""
+        window = self.config.fifo_frames + 1
+        last = self.num_frames - window - int(0.5 * self.config.frames_per_second)  # time is left to answer in
+        starts = [int(s) for s in rng.integers(0, last + 1, size=len(clips))]
+        rows, clip_of_row = [], []
+        for place, (clip, start) in enumerate(zip(clips, starts, strict=True)):
+            times = frame_times(clip, self.num_frames, self.config.frames_per_second)[start : start + window]
+            rows += caption_rows(rng, self.maker, self.clips[clip].world, times, self.recipe.rows_per_clip)
+            clip_of_row += [place] * self.recipe.rows_per_clip
+        return Step(batch=collate(rows, clip_of_row, self.pad_id), clips=clips, starts=starts, window=window)
 
 
 def forward_loss(model: StreamChat, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,8 +213,7 @@ class Trainer:
         return (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
 
     def _step(self, step: Step, lr: float, device: str) -> tuple[float, float, float]:
-        window = self.steps.window
-        places = [(c, slice(s, s + window)) for c, s in zip(step.clips, step.starts, strict=True)]
+        places = [(c, slice(s, s + step.window)) for c, s in zip(step.clips, step.starts, strict=True)]
         features = torch.from_numpy(np.stack([self.features[place] for place in places])).to(device)
         truth = torch.from_numpy(np.stack([self.truths[place] for place in places])).to(device)
         set_learning_rate(self.optimizer, lr)
@@ -230,11 +247,28 @@ class Trainer:
         print(f"going on from step {self.number}", file=sys.stderr)
 
 
+@torch.no_grad()
+def start_as_copiers(model: StreamChat) -> None:
+    """Let attention begin by handing on what it reads: output times value projection is a projection on a subspace.
+
+    With grounding, what is read from a frame is near the words for it, so naming starts from the first step on.
+    """
+    size = model.config.head_dim
+    heads_a_group = model.config.num_attention_heads // model.config.num_key_value_heads
+    for layer in model.language.layers:
+        assert isinstance(layer, Layer)
+        values, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        nn.init.orthogonal_(values)
+        groups = values.unflatten(0, (-1, size)).repeat_interleave(heads_a_group, 0)  # [H, d, D]
+        output.copy_(groups.permute(2, 0, 1).flatten(1) / heads_a_group)
+
+
 def make_model(vision: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
     """A new tiny model around a taught vision encoder."""
     torch.manual_seed(seed)
-    config = preset("tiny", vocab_size=len(tokenizer))
-    model = StreamChat(config)
+    # No language model to protect: nothing need start small.
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer), gate_init=1.0))
+    start_as_copiers(model)
     model.vision.load_state_dict(load_file(vision))
     return model
 
