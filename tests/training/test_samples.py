@@ -219,16 +219,17 @@ def test_the_engine_makes_the_logits_of_the_training_forward(
     torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("number_of_step", [0, 4], ids=["captions", "dialogs"])
 def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_whole_clip(
-    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat
+    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat, number_of_step: int
 ) -> None:
     """The trainer cuts windows out of clips; the engine has watched the camera from its first frame on."""
     worlds = [Clip(path=Path(), world=make_world(3, index)) for index in range(3)]
-    recipe = Recipe(clips_per_step=2, rows_per_clip=3)
+    recipe = Recipe(clips_per_step=2, rows_per_clip=3, caption_steps=1)
     steps = Steps(worlds, tokenizer, random_model.config, recipe, 100)
-    step = steps.step(4)
+    step = steps.step(number_of_step)
     features = torch.stack([some_features(100, clip) for clip in step.clips])
-    windows = torch.stack([f[s : s + steps.window] for f, s in zip(features, step.starts, strict=True)])
+    windows = torch.stack([f[s : s + step.window] for f, s in zip(features, step.starts, strict=True)])
     trained = logits_of(random_model, step.batch, windows)
     for number, clip in enumerate(step.batch.clip_of_row.tolist()):
         row = row_of(step.batch, number)
