@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +52,7 @@ class Heard:
 @contextlib.contextmanager
 def running(
     command: Sequence[str], environment: dict[str, str] | None = None, **options: Any
-) -> Iterator[subprocess.Popen[str]]:
+) -> Generator[subprocess.Popen[str]]:
     """A process that is ended with the block."""
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, text=True, **options)
     try:
@@ -189,6 +189,7 @@ def wait_ready(up: subprocess.Popen[str]) -> str:
 def wait_live(url: str, cameras: Sequence[str]) -> None:
     """Until every camera is live and its FIFO is full."""
     deadline = time.monotonic() + 60
+    states: dict[str, Any] = {}
     while time.monotonic() < deadline:
         states = {c["id"]: c for c in httpx.get(f"{url}/v1/cameras").json()["data"]}
         if all(states.get(c, {}).get("num_frames", 0) == states.get(c, {}).get("capacity") for c in cameras):

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ async def test_more_than_fit_are_told_when_to_come_back(decoder: LLMDecoder, sto
     ],
 )
 async def test_bad_requests_say_what_was_got(
-    decoder: LLMDecoder, store: SometimesLost, changes: dict[str, object], code: str
+    decoder: LLMDecoder, store: SometimesLost, changes: dict[str, Any], code: str
 ) -> None:
     store.append(frame("six", 1), capacity=16)
     (failed,) = await collect(decoder.decode(question("six", **changes)))
