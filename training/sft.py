@@ -118,7 +118,9 @@ class Steps(IterableDataset[Step]):
     def _captions(self, rng: np.random.Generator, clips: list[int]) -> Step:
         """A step of the first part of the run: one FIFO of frames of each clip, and short answers at once."""
         window = self.config.fifo_frames + 1
-        last = self.num_frames - window - int(0.5 * self.config.frames_per_second)  # time is left to answer in
+        last = (
+            self.num_frames - window - int(0.5 * self.config.frames_per_second)
+        )  # time is left to answer in
         starts = [int(s) for s in rng.integers(0, last + 1, size=len(clips))]
         rows, clip_of_row = [], []
         for place, (clip, start) in enumerate(zip(clips, starts, strict=True)):
