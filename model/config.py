@@ -135,7 +135,7 @@ TINY: dict[str, Any] = {
         num_hidden_layers=4,
         num_attention_heads=5,
     ),
-    "vocab_size": 640,
+    "vocab_size": 709,
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 5,

@@ -12,9 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from model.clock import indices, visibility
 from training.word_times import word_times
 from training.world import World
-from training.world_language import Answer, answer, pick_question
+from training.world_language import SLOTS, Answer, answer, pick_question
 
-CAPTION_KINDS = ("tell", "list", "what")
+REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
+SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
+SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -30,6 +32,8 @@ class Row:
     frame_index: Ints  # [N]
     visible: Bools  # [T, N]: what the query at i may see, that is, what the token i + 1 could see
     counts: Bools  # [T]: whether predicting token i + 1 is part of the loss
+    weights: Floats  # [T]: how much, where it counts
+    heard: Ints  # [T]: what the model reads, `token_ids` with slips of the tongue in the answer
 
 
 class RowMaker:
@@ -43,17 +47,39 @@ class RowMaker:
         self.end_id = end
         self._word_ids: dict[str, list[int]] = {}
         self._prompt_ids: dict[tuple[str, ...], list[int]] = {}
+        self._slips: dict[
+            int, list[int]
+        ] = {}  # by token of a state-bearing word: all of its slot, as spelt there
+        for space in ("", " "):
+            for slot in set(SLOTS.values()):
+                tokens = [self.pieces(space + word) for word, of in SLOTS.items() if of == slot]
+                single = [ids[0] for ids in tokens if len(ids) == 1]
+                self._slips |= dict.fromkeys(single, single)
 
-    def row(self, question: str, said: Answer, frame_times: Floats, history: Sequence[str] = ()) -> Row:
-        """A question asked at `said.start_s` after `history` (user and assistant texts in turn), and its answer."""
+    def row(
+        self,
+        question: str,
+        said: Answer,
+        frame_times: Floats,
+        history: Sequence[str] = (),
+        rng: np.random.Generator | None = None,
+    ) -> Row:
+        """A question asked at `said.start_s` after `history` (user and assistant texts in turn), and its answer.
+
+        With `rng`, some answers are heard with slips (`with_slips`); what is to be said stays right.
+        """
         prompt = self.prompt((*history, question))
         words = [w.text for w in said.words]
         times = word_times(said.start_s, said.end_s, len(words))
         ids, token_times = list(prompt), [said.start_s] * len(prompt)
-        for number, (word, time_s) in enumerate(zip(words, times, strict=True)):
+        weights = [1.0] * len(prompt)
+        for number, (word, time_s, weight) in enumerate(
+            zip(words, times, repeat_weights(words), strict=True)
+        ):
             pieces = self.pieces(word if number == 0 else " " + word)
             ids += pieces
             token_times += [time_s] * len(pieces)
+            weights += [weight] * len(pieces)
         if said.complete:
             ids.append(self.end_id)
             token_times.append(times[-1])
@@ -64,11 +90,24 @@ class RowMaker:
         counts[-1] = False  # nothing comes after the last token
         return Row(
             token_ids=np.array(ids),
+            weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
+            heard=self.with_slips(np.array(ids), len(prompt), rng) if rng is not None else np.array(ids),
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, self.capacity)),
             counts=counts,
         )
+
+    def with_slips(self, ids: Ints, num_prompt: int, rng: np.random.Generator) -> Ints:
+        """Replace some state-bearing words of the answer by others of the same slot."""
+        if rng.random() >= SLIPS:
+            return ids
+        heard = ids.copy()
+        for place in range(num_prompt, len(ids)):
+            others = self._slips.get(int(ids[place]))
+            if others and rng.random() < SLIP_WORDS:
+                heard[place] = others[int(rng.integers(len(others)))]
+        return heard
 
     def prompt(self, texts: tuple[str, ...]) -> list[int]:
         """Token ids of the chat so far, up to where the assistant speaks."""
@@ -86,6 +125,19 @@ class RowMaker:
         if word not in self._word_ids:
             self._word_ids[word] = self.tokenizer(word, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
         return self._word_ids[word]
+
+
+def repeat_weights(words: Sequence[str]) -> list[float]:
+    """A weight for each word: `REPEAT_WEIGHT` in a sentence that repeats the one before it."""
+    weights: list[float] = []
+    before: list[str] = []
+    sentence: list[str] = []
+    for word in words:
+        sentence.append(word)
+        if word[-1] in ".!?":
+            weights += [REPEAT_WEIGHT if sentence == before else 1.0] * len(sentence)
+            before, sentence = sentence, []
+    return weights + [1.0] * len(sentence)
 
 
 def random_rows(
@@ -122,7 +174,7 @@ def random_rows(
             earlier = pick_question(rng, world, before_s)
             told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
             history = (earlier.instruction, " ".join(w.text for w in told.words))
-        rows.append(maker.row(question.instruction, said, frame_times, history))
+        rows.append(maker.row(question.instruction, said, frame_times, history, rng))
     return rows
 
 
@@ -134,10 +186,9 @@ def caption_rows(
     newest_s = float(frame_times[-1])
     while len(rows) < num:
         question = pick_question(rng, world, newest_s)
-        if question.kind in CAPTION_KINDS:
-            said = answer(question, world, newest_s + 0.05, 50.0, 4, lambda time_s: newest_s)
-            if said.words:
-                rows.append(maker.row(question.instruction, said, frame_times))
+        said = answer(question, world, newest_s + 0.05, 50.0, 4, lambda time_s: newest_s)
+        if said.words:
+            rows.append(maker.row(question.instruction, said, frame_times, rng=rng))
     return rows
 
 
@@ -151,6 +202,8 @@ class Batch:
     frame_index: Ints  # [B, F]
     visible: Bools  # [B, T, F]
     counts: Bools  # [B, T]
+    weights: Floats  # [B, T]
+    heard: Ints  # [B, T]
 
 
 def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Batch:
@@ -161,10 +214,12 @@ def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Bat
     shape = (len(rows), longest)
     ids, index = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     visible, counts = np.zeros((*shape, num_frames), dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    heard, weights = ids.copy(), np.zeros(shape)
     for i, row in enumerate(rows):
         length = len(row.token_ids)
         ids[i, :length], index[i, :length] = row.token_ids, row.text_index
         visible[i, :length], counts[i, :length] = row.visible, row.counts
+        heard[i, :length], weights[i, :length] = row.heard, row.weights
     return Batch(
         token_ids=ids,
         text_index=index,
@@ -172,4 +227,6 @@ def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Bat
         frame_index=np.stack([r.frame_index for r in rows]),
         visible=visible,
         counts=counts,
+        weights=weights,
+        heard=heard,
     )

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model.config import StreamChatConfig, preset
-from model.folder import save_folder
+from model.folder import load_tokenizer, save_folder
 from model.layer import Layer
 from model.network import StreamChat
 from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
@@ -131,11 +131,11 @@ class Steps(IterableDataset[Step]):
 
 
 def forward_loss(model: StreamChat, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the tokens that count, and the share of them that is right."""
+    """Weighted mean cross-entropy over the tokens that count, and the share of them that is right."""
     device = features.device
     ids = torch.from_numpy(batch.token_ids).to(device)
     logits = model(
-        ids,
+        torch.from_numpy(batch.heard).to(device),
         torch.from_numpy(batch.text_index).to(device),
         features,
         torch.from_numpy(batch.clip_of_row).to(device),
@@ -145,7 +145,10 @@ def forward_loss(model: StreamChat, batch: Batch, features: Tensor) -> tuple[Ten
     )
     counts = torch.from_numpy(batch.counts).to(device)[:, :-1]
     said, wanted = logits[:, :-1][counts], ids[:, 1:][counts]
-    return functional.cross_entropy(said.float(), wanted), (said.argmax(-1) == wanted).float().mean()
+    weights = torch.from_numpy(batch.weights).to(device).float()[:, :-1][counts]
+    losses = functional.cross_entropy(said.float(), wanted, reduction="none")
+    right = ((said.argmax(-1) == wanted) * weights).sum() / weights.sum()
+    return (losses * weights).sum() / weights.sum(), right
 
 
 @torch.inference_mode()
@@ -287,6 +290,7 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=int, default=Recipe().save_every, help="steps between checkpoints"
     )
+    parser.add_argument("--caption-steps", type=int, default=Recipe().caption_steps, help="see the recipe")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=Recipe().peak_lr)
     parser.add_argument("--threads", type=int, default=1)
@@ -305,13 +309,17 @@ def main() -> None:
         seed=options.seed,
         minutes=options.minutes,
         steps=options.steps,
+        caption_steps=options.caption_steps,
         peak_lr=options.lr,
         clips_per_step=min(Recipe().clips_per_step, len(clips)),
         save_every=options.save_every,
     )
     work = options.out / "run"
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(options.out)
+    # A run that goes on keeps its tokenizer: another one would give its words other numbers.
+    known = (options.out / "tokenizer.json").is_file()
+    tokenizer = load_tokenizer(options.out) if known else make_tokenizer(options.out)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     model = make_model(options.vision, tokenizer, recipe.seed)
     size = model.config.vision.image_size
     frames = read_all(clips, model.config.frames_per_second, size, options.frames or work / "frames.npy")

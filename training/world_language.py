@@ -200,7 +200,7 @@ def _words(text: str, since_s: float) -> list[Word]:
 def pick_question(rng: np.random.Generator, world: World, ask_s: float) -> Question:
     """A question worth asking at that time: mostly about things and places where something is, was, or will be."""
     kind = str(rng.choice(KINDS, p=(0.28, 0.10, 0.17, 0.16, 0.11, 0.08, 0.10)))
-    keeps_on = (kind in ("tell", "when")) or (kind != "list" and bool(rng.random() < 0.65))
+    keeps_on = (kind in ("tell", "when")) or (kind != "list" and bool(rng.random() < 0.5))
     near = [e for e in world.events if ask_s - 2.0 < e.start_s < ask_s + 8.0]
     now = world.state(ask_s).things
     things = [t.name for t in now] + [e.thing.name for e in near] * 2
