@@ -83,6 +83,7 @@ class RowMaker:
         if said.complete:
             ids.append(self.end_id)
             token_times.append(times[-1])
+            weights.append(1.0)
         at = np.array(token_times)
         text_index, frame_index = indices(token_times, frame_times)
         next_times = np.append(at[1:], at[-1])

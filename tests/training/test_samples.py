@@ -19,11 +19,11 @@ from model.engine import Engine
 from model.network import StreamChat
 from tests.training.worlds import STORY, question
 from training.clips import Clip, frame_times
-from training.samples import Batch, Row, RowMaker, collate, random_rows
+from training.samples import REPEAT_WEIGHT, Batch, Row, RowMaker, collate, random_rows, repeat_weights
 from training.sft import Recipe, Steps
 from training.word_times import word_times
 from training.world import make_world
-from training.world_language import Answer, answer
+from training.world_language import SLOTS, Answer, Question, answer
 
 CAPACITY = 16
 OPTIONS = Options(max_tokens=300)
@@ -127,6 +127,28 @@ def test_words_alone_are_the_tokens_of_the_whole_text(maker: RowMaker) -> None:
     words = [word.text for word in said.words]
     pieces = [piece for n, word in enumerate(words) for piece in maker.pieces(word if n == 0 else " " + word)]
     assert pieces == maker.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
+
+
+def test_a_sentence_said_again_weighs_less() -> None:
+    words = ["Red.", "Red.", "Blue.", "A", "red", "dog.", "A", "red", "dog.", "A"]
+    low = REPEAT_WEIGHT
+    assert repeat_weights(words) == [1.0, low, 1.0, 1.0, 1.0, 1.0, low, low, low, 1.0]
+
+
+def test_slips_are_heard_and_never_said(maker: RowMaker) -> None:
+    world, times = make_world(3, 1), np.arange(0, 20, 0.2)
+    said = answer(Question(kind="where", keeps_on=True, thing=world.start[0].name), world, 4.0, 4.0, 30)
+    plain = maker.row("Follow it.", said, times)
+    rows = [maker.row("Follow it.", said, times, rng=np.random.default_rng(seed)) for seed in range(20)]
+    num_prompt = int(np.argmax(plain.counts)) + 1
+    assert all(np.array_equal(row.token_ids, plain.token_ids) for row in rows)
+    assert all(np.array_equal(row.heard[:num_prompt], plain.token_ids[:num_prompt]) for row in rows)
+    changed = [int((row.heard != row.token_ids).sum()) for row in rows]
+    assert 0 < sum(num > 0 for num in changed) < len(rows)
+    for row in rows:
+        for was, heard in zip(row.token_ids, row.heard, strict=True):
+            words = [str(maker.tokenizer.decode([int(token)])).strip() for token in (was, heard)]
+            assert words[0] == words[1] or SLOTS[words[0]] == SLOTS[words[1]]
 
 
 def test_random_rows_ask_in_the_window_and_hold_whole_answers(maker: RowMaker) -> None:
@@ -251,4 +273,6 @@ def row_of(batch: Batch, number: int) -> Row:
         frame_index=batch.frame_index[number],
         visible=batch.visible[number, :length],
         counts=batch.counts[number, :length],
+        weights=batch.weights[number, :length],
+        heard=batch.heard[number, :length],
     )
