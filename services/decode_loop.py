@@ -135,10 +135,11 @@ class DecodeLoop:
     def _run(self) -> None:
         while (inbox := self._wait()) is not None:
             self._take_frames(inbox.frames)
-            for dialog in inbox.dialogs:
-                self._open(dialog)
-            for request_id in inbox.cancelled:
+            for request_id in inbox.cancelled:  # first: they give back the places that new dialogs take
                 self._close(request_id)
+            for dialog in inbox.dialogs:
+                if dialog.request.request_id not in inbox.cancelled:
+                    self._open(dialog)
             now_s = time.time()
             due = [name for name, dialog in self._dialogs.items() if dialog.next_due_s <= now_s]
             if due:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -61,10 +62,14 @@ def question(camera: str, text: str = "What is there now?", **changes: object) -
 class SometimesLost(MemoryFrameStore):
     """A store that can be taken away."""
 
-    lost = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+        self.noticed = threading.Event()
 
     def newer(self, after: object, *, block_s: float) -> list[Frame]:
         if self.lost:
+            self.noticed.set()
             raise StoreLost("gone")
         return super().newer(after, block_s=block_s)  # type: ignore[arg-type]
 
@@ -209,6 +214,7 @@ async def test_answers_go_on_while_the_store_is_away(decoder: LLMDecoder, store:
     stream = decoder.decode(question("eight", max_tokens=256, tokens_per_second=50.0))
     await until(stream, lambda tokens: len(tokens) >= 2)
     store.lost = True
+    assert await asyncio.to_thread(store.noticed.wait, 10)
     newer = frame("eight", 2)
     store.append(newer, capacity=16)
     tokens = await until(stream, lambda tokens: len(tokens) >= 5)
