@@ -10,13 +10,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 PREFIX = "STREAMCHAT_"
 
 
-def setting(default: Any, about: str) -> Any:
-    """A dataclass field with its one-line description (shown in README's table)."""
-    return field(default=default, metadata={"about": about})
+ACCESS = ("keys", "open")
+KAFKA_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+
+
+def setting(default: Any, about: str, *, secret: bool = False) -> Any:
+    """A dataclass field with its one-line description (shown in README's table); a secret is never printed."""
+    return field(default=default, metadata={"about": about, "secret": secret}, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +35,18 @@ class Settings:
     )
     kafka_group: str = setting("streamchat-frame-fifo", "consumer group of the FrameFifo replicas")
     kafka_dead_letter_topic: str = setting("cameras.dead-letter", "where packets that cannot be used go")
+    kafka_security_protocol: str = setting("PLAINTEXT", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+    kafka_sasl_mechanism: str = setting("SCRAM-SHA-512", "SCRAM-SHA-512 or SCRAM-SHA-256")
+    kafka_username: str = setting("", "who we are to the broker")
+    kafka_password: str = setting("", "its password", secret=True)
+    kafka_ca_file: str = setting("", "authority of the broker's certificate; empty: the system's")
     max_packet_bytes: int = setting(4 * 2**20, "largest encoded access unit")
-    redis_url: str = setting("", "redis://host:port/db; empty: `streamchat up` starts a store")
+    redis_url: str = setting(
+        "", "redis://host:port/db, or rediss:// over TLS; empty: `streamchat up` starts a store"
+    )
+    redis_username: str = setting("", "who we are to the store: the name of an ACL user")
+    redis_password: str = setting("", "its password", secret=True)
+    redis_ca_file: str = setting("", "authority of the store's certificate; empty: the system's")
     fifo_frames: int = setting(0, "frames kept per camera; 0: the model's own number")
     frames_per_second: float = setting(
         0.0, "frames looked at per camera and second; 0: the model's own number"
@@ -52,6 +67,14 @@ class Settings:
     max_prompt_tokens: int = setting(2048, "longest prompt")
     max_completion_tokens: int = setting(1024, "longest answer")
     max_request_bytes: int = setting(24 * 2**20, "largest request body")
+    max_clip_memory_bytes: int = setting(2 * 2**30, "address space of the process that decodes a clip")
+    max_clip_decode_s: float = setting(20.0, "a clip that takes longer to decode is refused")
+    access: str = setting("keys", "keys: every request brings one; open: this machine alone is served")
+    keys_file: str = setting("", "hashes of the API keys (`streamchat keys`); read again when it changes")
+    requests_per_minute: int = setting(1200, "requests of a key that has no number of its own; then 429")
+    requests_at_once: int = setting(64, "open requests, streams and sockets of a key, likewise")
+    origins_allowed: str = setting("", "other sites whose pages may call, as https://host,...")
+    api_key: str = setting("", "what `streamchat chat` and `streamchat cameras` show", secret=True)
     decoder_replicas: int = setting(1, "LLMDecoder replicas")
     encoder_replicas: int = setting(1, "VisionEncoder replicas")
     frame_fifo_replicas: int = setting(1, "FrameFifo replicas")
@@ -64,9 +87,21 @@ class Settings:
         for name in ("frames_per_second", "fifo_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted 0 (the model's own) or more")
+        for name, wanted in (("access", ACCESS), ("kafka_security_protocol", KAFKA_PROTOCOLS)):
+            if getattr(self, name) not in wanted:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, wanted one of {', '.join(wanted)}")
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_username and self.kafka_password
+        ):
+            wanted = "wanted kafka_username and kafka_password too"
+            raise ValueError(f"kafka_security_protocol: got {self.kafka_security_protocol}, {wanted}")
+        if urlsplit(self.redis_url).password:  # a URL is shown in messages, a password never
+            raise ValueError("redis_url: got one with a password in it, wanted that in redis_password")
         for f in fields(self):
             value = getattr(self, f.name)
-            positive = f.name.startswith("max_") or f.name.endswith(("_replicas", "_batch", "_threads", "_s"))
+            positive = f.name.startswith(("max_", "requests_")) or f.name.endswith(
+                ("_replicas", "_batch", "_threads", "_s")
+            )
             if positive and value <= 0:
                 raise ValueError(f"{f.name}: got {value}, wanted more than 0")
 

@@ -30,11 +30,21 @@ def test_settings_survive_being_handed_to_a_child() -> None:
         ("STREAMCHAT_MAX_DIALOGS", "many", "wanted int"),
         ("STREAMCHAT_MAX_DIALOGS", "0", "wanted more than 0"),
         ("STREAMCHAT_FIFO_FRAMES", "-1", "wanted 0"),
+        ("STREAMCHAT_ACCESS", "everyone", "wanted one of keys, open"),
+        ("STREAMCHAT_REQUESTS_AT_ONCE", "0", "wanted more than 0"),
+        ("STREAMCHAT_KAFKA_SECURITY_PROTOCOL", "TLS", "wanted one of PLAINTEXT, SSL"),
+        ("STREAMCHAT_KAFKA_SECURITY_PROTOCOL", "SASL_SSL", "wanted kafka_username and kafka_password"),
+        ("STREAMCHAT_REDIS_URL", "redis://:hunter2@127.0.0.1:1/0", "^redis_url: got one with a password"),
     ],
 )
 def test_mistakes_are_named(name: str, text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Settings.from_environment({name: text})
+
+
+def test_secrets_are_never_printed() -> None:
+    settings = Settings(redis_password="hunter2", kafka_password="hunter2", api_key="hunter2")
+    assert "hunter2" not in f"{settings} {settings!r}"
 
 
 def test_the_readme_has_every_setting_with_its_default() -> None:
