@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from model.pixels import to_pixels
 from training.world import COLOURS, HAPPENINGS, PLACES, THINGS, World
+from training.world_language import Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,11 @@ def find_clips(folder: Path) -> list[Clip]:
         raise FileNotFoundError(f"{folder} holds no live-world clips: {captions} is missing")
     told = json.loads(captions.read_text())
     return [Clip(path=folder / name, world=World.from_json(told[name]["world"])) for name in sorted(told)]
+
+
+def question_of(row: dict[str, Any]) -> Question:
+    """The question of a row of a clip folder's `questions.json`."""
+    return Question(kind=row["kind"], **row["about"])
 
 
 def read_frames(

@@ -27,7 +27,7 @@ from model.dialog import Options
 from model.engine import Engine
 from model.folder import load_model, load_tokenizer
 from model.network import StreamChat
-from training.clips import Clip, find_clips, read_frames
+from training.clips import Clip, find_clips, question_of, read_frames
 from training.samples import RowMaker, collate
 from training.world import TEST_SEEDS
 from training.world_judge import Verdict, judge, share_right, spoken_words
@@ -51,11 +51,6 @@ class Asked:
     tokens: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     ended: bool = False
     done: bool = False
-
-
-def question_of(row: dict[str, Any]) -> Question:
-    """The question of a row of questions.json."""
-    return Question(kind=row["kind"], **row["about"])
 
 
 def tick_at(time_s: float) -> float:
