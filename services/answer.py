@@ -20,6 +20,15 @@ from services.messages import (
     SpokenToken,
     TokenEvent,
 )
+from services.metrics import (
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    PROMPT_TOKENS,
+    REDISPATCHES,
+    REQUEST,
+    REQUESTS,
+    TOKENS,
+)
 
 Decode = Callable[[DialogRequest], AsyncIterator[list[DialogEvent]]]
 
@@ -51,7 +60,7 @@ async def steadfast(
     started = False
     for attempt in range(1 + MAX_REDISPATCHES):
         if attempt:
-            metrics.redispatches.inc()
+            metrics.meters.count(REDISPATCHES)
             await asyncio.sleep(FIRST_BACKOFF_S * 4 ** (attempt - 1))
         stream = decode(replace(request, spoken=tuple(spoken)))
         try:
@@ -103,15 +112,18 @@ class Answer:
 
     async def start(self) -> None:
         """Wait until the dialog is admitted; raises ApiError when it is refused."""
-        self._metrics.running.inc()
+        self._metrics.running.add(1)
+        self._metrics.meters.count(REQUESTS)
         self._pump = asyncio.create_task(self._fill())
         try:
-            events = await self._queue.get()
+            with self._metrics.waiting:
+                events = await self._queue.get()
             if isinstance(events[0], DialogFailed):
                 raise refusal(events[0])
             if not isinstance(events[0], DialogStarted):
                 raise ApiError(500, "decoder_confused", "the decoder spoke before it had started")
             self.num_prompt_tokens = events[0].num_prompt_tokens
+            self._metrics.meters.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
             self._waiting = events[1:]
         except BaseException:
             await self.close()
@@ -151,25 +163,23 @@ class Answer:
         pump.cancel()
         with suppress(asyncio.CancelledError):
             await pump
-        self._metrics.running.dec()
-        self._metrics.request_s.observe(time.monotonic() - self._began_s)
+        self._metrics.running.add(-1)
+        self._metrics.meters.observe(REQUEST, time.monotonic() - self._began_s)
 
     async def _fill(self) -> None:
         try:
             async for events in self._events:
-                for event in events:
-                    if isinstance(event, TokenEvent):
-                        self._measure(event)
+                self._measure([event for event in events if isinstance(event, TokenEvent)])
                 await self._queue.put(events)
         finally:
             await self._events.aclose()
 
-    def _measure(self, token: TokenEvent) -> None:
-        self._metrics.tokens.inc()
-        if self._last_made_s is None:
-            self._metrics.first_token_s.observe(time.monotonic() - self._began_s)
-        else:
-            self._metrics.inter_token_s.observe(max(0.0, token.made_s - self._last_made_s))
-        self._last_made_s = token.made_s
-        if self.request.visual_context == "live":
-            self._metrics.frame_age_s.observe(max(0.0, token.frame_age_ms / 1000))
+    def _measure(self, tokens: list[TokenEvent]) -> None:
+        meters = self._metrics.meters
+        for token in tokens:
+            if self._last_made_s is None:
+                meters.observe(FIRST_TOKEN, time.monotonic() - self._began_s)
+            else:
+                meters.observe(INTER_TOKEN, max(0.0, token.made_s - self._last_made_s))
+            self._last_made_s = token.made_s
+        meters.count(TOKENS, by=len(tokens))

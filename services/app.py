@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 from model.config import StreamChatConfig
 from services.gateway import make_app
 from services.messages import DialogEvent, DialogRequest, PlayedClip, VisualTokens
+from services.meters import Meters
 from services.settings import Settings
 
 TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
@@ -45,6 +46,13 @@ def device_of(num_gpus: float) -> str:
     return "cuda" if num_gpus > 0 else "cpu"
 
 
+def replica_meters(service: str) -> Meters:
+    """Where a replica's measurements go; asked in the replica itself."""
+    from services.ray_meters import RayMeters
+
+    return RayMeters(service, serve.get_replica_context().replica_id.unique_id)
+
+
 class VisionEncoderReplica:
     """VisionEncoder as a deployment."""
 
@@ -52,7 +60,13 @@ class VisionEncoderReplica:
         from services.vision_encoder import VisionEncoder
 
         device = device_of(settings.num_gpus_per_encoder)
-        self._encoder = VisionEncoder(model_folder(settings), device=device, threads=settings.torch_threads)
+        self._encoder = VisionEncoder(
+            model_folder(settings),
+            device=device,
+            threads=settings.torch_threads,
+            max_pictures=settings.encoder_batch,
+            meters=replica_meters("vision_encoder"),
+        )
 
     async def encode(self, pictures: list[bytes]) -> list[VisualTokens]:
         """See VisionEncoder.encode."""
@@ -78,7 +92,9 @@ class FrameFifoReplica:
             max_packet_bytes=settings.max_packet_bytes,
         )
         store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
-        self._fifo = FrameFifo(settings, StreamChatConfig.load(model_folder(settings)), reader, store, encode)
+        config = StreamChatConfig.load(model_folder(settings))
+        meters = replica_meters("frame_fifo")
+        self._fifo = FrameFifo(settings, config, reader, store, encode, meters=meters)
         self._work = asyncio.get_running_loop().create_task(self._fifo.run())
 
     async def play_clip(self, media: bytes, kind: str) -> PlayedClip:
@@ -89,6 +105,7 @@ class FrameFifoReplica:
         """Raises when the work has ended, so that the replica is replaced."""
         if self._work.done():
             raise RuntimeError("the FrameFifo's work has ended") from self._work.exception()
+        self._fifo.health()
 
 
 class LLMDecoderReplica:
@@ -100,7 +117,8 @@ class LLMDecoderReplica:
 
         store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
         device = device_of(settings.num_gpus_per_decoder)
-        self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device)
+        meters = replica_meters("llm_decoder")
+        self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, meters=meters)
 
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
         """See LLMDecoder.decode."""
@@ -155,7 +173,8 @@ class GatewayReplica:
             await decoder.ready.remote()
 
         store = RedisFrameStore(self._settings.redis_url, silent_after_s=self._settings.silent_after_s)
-        return make_app(self._settings, self._model_name, store, decode, play_clip, ready)
+        meters = replica_meters("gateway")
+        return make_app(self._settings, self._model_name, store, decode, play_clip, ready, meters)
 
 
 def build(settings: Settings) -> Application:

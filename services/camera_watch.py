@@ -106,7 +106,9 @@ class CameraWatch:
             self._take(record, ahead)
         self._forget_silent()
         self._commit()
-        self.tally.standing(lag=lag, num_cameras=len(self.cameras))
+        recently = time.monotonic() - self.settings.silent_after_s
+        up = {camera for (_, camera), watched in self.cameras.items() if watched.seen_at > recently}
+        self.tally.standing(lag=lag, num_cameras=len(self.cameras), up=up)
 
     def _take(self, record: VideoRecord, ahead: dict[Key, Ahead]) -> None:
         packet = record.packet
@@ -114,6 +116,8 @@ class CameraWatch:
             problem = record.problem or "unknown"
             return self._dead_letter(record, problem.split(":")[0], problem)
         skew_s = packet.captured_s - time.time()
+        if self._allowed.fullmatch(packet.camera):
+            self.tally.skewed(packet.camera, skew_s)
         if abs(skew_s) > self.settings.max_capture_skew_s:
             side = "future" if skew_s > 0 else "past"
             wanted = f"wanted at most {self.settings.max_capture_skew_s:g} s"

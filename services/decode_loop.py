@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,11 +29,14 @@ from services.messages import (
     Frame,
     TokenEvent,
 )
+from services.meters import CLIP, Meters
+from services.metrics import DIALOGS, FRAME_AGE, REFRESHES, STEP, STEP_DIALOGS
 from services.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.5  # how often an idle loop looks whether cameras can be forgotten
+REPORT_EVERY_S = 1.0
 
 
 def frame_features(frame: Frame) -> Tensor:
@@ -76,18 +79,20 @@ class DecodeLoop:
         stale_after_s: float,
         forget_after_s: float,
         forgotten: Callable[[str], None],
-        observe_age: Callable[[str, float], None] = lambda camera, age_s: None,
+        meters: Meters,
     ) -> None:
         self._engine = engine
         self._stop_ids = frozenset(stop_ids)
         self._stale_after_s, self._forget_after_s = stale_after_s, forget_after_s
-        self._forgotten, self._observe_age = forgotten, observe_age
+        self._forgotten, self._meters = forgotten, meters
         self._inbox = _Inbox()
         self._changed = threading.Condition()
         self._dialogs: dict[str, LiveDialog] = {}
         self._newest: dict[str, tuple[int, int]] = {}  # newest frame id in each camera's ring
         self._used_s: dict[str, float] = {}
         self._ended = False
+        self._reported_at = float("-inf")  # monotonic
+        self._shown: set[str] = set()  # cameras that the gauge tells of
         self.num_steps = 0
         self.num_tokens = 0
         self.num_frames = 0
@@ -145,6 +150,7 @@ class DecodeLoop:
             if due:
                 self._step(due)
             self._forget_cameras(now_s)
+            self._report()
 
     def _wait(self) -> _Inbox | None:
         """Sleep until there is something to do; what has arrived, or None at the end."""
@@ -172,6 +178,7 @@ class DecodeLoop:
                     self._engine.add_camera(camera)
                 self._engine.add_frames(camera, [(f.frame_id, f.captured_s, frame_features(f)) for f in new])
                 self.num_frames += len(new)
+                self._meters.count(REFRESHES, by=len(new))
             except Exception:
                 log.exception("frames of camera %s could not be taken in", camera)
 
@@ -230,6 +237,7 @@ class DecodeLoop:
 
     def _step(self, due: list[str]) -> None:
         try:
+            began_s = time.monotonic()
             made = self._engine.step(due)
         except Exception as error:
             log.exception("a step failed; its dialogs end")
@@ -240,6 +248,8 @@ class DecodeLoop:
             return
         self.num_steps += 1
         self.num_tokens += len(made)
+        self._meters.observe(STEP, time.monotonic() - began_s)
+        self._meters.observe(STEP_DIALOGS, len(made))
         for token in made:
             self._tell(self._dialogs[token.dialog_id], token, time.time())
 
@@ -269,8 +279,8 @@ class DecodeLoop:
             frame_age_ms=age_s * 1000,
             stale=age_s * 1000 > limit_ms,
         )
-        if dialog.clip_end_s is None:
-            self._observe_age(request.camera, age_s)
+        if dialog.clip_end_s is None and request.visual_context == "live":
+            self._meters.observe(FRAME_AGE, max(0.0, age_s), request.camera)
         events: list[DialogEvent] = [event]
         if finished:
             counts = {"num_prompt_tokens": len(dialog.prompt), "num_completion_tokens": dialog.num_made}
@@ -288,3 +298,14 @@ class DecodeLoop:
                 self._newest.pop(camera, None)
                 self._used_s.pop(camera, None)
                 self._forgotten(camera)
+
+    def _report(self) -> None:
+        """Tell how many dialogs there are on each camera; one that has no more gets its 0."""
+        if time.monotonic() - self._reported_at < REPORT_EVERY_S:
+            return
+        self._reported_at = time.monotonic()
+        names = [dialog.request.camera for dialog in self._dialogs.values()]
+        dialogs = Counter(CLIP if is_private(name) else name for name in names)
+        for camera in dialogs.keys() | self._shown:
+            self._meters.set(DIALOGS, dialogs[camera], camera)
+        self._shown = set(dialogs)

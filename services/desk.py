@@ -26,12 +26,18 @@ class Desk:
     """The parts that the chat API, the realtime API and the camera API share."""
 
     def __init__(
-        self, settings: Settings, model_name: str, store: FrameStore, decode: Decode, play_clip: PlayClip
+        self,
+        settings: Settings,
+        model_name: str,
+        store: FrameStore,
+        decode: Decode,
+        play_clip: PlayClip,
+        metrics: GatewayMetrics | None = None,
     ) -> None:
         self.settings = settings
         self.model_name = model_name
         self.store = StoreThreads(store)
-        self.metrics = GatewayMetrics()
+        self.metrics = metrics or GatewayMetrics()
         self._decode = decode
         self._play_clip = play_clip
 

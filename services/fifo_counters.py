@@ -1,27 +1,33 @@
-"""What a FrameFifo counts, and the metrics it tells, when somebody wants them."""
+"""What a FrameFifo counts, and tells to its meters."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
+from services.meters import Meters, PrometheusMeters
+from services.metrics import (
+    CAMERA_UP,
+    CAPTURE_SKEW,
+    DEAD_LETTERS,
+    FIFO_BYTES,
+    FIFO_CAPACITY,
+    FIFO_ENTRIES,
+    FIFO_LIMIT_BYTES,
+    FRAME_AGE_AT_STORE,
+    FRAMES_DROPPED,
+    FRAMES_INGESTED,
+    LAG,
+    NEWEST_FRAME,
+    PACKETS_READ,
+    PACKETS_SKIPPED,
+)
 
-class FifoMetrics(Protocol):
-    """Where counts go as they happen; called from any thread."""
-
-    def packets_read(self, camera: str, count: int) -> None: ...
-
-    def packet_skipped(self, camera: str, reason: str) -> None: ...
-
-    def frame_stored(self, camera: str, age_s: float) -> None: ...
-
-    def frame_dropped(self, camera: str, reason: str) -> None: ...
-
-    def dead_letter(self, reason: str) -> None: ...
-
-    def lag(self, num_records: int) -> None: ...
+STANDING_EVERY_S = 1.0
+STAGES = {"overtaken": "encode", "encoder_failed": "encode"}  # where frames are dropped; else in the store
 
 
 @dataclass(slots=True)
@@ -46,62 +52,80 @@ class Counters:
 
 
 class Tally:
-    """Thread-safe counting, passed on to metrics."""
+    """Thread-safe counting, passed on to the meters."""
 
-    def __init__(self, metrics: FifoMetrics | None = None) -> None:
+    def __init__(self, meters: Meters | None = None) -> None:
         self._lock = threading.Lock()
         self._counters = Counters()
-        self._metrics = metrics
+        self._meters: Meters = meters or PrometheusMeters("frame_fifo")
+        self._told_at = float("-inf")  # monotonic
+        self._up: set[str] = set()
+        self._filled: set[str] = set()
 
     def read(self, camera: str) -> None:
         """A packet of a camera was read."""
         with self._lock:
             self._counters.packets_read += 1
-        if self._metrics is not None:
-            self._metrics.packets_read(camera, 1)
+        self._meters.count(PACKETS_READ, camera)
+
+    def skewed(self, camera: str, skew_s: float) -> None:
+        """A packet's capture time, less our own clock."""
+        self._meters.set(CAPTURE_SKEW, skew_s, camera)
 
     def skipped(self, camera: str, reason: str) -> None:
         """A packet was not decoded, or in vain."""
         with self._lock:
             self._counters.packets_skipped[camera, reason] += 1
-        if self._metrics is not None:
-            self._metrics.packet_skipped(camera, reason)
+        self._meters.count(PACKETS_SKIPPED, camera, reason)
 
     def sampled(self) -> None:
         """A frame is to be encoded."""
         with self._lock:
             self._counters.frames_sampled += 1
 
-    def stored(self, camera: str, age_s: float) -> None:
-        """A frame is in the FIFO, so long after it was captured."""
+    def stored(self, camera: str, captured_s: float) -> None:
+        """A frame captured then is in the FIFO."""
         with self._lock:
             self._counters.frames_stored += 1
-        if self._metrics is not None:
-            self._metrics.frame_stored(camera, age_s)
+        self._meters.count(FRAMES_INGESTED, camera)
+        self._meters.observe(FRAME_AGE_AT_STORE, max(0.0, time.time() - captured_s))
+        self._meters.set(NEWEST_FRAME, captured_s, camera)
 
     def dropped(self, camera: str, reason: str) -> None:
         """A sampled frame was lost."""
         with self._lock:
             self._counters.frames_dropped[camera, reason] += 1
-        if self._metrics is not None:
-            self._metrics.frame_dropped(camera, reason)
+        self._meters.count(FRAMES_DROPPED, camera, STAGES.get(reason, "store"), reason)
 
     def dead_letter(self, reason: str) -> int:
         """A packet went to the dead letters, the so-manieth of its kind."""
         with self._lock:
             self._counters.dead_letters[reason] += 1
             count = self._counters.dead_letters[reason]
-        if self._metrics is not None:
-            self._metrics.dead_letter(reason)
+        self._meters.count(DEAD_LETTERS, reason)
         return count
 
-    def standing(self, *, lag: int, num_cameras: int) -> None:
-        """How far behind the reader is, and how many cameras it follows."""
+    def standing(self, *, lag: int, num_cameras: int, up: Collection[str]) -> None:
+        """How far behind the reader is, how many cameras it follows, and whose packets come; told now and then."""
         with self._lock:
             self._counters.lag = lag
             self._counters.num_cameras = num_cameras
-        if self._metrics is not None:
-            self._metrics.lag(lag)
+        if time.monotonic() - self._told_at < STANDING_EVERY_S:
+            return
+        self._told_at = time.monotonic()
+        self._meters.set(LAG, lag)
+        self._up |= set(up)
+        for camera in self._up:
+            self._meters.set(CAMERA_UP, float(camera in up), camera)
+
+    def filled(self, entries: Mapping[str, int], capacity: int, used_bytes: int, limit_bytes: int) -> None:
+        """How full the FIFOs of all cameras are, and the store."""
+        for camera in self._filled | entries.keys():
+            self._meters.set(FIFO_ENTRIES, entries.get(camera, 0), camera)
+        self._filled = set(entries)
+        self._meters.set(FIFO_CAPACITY, capacity)
+        self._meters.set(FIFO_BYTES, used_bytes)
+        self._meters.set(FIFO_LIMIT_BYTES, limit_bytes)
 
     def snapshot(self) -> Counters:
         """The counts now."""

@@ -19,9 +19,10 @@ from model.config import StreamChatConfig
 from services.camera_decoder import SampledFrame
 from services.camera_watch import CameraWatch
 from services.clip_decoder import ClipLimits, decode_clip
-from services.fifo_counters import Counters, FifoMetrics, Tally
+from services.fifo_counters import Counters, Tally
 from services.frame_store import PRIVATE_PREFIX, FrameStore, StoreLost
 from services.messages import ClipRefused, Frame, PlayedClip, VisualTokens
+from services.meters import Meters
 from services.settings import Settings
 from services.video_log import VideoReader
 
@@ -32,6 +33,7 @@ ENCODE_TIMEOUT_S = 10.0
 FAILURE_PAUSE_S = 0.25  # before the next try; meanwhile frames gather and are dropped
 EXPIRE_EVERY_S = 1.0  # how often a camera's end is put off
 ANNOUNCE_EVERY_S = 0.5
+MEASURE_EVERY_S = 2.0
 CLIPS_AT_ONCE = 2
 CLIP_KEPT_S = 300.0
 
@@ -50,7 +52,7 @@ class FrameFifo:
         store: FrameStore,
         encode: Encode,
         *,
-        metrics: FifoMetrics | None = None,
+        meters: Meters | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -58,7 +60,7 @@ class FrameFifo:
         self.capacity = settings.fifo_frames or config.fifo_frames
         self.frames_per_second = settings.frames_per_second or config.frames_per_second
         self.image_size = config.vision.image_size
-        self.tally = Tally(metrics)
+        self.tally = Tally(meters)
         self.watch = CameraWatch(
             settings,
             reader,
@@ -84,7 +86,7 @@ class FrameFifo:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         workers = [asyncio.create_task(self._work()) for _ in range(self.settings.encoder_replicas)]
-        workers.append(asyncio.create_task(self._announce()))
+        workers += [asyncio.create_task(self._announce()), asyncio.create_task(self._measure())]
         try:
             await self._closed.wait()
         finally:
@@ -183,7 +185,7 @@ class FrameFifo:
                     self.tally.dropped(lost, "store_lost")
                 return
             if stored:
-                self.tally.stored(camera, time.time() - frame.captured_s)
+                self.tally.stored(camera, frame.captured_s)
             else:
                 self.tally.dropped(camera, "replayed")
         self._recovered("the frame store")
@@ -205,6 +207,22 @@ class FrameFifo:
             except StoreLost as error:
                 self._outage("the frame store", error)
             await asyncio.sleep(ANNOUNCE_EVERY_S)
+
+    async def _measure(self) -> None:
+        """Tell how full the store is. That alone is no reason to do anything."""
+        while True:
+            try:
+                await asyncio.to_thread(self._measure_store)
+            except StoreLost:
+                pass  # the announcements say so
+            except Exception:
+                log.exception("the store's fill cannot be measured")
+                return
+            await asyncio.sleep(MEASURE_EVERY_S)
+
+    def _measure_store(self) -> None:
+        entries = {state.camera: state.num_frames for state in self.store.cameras()}
+        self.tally.filled(entries, self.capacity, *self.store.memory())
 
     def _outage(self, what: str, error: BaseException) -> None:
         """Say it once."""

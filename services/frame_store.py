@@ -63,6 +63,10 @@ class FrameStore(Protocol):
         """Whether it was announced and the while is not over."""
         ...
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes in use, and bytes that may be used at most (0: no limit)."""
+        ...
+
     def ping(self) -> None: ...
 
     def close(self) -> None: ...
@@ -150,6 +154,11 @@ class MemoryFrameStore:
     def is_announced(self, camera: str) -> bool:
         with self._changed:
             return self._announced.get(camera, 0.0) > time.monotonic()
+
+    def memory(self) -> tuple[int, int]:
+        with self._changed:
+            frames = [frame for fifo in self._live().values() for frame in fifo.frames]
+            return sum(len(frame.visual_tokens) + len(frame.jpeg) for frame in frames), 0
 
     def ping(self) -> None:
         pass

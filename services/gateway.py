@@ -22,13 +22,16 @@ from services.api_error import ApiError, ErrorBody
 from services.camera_api import camera_api
 from services.desk import Desk, PlayClip
 from services.frame_store import FrameStore
-from services.gateway_metrics import CONTENT_TYPE, GatewayMetrics
+from services.gateway_metrics import GatewayMetrics
+from services.meters import CONTENT_TYPE, Meters
+from services.metrics import BUILD_INFO
 from services.openai_api import openai_api
 from services.page_files import page_files
 from services.picture_feed import PictureFeed
 from services.realtime import realtime_api
 from services.settings import Settings
 
+VERSION = "0.1.0"
 READY_TIMEOUT_S = 3.0
 DRAIN_S = 5.0  # a body that is too large is read and thrown away for this long, so its sender sees the answer
 
@@ -77,7 +80,7 @@ class BodyLimit:
                 while (await receive()).get("more_body"):
                     pass
         error = ApiError(413, "request_too_large", self._message)
-        self._metrics.failed(error.code)
+        self._metrics.failed(error.code, error.status)
         await error.response({"Connection": "close"})(scope, receive, send)
 
 
@@ -114,7 +117,7 @@ def add_error_handlers(app: FastAPI, desk: Desk) -> None:
     """Every error leaves in OpenAI's shape and is counted."""
 
     def answered(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-        desk.metrics.failed(error.code)
+        desk.metrics.failed(error.code, error.status)
         return error.response(headers)
 
     async def api_error(request: Request, error: Exception) -> Response:
@@ -173,8 +176,8 @@ def add_health(app: FastAPI, desk: Desk, ready: Callable[[], Awaitable[None]] | 
         "/metrics", tags=["Health"], response_class=Response, responses={200: {"content": {"text/plain": {}}}}
     )
     async def metrics() -> Response:
-        """Counts and times of this gateway process, for Prometheus."""
-        return Response(desk.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        """Counts and times of all services, for Prometheus; of this process alone where Ray does not run."""
+        return Response(await desk.metrics.meters.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     _ = (healthz, readyz, metrics)
 
@@ -186,9 +189,11 @@ def make_app(
     decode: Decode,
     play_clip: PlayClip,
     ready: Callable[[], Awaitable[None]] | None = None,
+    meters: Meters | None = None,
 ) -> FastAPI:
     """The app. `ready` raises while no question could be answered. The store stays its maker's to close."""
-    desk = Desk(settings, model_name, store, decode, play_clip)
+    desk = Desk(settings, model_name, store, decode, play_clip, GatewayMetrics(meters))
+    desk.metrics.meters.set(BUILD_INFO, 1, VERSION, model_name)
     feed = PictureFeed(desk.store, desk.metrics)
 
     @asynccontextmanager
@@ -200,7 +205,7 @@ def make_app(
     app = FastAPI(
         title="StreamChat",
         description="Talk with live cameras: the answer follows the video while it is being spoken.",
-        version="0.1.0",
+        version=VERSION,
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,

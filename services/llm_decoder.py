@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from services.decode_loop import DecodeLoop, LiveDialog
 from services.frame_follower import FrameFollower
 from services.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
 from services.messages import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Frame
+from services.meters import Meters, PrometheusMeters
+from services.metrics import DIALOG_PLACES
 from services.settings import Settings
 from services.text_stream import TextStream
 
@@ -60,7 +62,7 @@ class LLMDecoder:
         store: FrameStore,
         *,
         device: str = "cpu",
-        observe_age: Callable[[str, float], None] = lambda camera, age_s: None,
+        meters: Meters | None = None,
     ) -> None:
         torch.set_num_threads(settings.torch_threads)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -69,6 +71,8 @@ class LLMDecoder:
         model.config = replace(model.config, fifo_frames=self.capacity)
         self.tokenizer = load_tokenizer(folder)
         self._settings, self._store = settings, store
+        self.meters: Meters = meters or PrometheusMeters("llm_decoder")
+        self.meters.set(DIALOG_PLACES, settings.max_dialogs)
         stops = [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<|im_end|>")]
         self._loop = DecodeLoop(
             Engine(model, max_dialogs=settings.max_dialogs),
@@ -76,7 +80,7 @@ class LLMDecoder:
             stale_after_s=settings.silent_after_s,
             forget_after_s=settings.forget_after_s,
             forgotten=lambda camera: self._follower.forget(camera),
-            observe_age=observe_age,
+            meters=self.meters,
         )
         self._follower = FrameFollower(store, self._loop.put_frames)
         self._num_dialogs = 0

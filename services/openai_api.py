@@ -91,7 +91,7 @@ async def server_sent_events(
             yield event(reply.usage_chunk(usage_of(answer.num_prompt_tokens, len(answer.tokens))))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
-        desk.metrics.failed(error.code)
+        desk.metrics.failed(error.code, error.status)
         yield error.event().encode()
 
 

@@ -85,15 +85,16 @@ class PictureFeed:
         for picture in self._newest.values():
             viewer.offer(picture)
         self._viewers.add(viewer)
-        self._metrics.viewers.set(len(self._viewers))
+        self._metrics.viewers.add(1)
         if self._follower is None:
             self._follower = asyncio.create_task(self._follow())
         return viewer
 
     async def leave(self, viewer: Viewer) -> None:
         """Give the place back; the last one to leave stops the reading."""
-        self._viewers.discard(viewer)
-        self._metrics.viewers.set(len(self._viewers))
+        if viewer in self._viewers:
+            self._viewers.remove(viewer)
+            self._metrics.viewers.add(-1)
         if not self._viewers:
             await self.close()
 

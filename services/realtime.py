@@ -191,7 +191,7 @@ class RealtimeSession:
             length = answer.ended is not None and answer.ended.finish_reason == "length"
             last = reply.ended("incomplete" if length else "completed", conversation)
         except ApiError as error:
-            self._desk.metrics.failed(error.code)
+            self._desk.metrics.failed(error.code, error.status)
             last = reply.ended("failed", conversation, error)
         except asyncio.CancelledError:
             if not self._cancelled:  # the connection ends: there is nobody to tell
@@ -235,7 +235,7 @@ class RealtimeSession:
         }
 
     async def _fail(self, error: ApiError, event_id: str | None) -> None:
-        self._desk.metrics.failed(error.code)
+        self._desk.metrics.failed(error.code, error.status)
         await self._send({"type": "error", "error": {**error.body.error.model_dump(), "event_id": event_id}})
 
     async def _keep_alive(self) -> None:
@@ -288,7 +288,7 @@ def realtime_api(desk: Desk) -> APIRouter:
     @router.websocket("/realtime")
     async def realtime(socket: WebSocket, model: str | None = None) -> None:
         if not same_origin(socket):
-            desk.metrics.failed("wrong_origin")
+            desk.metrics.failed("wrong_origin", 403)
             await socket.close(1008)  # before it is accepted: HTTP 403
             return
         wanted = socket.scope.get("subprotocols", [])
@@ -296,13 +296,13 @@ def realtime_api(desk: Desk) -> APIRouter:
         try:
             desk.check_model(desk.model_name if model is None else model)
         except ApiError as error:
-            desk.metrics.failed(error.code)
+            desk.metrics.failed(error.code, error.status)
             await socket.send_json(
                 {"type": "error", "event_id": new_id("event"), "error": error.body.error.model_dump()}
             )
             await socket.close(WRONG_MODEL, error.code)
             return
-        with desk.metrics.websockets.track_inprogress():
+        with desk.metrics.websockets:
             await RealtimeSession(desk, socket).run()
 
     _ = realtime

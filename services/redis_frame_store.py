@@ -144,6 +144,11 @@ class RedisFrameStore:
         with self._reaching():
             return bool(self._redis.exists(_announced(camera)))
 
+    def memory(self) -> tuple[int, int]:
+        with self._reaching():
+            facts: Any = self._redis.info("memory")
+        return int(facts["used_memory"]), int(facts["maxmemory"])
+
     def ping(self) -> None:
         with self._reaching():
             self._redis.ping()

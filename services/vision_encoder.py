@@ -6,6 +6,7 @@ Letters: N pictures, S pixels along a side, P visual tokens a picture, Dv the en
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,12 +15,17 @@ from torch import Tensor
 
 from model.folder import load_vision
 from services.messages import VisualTokens
+from services.meters import Meters, PrometheusMeters
+from services.metrics import ENCODER_BATCH, FRAME_ENCODE
 
 
 class VisionEncoder:
     """One replica: the vision part of a StreamChat folder. Forward passes run in a thread of their own, in turn."""
 
-    def __init__(self, folder: Path, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *, device: str = "cpu", threads: int = 1, meters: Meters | None = None
+    ) -> None:
+        self.meters: Meters = meters or PrometheusMeters("vision_encoder")
         torch.set_num_threads(threads)
         self.device = torch.device(device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -39,7 +45,14 @@ class VisionEncoder:
             )
         if not pictures:
             return []
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, pictures)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._measured, pictures)
+
+    def _measured(self, pictures: list[bytes]) -> list[VisualTokens]:
+        start_s = time.perf_counter()
+        tokens = self._encode(pictures)
+        self.meters.observe(FRAME_ENCODE, time.perf_counter() - start_s)
+        self.meters.observe(ENCODER_BATCH, len(pictures))
+        return tokens
 
     @torch.inference_mode()
     def _encode(self, pictures: list[bytes]) -> list[VisualTokens]:

@@ -37,11 +37,11 @@ class LiveStack:
         return {camera["id"]: camera for camera in listed}
 
     def metric(self, name: str) -> float:
-        """One number of `GET /metrics`."""
+        """One number of `GET /metrics`, summed over its labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as answer:
-            found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+            found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", answer.read().decode(), re.MULTILINE)
         assert found, f"no metric {name}"
-        return float(found[1])
+        return sum(map(float, found))
 
     def wait_for_frames(self, *cameras: str, num_frames: int = 3) -> None:
         """Until each of the cameras is live and has that many frames."""

@@ -80,11 +80,12 @@ def test_metrics_count_what_was_asked(http: httpx.Client) -> None:
     assert http.post("/v1/chat/completions", json=BODY).status_code == 200
     assert http.post("/v1/chat/completions", json={**BODY, "n": 2}).status_code == 400
     assert value("streamchat_generation_tokens_total") == tokens + 8
-    assert value("streamchat_frame_age_at_decode_seconds_count") == tokens + 8
+    assert value("streamchat_prompt_tokens_total") >= 1
+    assert value("streamchat_requests_total") >= 1
     assert value("streamchat_time_to_first_token_seconds_count") >= 1
     assert value("streamchat_inter_token_latency_seconds_count") >= 7
     assert value("streamchat_e2e_request_latency_seconds_count") >= 1
-    assert value('streamchat_request_errors_total{code="unsupported_parameter"}') >= 1
+    assert value('streamchat_request_errors_total{code="unsupported_parameter",status="400"}') >= 1
     assert value("streamchat_requests_running") == 0
 
 

@@ -1,23 +1,39 @@
-"""Labels stay bounded."""
+"""Levels rise and fall, and failures are told apart."""
 
 from __future__ import annotations
 
-from services.gateway_metrics import MAX_ERROR_CODES, GatewayMetrics
+import pytest
+
+from services.gateway_metrics import GatewayMetrics
+from services.meters import MAX_VALUES
 
 
-def test_error_codes_are_bounded() -> None:
+async def test_error_codes_are_bounded() -> None:
     metrics = GatewayMetrics()
-    for number in range(MAX_ERROR_CODES + 5):
-        metrics.failed(f"code_{number}")
-    metrics.failed("code_0")
-    text = metrics.exposition().decode()
-    assert 'streamchat_request_errors_total{code="code_0"} 2.0' in text
-    assert 'streamchat_request_errors_total{code="other"} 5.0' in text
-    assert text.count("streamchat_request_errors_total{") == MAX_ERROR_CODES + 1
+    for number in range(MAX_VALUES + 5):
+        metrics.failed(f"code_{number}", 400)
+    metrics.failed("code_0", 400)
+    text = (await metrics.meters.exposition()).decode()
+    assert 'streamchat_request_errors_total{code="code_0",status="400"} 2.0' in text
+    assert 'streamchat_request_errors_total{code="(other)",status="400"} 5.0' in text
+    assert text.count("streamchat_request_errors_total{") == MAX_VALUES + 1
 
 
-def test_two_gateways_count_apart() -> None:
+async def test_two_gateways_count_apart() -> None:
     one, other = GatewayMetrics(), GatewayMetrics()
-    one.tokens.inc(3)
-    assert b"streamchat_generation_tokens_total 3.0" in one.exposition()
-    assert b"streamchat_generation_tokens_total 0.0" in other.exposition()
+    one.running.add(3)
+    assert b"streamchat_requests_running 3.0" in await one.meters.exposition()
+    assert b"streamchat_requests_running 0.0" in await other.meters.exposition()
+
+
+async def test_a_level_falls_again_whatever_happens() -> None:
+    metrics = GatewayMetrics()
+
+    async def two_sessions() -> None:
+        with metrics.websockets, metrics.websockets:
+            assert b"streamchat_websocket_connections 2.0" in await metrics.meters.exposition()
+            raise ValueError("gone")
+
+    with pytest.raises(ValueError, match="gone"):
+        await two_sessions()
+    assert b"streamchat_websocket_connections 0.0" in await metrics.meters.exposition()

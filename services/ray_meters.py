@@ -1,0 +1,89 @@
+"""Measurements of a Ray replica, through Ray's own metrics: each node's agent serves what all its processes count.
+
+Ray knows counters and gauges as Prometheus does. Of a histogram it keeps the buckets exactly and the sum from the
+buckets' middles, so quantiles are what they are and means are close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import httpx
+import ray
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from services.meters import Bounds
+from services.metrics import METRICS, Metric
+
+REPLICA = "replica"  # a label beside those of `services/metrics.py`: two replicas' gauges are two series
+SCRAPE_TIMEOUT_S = 5.0
+OURS = re.compile(r"(# (?:HELP|TYPE) )?ray_(streamchat_\w+?)(_bucket|_sum|_count)?([ {].*)")
+
+
+class RayMeters:
+    """The metrics of one service, in one of its replicas."""
+
+    def __init__(self, service: str, replica: str) -> None:
+        self._bounds = Bounds()
+        self._made = {m.name: make(m, replica) for m in METRICS.values() if m.service == service}
+        for metric in METRICS.values():
+            if metric.service == service and metric.kind == "counter":
+                for labels in [(value,) for value in metric.first] or [()] * (not metric.labels):
+                    # Not `inc`, which refuses 0. A counter that begins at 1 has not risen, for Prometheus.
+                    self._made[metric.name]._record(0.0, self._tags(metric, labels))
+
+    def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
+        """See Meters."""
+        if by > 0:
+            self._made[metric.name].inc(by, self._tags(metric, labels))
+
+    def set(self, metric: Metric, value: float, *labels: str) -> None:
+        """See Meters."""
+        self._made[metric.name].set(value, self._tags(metric, labels))
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        """See Meters."""
+        self._made[metric.name].observe(value, self._tags(metric, labels))
+
+    async def exposition(self) -> bytes:
+        """All services' metrics, of all nodes: any replica of the gateway tells the same."""
+        nodes = await asyncio.to_thread(ray.nodes)
+        urls = [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in nodes
+            if node["Alive"]
+        ]
+        async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, trust_env=False) as client:
+            asked = await asyncio.gather(*(client.get(url) for url in urls), return_exceptions=True)
+        answers = [answer.text for answer in asked if isinstance(answer, httpx.Response)]
+        if not answers:  # a node that is just dying must not hide the others
+            raise ConnectionError(f"no node's metrics can be read: {asked[0]!r}")
+        return ours(answers).encode()
+
+    def _tags(self, metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(metric.labels, self._bounds.within(metric, labels), strict=True))
+
+
+def make(metric: Metric, replica: str) -> Any:
+    """The metric as Ray's."""
+    keys = (*metric.labels, REPLICA)
+    if metric.kind == "histogram":
+        made = Histogram(metric.name, metric.about, list(metric.buckets), keys)
+    else:
+        made = {"counter": Counter, "gauge": Gauge}[metric.kind](metric.name, metric.about, keys)
+    return made.set_default_tags({REPLICA: replica})
+
+
+def ours(texts: list[str]) -> str:
+    """StreamChat's own out of what the nodes' agents serve, without `ray_`, each name's lines together."""
+    families: dict[
+        str, dict[str, None]
+    ] = {}  # lines by name, in order and each once: every node tells the help
+    for text in texts:
+        for line in text.splitlines():
+            if found := OURS.fullmatch(line):
+                comment, name, part, rest = found.groups(default="")
+                families.setdefault(name, {})[f"{comment}{name}{part}{rest}"] = None
+    return "".join(f"{line}\n" for lines in families.values() for line in lines)

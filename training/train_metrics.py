@@ -1,0 +1,92 @@
+"""What a training run tells Prometheus: every name in one place, sent through Ray's own metrics.
+
+Ray exports them on every node as `ray_streamchat_train_...`; whoever scrapes drops the `ray_` (docs/metrics.md).
+`helm/streamchat/dashboards/training.json` shows them.
+"""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+LABELS = ("recipe", "rank")  # the recipe's name ("sft", "pretrain", ...); the worker's rank
+STEP_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+
+
+class TrainMetrics:
+    """The metrics of one worker; make it in a process that Ray has started, or after `ray.init`."""
+
+    def __init__(self, recipe: str, rank: int = 0) -> None:
+        self._labels = {"recipe": recipe, "rank": str(rank)}
+        self._loss = self._gauge("streamchat_train_loss", "Loss of the last step")
+        self._rate = self._gauge("streamchat_train_learning_rate", "Learning rate of the last step")
+        self._norm = self._gauge("streamchat_train_gradient_norm", "Length of the gradient before it was cut")
+        self._done = self._gauge("streamchat_train_done_ratio", "The share of the run that is done, 0 to 1")
+        self._memory = self._gauge("streamchat_train_memory_bytes", "Memory of the device that is in use")
+        self._validation = self._gauge(
+            "streamchat_train_validation_loss", "Loss on rows that are not trained on"
+        )
+        self._step_s = Histogram(
+            "streamchat_train_step_seconds", "One optimiser step", STEP_BUCKETS_S, tag_keys=LABELS
+        ).set_default_tags(self._labels)
+        self._wait_s = self._counter(
+            "streamchat_train_data_wait_seconds_total", "Time spent waiting for data"
+        )
+        self._tokens = self._counter("streamchat_train_tokens_total", "Text tokens trained on")
+        self._frames = self._counter("streamchat_train_frames_total", "Video frames trained on")
+        self._skipped = self._counter("streamchat_train_rows_skipped_total", "Bad rows of data left out")
+        self._saved = self._counter("streamchat_train_checkpoints_total", "Checkpoints written")
+
+    def step(
+        self,
+        *,
+        loss: float,
+        learning_rate: float,
+        gradient_norm: float,
+        step_s: float,
+        num_tokens: int,
+        num_frames: int = 0,
+        data_wait_s: float = 0.0,
+        done: float | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """One optimiser step has been made."""
+        self._loss.set(loss)
+        self._rate.set(learning_rate)
+        self._norm.set(gradient_norm)
+        self._done.set(done)
+        self._memory.set(memory_bytes)
+        self._step_s.observe(step_s)
+        for counter, value in (
+            (self._tokens, num_tokens),
+            (self._frames, num_frames),
+            (self._wait_s, data_wait_s),
+        ):
+            add(counter, value)
+
+    def validated(self, loss: float) -> None:
+        """The model was looked at on rows that are not trained on."""
+        self._validation.set(loss)
+
+    def skipped(self, num_rows: int) -> None:
+        """Bad rows were left out."""
+        add(self._skipped, num_rows)
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        add(self._saved, 1)
+
+    def _gauge(self, name: str, about: str) -> Gauge:
+        gauge = Gauge(name, about, LABELS)
+        gauge.set_default_tags(self._labels)
+        return gauge
+
+    def _counter(self, name: str, about: str) -> Counter:
+        counter = Counter(name, about, LABELS)
+        counter.set_default_tags(self._labels)
+        return counter
+
+
+def add(counter: Counter, value: float) -> None:
+    """Ray refuses to add nothing."""
+    if value > 0:
+        counter.inc(value)
