@@ -73,6 +73,7 @@ def _add_publish(commands: Any) -> None:
     add.add_argument(
         "--kafka", default="", metavar="HOST:PORT", help="the broker (the setting's, or 127.0.0.1:9092)"
     )
+    add.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there (nowhere)")
     add.set_defaults(run=_publish)
 
 
@@ -89,6 +90,7 @@ def _publish(options: argparse.Namespace) -> int:
         bootstrap_servers=brokers,
         topic=options.topic,
         loop=options.loop,
+        metrics=options.metrics,
     )
 
 

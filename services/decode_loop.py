@@ -7,11 +7,13 @@ frames that have arrived into the cameras' rings, so each token is made from the
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +32,16 @@ from services.messages import (
     TokenEvent,
 )
 from services.meters import CLIP, Meters
-from services.metrics import DIALOGS, FRAME_AGE, REFRESHES, STEP, STEP_DIALOGS
+from services.metrics import (
+    BUSY,
+    DEVICE_BYTES,
+    DEVICE_LIMIT_BYTES,
+    DIALOGS,
+    FRAME_AGE,
+    REFRESHES,
+    STEP,
+    STEP_DIALOGS,
+)
 from services.text_stream import TextStream
 
 log = logging.getLogger(__name__)
@@ -45,6 +56,16 @@ def frame_features(frame: Frame) -> Tensor:
         bits = np.frombuffer(frame.visual_tokens, dtype=np.int16).copy()
         return torch.from_numpy(bits).view(torch.bfloat16).view(frame.shape)
     return torch.from_numpy(np.frombuffer(frame.visual_tokens, dtype=frame.dtype).reshape(frame.shape).copy())
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes in use and bytes there are: of the whole GPU, or of this process and this machine."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, total
+    page = os.sysconf("SC_PAGE_SIZE")
+    resident = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
 @dataclass(slots=True, kw_only=True)
@@ -248,7 +269,9 @@ class DecodeLoop:
             return
         self.num_steps += 1
         self.num_tokens += len(made)
-        self._meters.observe(STEP, time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        self._meters.observe(STEP, took_s)
+        self._meters.count(BUSY, by=took_s)
         self._meters.observe(STEP_DIALOGS, len(made))
         for token in made:
             self._tell(self._dialogs[token.dialog_id], token, time.time())
@@ -309,3 +332,6 @@ class DecodeLoop:
         for camera in dialogs.keys() | self._shown:
             self._meters.set(DIALOGS, dialogs[camera], camera)
         self._shown = set(dialogs)
+        used_bytes, limit_bytes = memory_of(self._engine.device)
+        self._meters.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
+        self._meters.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)

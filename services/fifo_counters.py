@@ -27,7 +27,12 @@ from services.metrics import (
 )
 
 STANDING_EVERY_S = 1.0
-STAGES = {"overtaken": "encode", "encoder_failed": "encode"}  # where frames are dropped; else in the store
+DROPS = {
+    "overtaken": "encode",
+    "encoder_failed": "encode",
+    "store_lost": "store",
+    "replayed": "store",
+}  # the stage
 
 
 @dataclass(slots=True)
@@ -59,6 +64,7 @@ class Tally:
         self._counters = Counters()
         self._meters: Meters = meters or PrometheusMeters("frame_fifo")
         self._told_at = float("-inf")  # monotonic
+        self._read: set[str] = set()
         self._up: set[str] = set()
         self._filled: set[str] = set()
 
@@ -66,6 +72,11 @@ class Tally:
         """A packet of a camera was read."""
         with self._lock:
             self._counters.packets_read += 1
+            new = camera not in self._read
+            self._read.add(camera)
+        if new:
+            for reason in DROPS:  # so that the first drop is a rise
+                self._meters.count(FRAMES_DROPPED, camera, DROPS[reason], reason, by=0.0)
         self._meters.count(PACKETS_READ, camera)
 
     def skewed(self, camera: str, skew_s: float) -> None:
@@ -95,7 +106,7 @@ class Tally:
         """A sampled frame was lost."""
         with self._lock:
             self._counters.frames_dropped[camera, reason] += 1
-        self._meters.count(FRAMES_DROPPED, camera, STAGES.get(reason, "store"), reason)
+        self._meters.count(FRAMES_DROPPED, camera, DROPS[reason], reason)
 
     def dead_letter(self, reason: str) -> int:
         """A packet went to the dead letters, the so-manieth of its kind."""

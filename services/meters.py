@@ -22,7 +22,7 @@ class Meters(Protocol):
     """Takes measurements, from any thread, and never fails for what it is told."""
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
-        """Something happened `by` times."""
+        """Something happened `by` times; 0 makes the series, so that its first rise is one."""
         ...
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
@@ -94,6 +94,6 @@ class PrometheusMeters:
         if metric.kind == "histogram":
             return Histogram(*named, buckets=metric.buckets, registry=self.registry)
         made = {"counter": Counter, "gauge": Gauge}[metric.kind](*named, registry=self.registry)
-        for value in metric.first:
-            made.labels(value)
+        for labels in metric.first:
+            made.labels(*labels)
         return made

@@ -15,6 +15,10 @@ AGES_S = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0,
 TOKEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUEST_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 WORK_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+SERVER_FAULTS = (
+    *((code, "500") for code in ("internal_error", "decoder_error", "decoder_confused")),
+    *((code, "503") for code in ("decoder_lost", "store_lost", "encoder_lost", "clip_player_lost")),
+)
 DEAD_LETTER_REASONS = (
     *("past", "future", "not_allowed", "too_many_cameras", "damaged"),
     *("access unit", "timestamp", "codec", "camera id (key)"),
@@ -35,9 +39,7 @@ class Metric:
     about: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...]
-    first: tuple[
-        str, ...
-    ]  # values of its one label that stand at 0 from the start: an alert sees the first count
+    first: tuple[tuple[str, ...], ...]  # labels that stand at 0 from the start: an alert sees the first count
 
 
 METRICS: dict[str, Metric] = {}  # by name
@@ -50,7 +52,7 @@ def metric(
     about: str,
     *labels: str,
     buckets: tuple[float, ...] = (),
-    first: tuple[str, ...] = (),
+    first: tuple[tuple[str, ...], ...] = (),
 ) -> Metric:
     """Make it and list it."""
     made = METRICS[name] = Metric(service, kind, name, about, labels, buckets, first)
@@ -89,6 +91,7 @@ REQUEST_ERRORS = gateway(
     "Requests that failed, by the API's error code and the HTTP status that goes with it",
     "code",
     "status",
+    first=SERVER_FAULTS,
 )
 PROMPT_TOKENS = gateway("counter", "streamchat_prompt_tokens_total", "Tokens of questions")
 TOKENS = gateway("counter", "streamchat_generation_tokens_total", "Tokens of answers")
@@ -133,7 +136,7 @@ DEAD_LETTERS = frame_fifo(
     "streamchat_dead_letter_total",
     "Records that could not be used, by what was wrong",
     "reason",
-    first=DEAD_LETTER_REASONS,
+    first=tuple((reason,) for reason in DEAD_LETTER_REASONS),
 )
 LAG = frame_fifo(
     "gauge", "streamchat_kafka_consumer_lag_messages", "Records written to Kafka that were not read yet"
@@ -175,6 +178,10 @@ FRAME_ENCODE = vision_encoder(
     buckets=WORK_S,
 )
 
+ENCODER_BUSY = vision_encoder(
+    "counter", "streamchat_encoder_busy_seconds_total", "Time the vision encoder spent in passes"
+)
+
 # -- LLMDecoder: the engine
 
 llm_decoder = partial(metric, "llm_decoder")
@@ -195,6 +202,7 @@ REFRESHES = llm_decoder(
 STEP = llm_decoder(
     "histogram", "streamchat_step_seconds", "One decoding step of all dialogs that are due", buckets=WORK_S
 )
+BUSY = llm_decoder("counter", "streamchat_engine_busy_seconds_total", "Time the engine spent in steps")
 STEP_DIALOGS = llm_decoder(
     "histogram", "streamchat_step_dialogs", "Dialogs in a decoding step", buckets=SIZES
 )
@@ -204,7 +212,14 @@ CACHE_BYTES = llm_decoder(
 DEVICE_BYTES = llm_decoder(
     "gauge",
     "streamchat_device_memory_bytes",
-    "Memory in use where the replica computes (GPU, or the process)",
+    "Memory in use where the decoder computes: of the whole GPU, or of its process",
+    "device",
+)
+DEVICE_LIMIT_BYTES = llm_decoder(
+    "gauge",
+    "streamchat_device_memory_limit_bytes",
+    "Memory that there is where the decoder computes",
+    "device",
 )
 
 # -- `streamchat publish`, a process that is no Ray replica

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TextIO
 
 from services.kafka_video_log import KafkaVideoLog
 from services.messages import VideoPacket
+from services.progress import Progress
+from services.publish_metrics import PublishMetrics
 from services.video_log import CAMERA_ID, VideoLog, preview
 from services.video_source import AccessUnit, SourceLost, VideoSource, open_source
 
@@ -21,26 +22,6 @@ PROGRESS_EVERY_S = 1.0
 FURTHEST_BEHIND_S = 1.0  # a file that cannot keep the pace goes on from now, not faster
 SHORTEST_BACKOFF_S = 1.0
 LONGEST_BACKOFF_S = 15.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """What was published so far."""
-
-    num_frames: int = 0
-    num_bytes: int = 0
-    num_refused: int = 0  # packets that readers would refuse
-    num_dropped: int = 0  # packets that the log could not take in time
-    started_at: float = 0.0  # monotonic
-
-    def line(self, camera: str) -> str:
-        """One line for a person."""
-        lasted_s = max(1e-3, time.monotonic() - self.started_at)
-        lost = self.num_dropped + self.num_refused
-        return (
-            f"{camera}: {self.num_frames} frames, {self.num_frames / lasted_s:.1f} fps, "
-            f"{self.num_bytes / 2**20:.1f} MB, {lost} dropped"
-        )
 
 
 def play(
@@ -173,6 +154,7 @@ def publish(
     bootstrap_servers: str,
     topic: str = "cameras",
     loop: bool = False,
+    metrics: str = "",
     max_packet_bytes: int = 4 * 2**20,
     stop: threading.Event | None = None,
     out: TextIO | None = None,
@@ -180,19 +162,25 @@ def publish(
     """What `streamchat publish` does: connect, publish, show progress on one line. Returns the exit status.
 
     Ends with the file (unless `loop`), when `stop` is set, or on Ctrl-C; errors are one line for a person.
+    `metrics` (HOST:PORT): where scrapers are answered; ValueError when that is none, OSError when it is in use.
     """
     terminal = sys.stderr if out is None else out
     end = "\r" if terminal.isatty() else "\n"
 
     def show(progress: Progress) -> None:
         progress.num_dropped = video_log.num_dropped
+        if told is not None:
+            told.tell(progress)
         print(f"{progress.line(camera)}{' ' * 8}", end=end, file=terminal, flush=True)
 
+    told = PublishMetrics(camera, metrics) if metrics else None
     try:
         open_source(source)  # a wrong source is told before a broker is asked
         video_log = KafkaVideoLog(bootstrap_servers, topic, max_packet_bytes=max_packet_bytes)
     except (SourceLost, ConnectionError) as error:
         print(f"streamchat publish: {error}", file=terminal)
+        if told is not None:
+            told.close()
         return 1
     try:
         play(source, camera, video_log, loop=loop, stop=stop, report=show)
@@ -203,4 +191,6 @@ def publish(
         return 130
     finally:
         video_log.close()
+        if told is not None:
+            told.close()
     return 0

@@ -30,14 +30,12 @@ class RayMeters:
         self._made = {m.name: make(m, replica) for m in METRICS.values() if m.service == service}
         for metric in METRICS.values():
             if metric.service == service and metric.kind == "counter":
-                for labels in [(value,) for value in metric.first] or [()] * (not metric.labels):
-                    # Not `inc`, which refuses 0. A counter that begins at 1 has not risen, for Prometheus.
-                    self._made[metric.name]._record(0.0, self._tags(metric, labels))
+                for labels in metric.first or [()] * (not metric.labels):
+                    self.count(metric, *labels, by=0.0)
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
         """See Meters."""
-        if by > 0:
-            self._made[metric.name].inc(by, self._tags(metric, labels))
+        self._made[metric.name]._record(by, self._tags(metric, labels))  # `inc` itself refuses 0
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
         """See Meters."""

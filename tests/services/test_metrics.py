@@ -19,7 +19,7 @@ def test_a_name_says_what_it_is(metric: Metric) -> None:
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert len(metric.about) > 10
     assert not any(word in metric.name.split("_") for word in ("ms", "kb", "mb", "percent", "minutes"))
-    assert not metric.first or len(metric.labels) == 1
+    assert all(len(labels) == len(metric.labels) for labels in metric.first)
 
 
 def test_times_are_seconds() -> None:

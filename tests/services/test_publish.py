@@ -15,7 +15,8 @@ import pytest
 from services.camera_decoder import CameraDecoder
 from services.embedded import free_port
 from services.messages import VideoPacket
-from services.publish import Progress, file_units, live_units, play, publish
+from services.progress import Progress
+from services.publish import file_units, live_units, play, publish
 from services.video_source import (
     AccessUnit,
     SourceLost,

@@ -1,0 +1,107 @@
+"""The decoder's engine: steps, caches, memory."""
+
+from __future__ import annotations
+
+from helm.boards.panels import Panel, Query, Rows, quantiles, rate
+
+
+def rows() -> Rows:
+    """Rows of panels."""
+    return [
+        (
+            "Steps",
+            [
+                Panel(
+                    title="Step",
+                    about="One decoding step of all dialogs that are due: one token for each.",
+                    unit="s",
+                    queries=quantiles("streamchat_step_seconds"),
+                    warn=0.1,
+                    bad=0.3,
+                ),
+                Panel(
+                    title="Dialogs in a step",
+                    about="The engine's batch.",
+                    unit="short",
+                    queries=quantiles("streamchat_step_dialogs"),
+                    warn=48,
+                    bad=64,
+                ),
+                Panel(
+                    title="Engine busy",
+                    about="Share of the time that a decoder replica spends in steps: its GPU's load, near enough.",
+                    unit="percentunit",
+                    queries=[
+                        Query("max(rate(streamchat_engine_busy_seconds_total{$ns}[1m]))", "busiest replica"),
+                        Query("avg(rate(streamchat_engine_busy_seconds_total{$ns}[1m]))", "mean"),
+                    ],
+                    warn=0.7,
+                    bad=0.95,
+                ),
+                Panel(
+                    title="Dialogs and places",
+                    about="Dialogs the engine speaks in, and those it has room for.",
+                    unit="short",
+                    queries=[
+                        Query("sum(streamchat_dialogs_running{$ns})", "dialogs"),
+                        Query("sum(streamchat_dialog_places{$ns})", "places"),
+                    ],
+                    warn=64,
+                    bad=256,
+                ),
+                Panel(
+                    title="Looks",
+                    about="Frames taken into the engine's rings, a second: times that it looked again.",
+                    unit="suffix: frames/s",
+                    queries=[Query(rate("streamchat_visual_refresh_total"), "frames")],
+                    warn=400,
+                    bad=800,
+                ),
+                Panel(
+                    title="Decoders",
+                    about="Decoder replicas that are up.",
+                    unit="short",
+                    queries=[Query("count(streamchat_dialog_places{$ns})", "replicas")],
+                    warn=1,
+                    bad=0,
+                    falling=True,
+                ),
+            ],
+        ),
+        (
+            "Memory",
+            [
+                Panel(
+                    title="Caches",
+                    about="Keys and values: of frames (a ring for each camera) and of text (for each dialog).",
+                    unit="bytes",
+                    queries=[Query("sum by (kind) (streamchat_cache_bytes{$ns})", "{{kind}}")],
+                    warn=40e9,
+                    bad=70e9,
+                    stacked=True,
+                ),
+                Panel(
+                    title="GPU memory",
+                    about="In use where a decoder computes, to what there is: of the GPU, or of the machine.",
+                    unit="percentunit",
+                    queries=[
+                        Query(
+                            "max by (device, replica) (streamchat_device_memory_bytes{$ns}"
+                            " / streamchat_device_memory_limit_bytes{$ns})",
+                            "{{device}} {{replica}}",
+                        )
+                    ],
+                    warn=0.85,
+                    bad=0.95,
+                ),
+                Panel(
+                    title="Memory in use",
+                    about="Bytes, by device.",
+                    unit="bytes",
+                    queries=[Query("sum by (device) (streamchat_device_memory_bytes{$ns})", "{{device}}")],
+                    warn=40e9,
+                    bad=70e9,
+                ),
+            ],
+        ),
+    ]

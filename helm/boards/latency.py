@@ -1,0 +1,112 @@
+"""What a caller of the API meets: latency, throughput, errors."""
+
+from __future__ import annotations
+
+from helm.boards.panels import Panel, Query, Rows, quantiles, rate
+
+
+def rows() -> Rows:
+    """Rows of panels."""
+    faults = 'streamchat_request_errors_total{$ns, status=~"5..", code!="not_ready"}'
+    return [
+        (
+            "Latency",
+            [
+                Panel(
+                    title="Time to first token",
+                    about="From the question's arrival at the gateway to its first token.",
+                    unit="s",
+                    queries=quantiles("streamchat_time_to_first_token_seconds"),
+                    warn=0.5,
+                    bad=2,
+                ),
+                Panel(
+                    title="Time between tokens",
+                    about="As the engine made them; an answer at a human pace waits on purpose.",
+                    unit="s",
+                    queries=quantiles("streamchat_inter_token_latency_seconds"),
+                    warn=0.3,
+                    bad=1,
+                ),
+                Panel(
+                    title="End to end",
+                    about="From the question's arrival to the answer's end. Long answers take long.",
+                    unit="s",
+                    queries=quantiles("streamchat_e2e_request_latency_seconds"),
+                    warn=60,
+                    bad=300,
+                ),
+            ],
+        ),
+        (
+            "Throughput",
+            [
+                Panel(
+                    title="Tokens",
+                    about="Tokens a second: of questions, read at once; of answers, one by one.",
+                    unit="suffix: tokens/s",
+                    queries=[
+                        Query(rate("streamchat_prompt_tokens_total"), "of questions"),
+                        Query(rate("streamchat_generation_tokens_total"), "of answers"),
+                    ],
+                    warn=8_000,
+                    bad=20_000,
+                ),
+                Panel(
+                    title="Questions",
+                    about="Questions handed to a decoder, a second.",
+                    unit="reqps",
+                    queries=[Query(rate("streamchat_requests_total"), "questions")],
+                    warn=100,
+                    bad=1_000,
+                ),
+                Panel(
+                    title="Answers under way",
+                    about="Running: being spoken. Waiting: no decoder has taken them up yet; should be about 0.",
+                    unit="short",
+                    queries=[
+                        Query("sum(streamchat_requests_running{$ns})", "running"),
+                        Query("sum(streamchat_requests_waiting{$ns})", "waiting"),
+                    ],
+                    warn=64,
+                    bad=256,
+                ),
+            ],
+        ),
+        (
+            "Errors",
+            [
+                Panel(
+                    title="Our faults a question",
+                    about="Requests that failed with a status of 500 or more, to questions asked.",
+                    unit="percentunit",
+                    queries=[
+                        Query(
+                            f"sum(rate({faults}[5m])) / {rate('streamchat_requests_total', window='5m')}",
+                            "faults",
+                        )
+                    ],
+                    warn=0.01,
+                    bad=0.05,
+                ),
+                Panel(
+                    title="Failed requests by code",
+                    about="The API's error codes. 4xx are the caller's, 429 says that all places are taken.",
+                    unit="reqps",
+                    queries=[
+                        Query(rate("streamchat_request_errors_total", "code, status"), "{{status}} {{code}}")
+                    ],
+                    warn=1,
+                    bad=10,
+                ),
+                Panel(
+                    title="Answers taken up by another decoder",
+                    about="A decoder was lost while it spoke and another went on: the caller noticed nothing.",
+                    unit="ops",
+                    queries=[Query(rate("streamchat_redispatches_total"), "taken up")],
+                    warn=0.01,
+                    bad=1,
+                ),
+            ],
+        ),
+    ]
