@@ -13,7 +13,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import fsspec
@@ -211,12 +213,26 @@ def read_rows(paths: Iterable[str], bad: BadRows) -> Iterator[Row]:
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> int:
-    """Write rows as Parquet or JSON lines, by the name's ending; returns their number."""
-    values = [row.as_dict() for row in rows]
-    opened: Any = fsspec.open(path, "wb", compression="infer")
-    with opened as file:
-        if path.endswith(".parquet"):
-            pq.write_table(pa.Table.from_pylist(values, SCHEMA), file)
-        else:
-            file.writelines(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
-    return len(values)
+    """Write rows as Parquet or JSON lines, by the name's ending; returns their number.
+
+    They are taken as they come. When taking them raises, no file is left.
+    """
+    opened: Any = fsspec.open(path, "wb", compression="infer", auto_mkdir=True)
+    try:
+        with opened as file:
+            return _write(file, path.endswith(".parquet"), iter(rows))
+    except BaseException:
+        opened.fs.rm(opened.path)
+        raise
+
+
+def _write(file: Any, parquet: bool, rows: Iterator[Row]) -> int:
+    num = 0
+    with pq.ParquetWriter(file, SCHEMA) if parquet else nullcontext() as table:
+        while values := [row.as_dict() for row in islice(rows, 1000)]:
+            num += len(values)
+            if table is not None:
+                table.write_table(pa.Table.from_pylist(values, SCHEMA))
+            else:
+                file.writelines(json.dumps(value, ensure_ascii=False).encode() + b"\n" for value in values)
+    return num
