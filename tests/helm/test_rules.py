@@ -1,0 +1,56 @@
+"""The alerts are what Prometheus takes, fire on their fault, stay silent without, and say what to do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.prometheus import PROMTOOL
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RULES = ROOT / "helm" / "streamchat" / "rules" / "streamchat.yaml"
+CASES = Path(__file__).with_name("alerts.yaml")
+
+
+def alerts() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def promtool(*words: str) -> None:
+    done = subprocess.run([PROMTOOL, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_takes_the_rules() -> None:
+    promtool("check", "rules", str(RULES))
+
+
+def test_each_alert_fires_on_its_fault_and_is_silent_without(tmp_path: Path) -> None:
+    cases = yaml.safe_load(CASES.read_text())
+    cases["rule_files"] = [str(RULES)]
+    made = tmp_path / "alerts.yaml"
+    made.write_text(yaml.safe_dump(cases))
+    promtool("test", "rules", str(made))
+
+
+def test_no_alert_is_left_out_of_the_cases() -> None:
+    names = {rule["alert"] for rule in alerts()}
+    well, *faults = yaml.safe_load(CASES.read_text())["tests"]
+    asked = [case for test in faults for case in test["alert_rule_test"]]
+    assert {case["alertname"] for case in asked if case.get("exp_alerts")} == names
+    assert {case["alertname"] for case in well["alert_rule_test"]} == names
+    assert not any(case.get("exp_alerts") for case in well["alert_rule_test"])
+
+
+def test_each_alert_says_what_it_means_and_what_to_do() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    for rule in alerts():
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in ("warning", "critical")
+    assert sorted(headings) == sorted(rule["alert"] for rule in alerts())
