@@ -4,7 +4,7 @@
     python training/live_world_eval.py --model model/streamchat-tiny --clips held_out --out results
 
 Answers are decoded freely, token by token, on the clip's own clock: a frame each 0.2 s, a token each 0.2 s. They are
-judged as `training/world_judge.py` says. Writes `results.json`, `table.md` and `accuracy.png`.
+judged as `training/world_judge.py` says. Writes `results.json`, `answers.jsonl`, `table.md` and `accuracy.png`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ from model.folder import load_model, load_tokenizer
 from model.network import StreamChat
 from training.clips import Clip, find_clips, question_of, read_frames
 from training.samples import RowMaker, collate
+from training.spoken_answer import SpokenAnswer
+from training.streaming_samples import sample_name
 from training.world import TEST_SEEDS
 from training.world_judge import Verdict, judge, share_right, spoken_words
 from training.world_language import KINDS, SLOTS, Question, answer
@@ -146,6 +148,14 @@ def verdicts_of(clip: Clip, asked: Sequence[Asked]) -> dict[str, list[Verdict]]:
     return out
 
 
+def answer_rows(clip: Clip, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    """What was said, by the names that `training/streaming_samples.py` gives to the questions."""
+    for one in asked:
+        number, _, context = one.name.partition("-")
+        spoken = SpokenAnswer(tokens=tuple(one.tokens), asked_seen_s=one.asked_seen_s, ended=one.ended)
+        yield {"sample": sample_name(clip, int(number)), "candidate": context, **spoken.as_dict()}
+
+
 def summary(verdicts: dict[str, list[Verdict]]) -> dict[str, Any]:
     """Shares of right words: per kind of question and in all, before and after the question, by context."""
     rows: dict[str, Any] = {}
@@ -221,9 +231,12 @@ def main() -> None:
     examiner = Examiner(model, tokenizer)
     verdicts: dict[str, list[Verdict]] = {c: [] for c in CONTEXTS}
     forward_right = forward_all = 0
+    said: list[dict[str, Any]] = []
     for number, clip in enumerate(clips):
         rows = asked[clip.path.name]
-        for context, judged in verdicts_of(clip, examiner.ask(clip, rows)).items():
+        answers = examiner.ask(clip, rows)
+        said += answer_rows(clip, answers)
+        for context, judged in verdicts_of(clip, answers).items():
             verdicts[context] += judged
         right, num = examiner.forward_right(clip, rows)
         forward_right, forward_all = forward_right + right, forward_all + num
@@ -236,6 +249,7 @@ def main() -> None:
     results = {"clips": len(clips), "training_forward": round(forward, 4), "table": rows}
     results["live"], results["frozen"] = (round(share_right(verdicts[c]), 4) for c in CONTEXTS)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.out / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
     wrong = [asdict(v) for v in verdicts["live"] if not v.right]
     (options.out / "wrong.json").write_text(json.dumps(wrong, indent=0) + "\n")
     (options.out / "table.md").write_text(table(rows))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from training.bad_row import BadRow, BadRows, as_list, as_mapping, as_number, as_text
-from training.clips import find_clips, question_of
+from training.clips import Clip, find_clips, question_of
 from training.row import Row, records
 from training.world import TEST_SEEDS, World
 from training.world_language import Question
@@ -46,6 +46,11 @@ class Sample:
     question: Question | None = None
 
 
+def sample_name(clip: Clip, number: int) -> str:
+    """The name of a live-world clip's question, in all folders."""
+    return f"{clip.world.seed}-{clip.path.stem}#{number}"
+
+
 def live_world_samples(folder: Path, num_clips: int | None = None) -> list[Sample]:
     """The questions of held-out clips; ValueError when one is not held out, FileNotFoundError when there are none."""
     clips = find_clips(folder)[:num_clips]
@@ -55,7 +60,7 @@ def live_world_samples(folder: Path, num_clips: int | None = None) -> list[Sampl
     asked = json.loads((folder / "questions.json").read_text())
     return [
         Sample(
-            name=f"{clip.world.seed}-{clip.path.stem}#{number}",
+            name=sample_name(clip, number),
             video=clip.path,
             ask_s=row["ask_s"],
             instruction=row["instruction"],

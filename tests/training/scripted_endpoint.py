@@ -1,0 +1,83 @@
+"""An OpenAI-compatible endpoint that really listens, and replies from a script. No test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from tests.services.served_gateway import listening
+
+MODEL = "scripted"
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """A question that came in."""
+
+    text: str
+    num_pictures: int
+    model: str
+
+
+@dataclass(kw_only=True)
+class ScriptedEndpoint:
+    """`reply` gives the words for a question, or an HTTP status to refuse it with."""
+
+    reply: Callable[[Asked], str | int]
+    url: str = ""
+    asked: list[Asked] = field(default_factory=lambda: list[Asked]())
+
+    def answer(self, body: dict[str, Any]) -> Response:
+        """One chat completion, streamed word by word if it is to be."""
+        content = body["messages"][-1]["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "\n".join(part["text"] for part in parts if part["type"] == "text")
+        num_pictures = sum(part["type"] == "image_url" for part in parts)
+        asked = Asked(text=text, num_pictures=num_pictures, model=body["model"])
+        self.asked.append(asked)
+        said = self.reply(asked)
+        if isinstance(said, int):
+            return JSONResponse({"error": {"message": "no"}}, said, {"Retry-After": "0"})
+        if body.get("stream"):
+            return StreamingResponse(chunks(said), media_type="text/event-stream")
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        return JSONResponse({**head("chat.completion"), "choices": [choice], "usage": usage})
+
+
+def head(kind: str) -> dict[str, Any]:
+    return {"id": "1", "object": kind, "created": 1, "model": MODEL}
+
+
+def chunks(said: str) -> Iterator[str]:
+    for number, word in enumerate(said.split(" ")):
+        delta = {"content": word if number == 0 else " " + word}
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        yield f"data: {json.dumps({**head('chat.completion.chunk'), 'choices': [choice]})}\n\n"
+    choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    yield f"data: {json.dumps({**head('chat.completion.chunk'), 'choices': [choice]})}\n\ndata: [DONE]\n\n"
+
+
+@contextmanager
+def scripted(reply: Callable[[Asked], str | int]) -> Generator[ScriptedEndpoint]:
+    """Serve a script on a free port."""
+    endpoint = ScriptedEndpoint(reply=reply)
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "us"}]}
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        return endpoint.answer(await request.json())
+
+    with listening(app) as url:
+        endpoint.url = url
+        yield endpoint
