@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,17 @@ def _flash() -> Callable[..., Tensor] | None:
     if importlib.util.find_spec("flash_attn") is None:
         return None
     return importlib.import_module("flash_attn").flash_attn_func
+
+
+@cache
+def _flex() -> Callable[..., Tensor]:
+    """FlexAttention, compiled: one kernel that skips the blocks which no query of a block of queries may see."""
+    return torch.compile(_flex_module().flex_attention, dynamic=True)
+
+
+def _flex_module() -> Any:
+    """Imported where it is used: it brings the compiler with it."""
+    return importlib.import_module("torch.nn.attention.flex_attention")
 
 
 def self_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -75,11 +86,13 @@ class FrameView:
         *,
         turn: Literal["keys", "queries"] | None = None,
         dtype: torch.dtype = torch.float32,
+        flex: bool = False,
     ) -> None:
         """text_index [B, T], frame_index [B, F], visible bool [B, T, F], clip_of_row [B] (None: all see clip 0).
 
-        `turn` None chooses by T. `dtype` is the model's.
+        `turn` None chooses by T. `dtype` is the model's. `flex`: with "keys", FlexAttention instead of a whole mask.
         """
+        self.flex = flex
         alone = clip_of_row is None
         self.turn = turn or ("queries" if alone and text_index.shape[1] == 1 else "keys")
         assert alone or self.turn == "keys", "rows of several clips share no keys"
@@ -116,6 +129,7 @@ class FrameView:
         cos, sin = rope.turn(text_index)
         self._text_turn = cos.unsqueeze(1), sin.unsqueeze(1)  # [B, 1, T, d/2]
         self._wide_mask: Tensor | None = None
+        self._block_mask: Any = None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [B, H, T, d], not yet turned; keys and values [C, F, P, G, d] of one layer -> [B, H, T, d].
@@ -131,15 +145,29 @@ class FrameView:
         flat = (self._rows, -1, num_groups, head_dim)
         row_keys = rotate(keys.flatten(0, 1).index_select(0, self._frames).view(picked), self._key_turn)
         row_values = values.flatten(0, 1).index_select(0, self._frames)
+        turned = rotate(query, self._text_turn)
+        row_keys, row_values = row_keys.view(flat).transpose(1, 2), row_values.view(flat).transpose(1, 2)
+        if self.flex:
+            return self._staircase(turned, row_keys, row_values, num_patches)
         if self._wide_mask is None:
             self._wide_mask = self._mask.repeat_interleave(num_patches, -1)  # [B, 1, T, W * P]
         return scaled_dot_product_attention(
-            rotate(query, self._text_turn),
-            row_keys.view(flat).transpose(1, 2),
-            row_values.view(flat).transpose(1, 2),
-            attn_mask=self._wide_mask,
-            enable_gqa=True,
+            turned, row_keys, row_values, attn_mask=self._wide_mask, enable_gqa=True
         )
+
+    def _staircase(self, query: Tensor, keys: Tensor, values: Tensor, num_patches: int) -> Tensor:
+        """The same without a mask in memory: query [B, H, T, d], keys and values [B, G, W * P, d] -> [B, H, T, d]."""
+        visible = self._visible
+
+        def shown(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return visible[b, q, k // num_patches]
+
+        if self._block_mask is None:
+            sizes = (query.shape[0], None, query.shape[2], keys.shape[2])
+            self._block_mask = _flex_module().create_block_mask(shown, *sizes, device=query.device)
+        # On a CPU there is no kernel to compile: the reference shows that the masks are the same.
+        attend = _flex() if query.is_cuda else _flex_module().flex_attention
+        return attend(query, keys, values, block_mask=self._block_mask, enable_gqa=True)
 
     def _by_queries(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         num_rows, num_heads, num_tokens, head_dim = query.shape

@@ -143,7 +143,7 @@ def _read_tensors(
     """Give `module`, built without memory, its tensors from the folder: those whose names start with `only`."""
     wanted = dict(module.named_parameters())
     seen: set[str] = set()
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt", device=str(device)) as reader:
                 for name in reader.keys():  # noqa: SIM118 - not a dict
@@ -157,7 +157,8 @@ def _read_tensors(
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files; raises FileNotFoundError when one is missing."""
     if not (folder / INDEX).is_file():
         if not (folder / WEIGHTS).is_file():
             raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}")

@@ -40,6 +40,7 @@ class StreamChat(nn.Module):
         """Random weights (the caller's seed); V-FFNs start as copies of the FFNs."""
         super().__init__()
         self.config = config
+        self.flex = False  # FlexAttention for frames in `forward` (GPUs)
         self.vision = VisionTower(config.vision)
         self.adapter = nn.Sequential(
             nn.Linear(config.vision.hidden_size, config.hidden_size),
@@ -83,6 +84,7 @@ class StreamChat(nn.Module):
                 visible,
                 clip_of_row,
                 dtype=self.dtype,
+                flex=self.flex,
             ),
             self.visual_chain(frame_features),
         )

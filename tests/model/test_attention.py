@@ -123,3 +123,11 @@ def test_text_reads_text_causally_with_and_without_a_mask():
     torch.testing.assert_close(causal, self_attention(query, keys, values, mask.expand(2, 1, 7, 7)))
     last = self_attention(query[:, :, -1:], keys, values, None)
     torch.testing.assert_close(last, causal[:, :, -1:])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_sees_what_the_whole_mask_shows() -> None:
+    s = scene(3, 5, 6, clips=2)
+    wanted = view(s, "keys", shared=False).attend(s["query"], s["keys"], s["values"])
+    flexed = FrameView(ROPE, s["text"], s["frame"], s["visible"], s["clip"], flex=True)
+    torch.testing.assert_close(flexed.attend(s["query"], s["keys"], s["values"]), wanted)

@@ -1,0 +1,49 @@
+"""The Ray that a run uses: the cluster whose job it is, one that is named, or a private one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address`; without one, the cluster whose job this is, else start Ray on this machine.
+
+    Imports Ray, which reads its settings from the environment at that moment: nothing may have imported it before.
+    """
+    # `ray job submit` tells the job its cluster in this way and no other.
+    private = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
+    if private:
+        _prepare(Path(tempfile.mkdtemp(prefix="sc-train-")))
+    import ray
+
+    quiet = {"logging_level": logging.WARNING, "configure_logging": True}
+    if private:
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+
+
+def _prepare(folder: Path) -> None:
+    """A Ray that nobody outside this machine reaches, and that writes nothing into the home folder."""
+    if "ray" in sys.modules:
+        raise AssertionError("Ray was imported before its environment was set")
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(
+        {
+            "RAY_TMPDIR": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            # Despite its name the switch for "this machine alone": all of Ray listens on 127.0.0.1.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # Ray's own 15 would put training behind whatever else runs here
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+    )

@@ -1,0 +1,18 @@
+"""Pretrain: stage 1 teaches the adapter, stage 2 the vision encoder and the V-FFNs as well (paper, section 3.1).
+
+    python training/pretrain.py --recipe pretrain_stage1 --model streamchat-7b --rows rows.parquet --out stage1
+
+Killed, it goes on from its last checkpoint when started again. docs/training.md has the whole way.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from training.launch import main
+from training.recipe import PRETRAINING
+
+if __name__ == "__main__":
+    main(PRETRAINING, __doc__)
