@@ -22,8 +22,12 @@ ONLY = {  # what only these files of services/ may import
 }
 NOT_IN_MODEL = {"ray", "kafka", "redis", "fastapi", "uvicorn", "httpx"}
 LIGHT = ("gateway", "openai_api", "realtime", "frame_fifo", "cli", "up", "stack", "publish")
-# local_ray.py hands Ray its settings: it writes the environment of its own process, and reads nothing from it.
-WRITES_ENVIRONMENT = {"services/local_ray.py": {"update", "PYTHONPATH"}}
+# local_ray.py hands Ray its settings: it writes the environment of its own process, and reads nothing from it; but
+# that it is a job of a cluster, `ray job submit` tells a process in this way alone.
+WRITES_ENVIRONMENT = {
+    "services/local_ray.py": {"update", "PYTHONPATH"},
+    "training/local_ray.py": {"update", "RAY_ADDRESS"},
+}
 TEXTS = {".py", ".md", ".toml", ".txt", ".html", ".js", ".css", ".yaml", ".yml", ".json", ".cfg", "", ".sh"}
 NOT_OURS = re.compile(
     r"(?<![\w.])(/root/|/home/\w|/work/|/opt/pypi|/opt/wheels)"
