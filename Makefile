@@ -6,14 +6,14 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CODE := model services training tests
+CODE := model services training helm tests
 
-.PHONY: demo test setup setup-dev chromium lint bench clean
+.PHONY: demo test setup setup-dev chromium prometheus lint bench clean
 
 demo: setup
 	@$(BIN)/streamchat demo $(if $(ONCE),--once)
 
-test: setup-dev chromium
+test: setup-dev chromium prometheus
 	@$(MAKE) --no-print-directory lint
 	@echo "== tests"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -62,6 +62,19 @@ chromium:
 	    else \
 	        echo "the page's test needs /usr/bin/chromium: please install Debian's package chromium" >&2; exit 1; \
 	    fi; \
+	fi
+
+# Alerts and dashboards are held against a real Prometheus. Unpacked only: installed, Debian would start it as a service.
+prometheus: setup-dev
+	@if ! command -v prometheus promtool > /dev/null && ! test -x $(BIN)/promtool; then \
+	    if ! command -v apt-get dpkg > /dev/null; then \
+	        echo "the alerts' tests need prometheus and promtool: please install them" >&2; exit 1; \
+	    fi; \
+	    echo "== unpacking Debian's prometheus for the alerts' tests"; \
+	    if test "$$(id -u)" = 0; then apt-get update -qq; fi; \
+	    rm -rf .venv/debian; mkdir .venv/debian; cd .venv/debian; \
+	    apt-get download -qq prometheus; dpkg -x prometheus_*.deb .; \
+	    mv usr/bin/prometheus usr/bin/promtool ../bin; cd ..; rm -rf debian; \
 	fi
 
 clean:
