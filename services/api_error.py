@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field
 
 TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
     409: "conflict_error",
@@ -22,7 +24,7 @@ class ErrorDetail(BaseModel):
     """What was got, what is wanted, and where."""
 
     message: str = Field(description="what was got and what is wanted")
-    type: str = Field(description="invalid_request_error, conflict_error, rate_limit_error or server_error")
+    type: str = Field(description="such as invalid_request_error, rate_limit_error or server_error")
     param: str | None = Field(description="path of the field in the request that is at fault")
     code: str | None = Field(description="short and stable name of the error, for programs")
 

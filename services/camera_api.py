@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from services.api_error import ApiError, ErrorBody
 from services.desk import Desk
+from services.doors import Caller, caller_of
 from services.frame_store import is_private, parse_frame_id
 from services.messages import CameraState
 from services.open_stream import OpenStream
@@ -60,8 +61,9 @@ def camera_of(state: CameraState) -> Camera:
     )
 
 
-async def that_frame(desk: Desk, camera: str, frame_id: str, known: str | None) -> Response:
+async def that_frame(desk: Desk, caller: Caller, camera: str, frame_id: str, known: str | None) -> Response:
     """That very frame. An id stands for the same picture for ever, so whoever has it may keep it."""
+    caller.check_sees(camera)
     try:
         parse_frame_id(frame_id)
     except ValueError as error:
@@ -71,17 +73,18 @@ async def that_frame(desk: Desk, camera: str, frame_id: str, known: str | None) 
         return Response(status_code=304, headers=headers)
     frame = None if is_private(camera) else await desk.store.ask(lambda store: store.frame(camera, frame_id))
     if frame is None:
-        await desk.camera(camera)
+        await desk.camera(caller, camera)
         message = f"camera {camera!r} has no frame {frame_id} (any more): only its newest frames are kept"
         raise ApiError(404, "unknown_frame", message, param="frame")
     return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
 
 
-async def newest_frame(desk: Desk, camera: str) -> Response:
+async def newest_frame(desk: Desk, caller: Caller, camera: str) -> Response:
     """The newest frame; it is another one soon, so nobody keeps it."""
+    caller.check_sees(camera)
     frame = None if is_private(camera) else await desk.store.ask(lambda store: store.newest_frame(camera))
     if frame is None:
-        state = await desk.camera(camera)
+        state = await desk.camera(caller, camera)
         raise ApiError(
             409, "no_frame", f"camera {state.camera!r} has no frame now: ask again", retry_after_s=1
         )
@@ -93,9 +96,9 @@ async def newest_frame(desk: Desk, camera: str) -> Response:
     return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
 
 
-def pictures(feed: PictureFeed, camera: str | None, kind: str) -> OpenStream:
-    """A stream of pictures, of one camera or of all."""
-    viewer = feed.enter(camera)
+def pictures(feed: PictureFeed, caller: Caller, camera: str | None, kind: str) -> OpenStream:
+    """A stream of pictures, of one camera or of all that the caller may see."""
+    viewer = feed.enter(camera, caller)
     parts = multipart(viewer, BOUNDARY)
     return OpenStream(
         parts, close=lambda: feed.leave(viewer), media_type=f"multipart/{kind}; boundary={BOUNDARY}"
@@ -107,44 +110,47 @@ def camera_api(desk: Desk, feed: PictureFeed) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["Cameras"])
 
     @router.get("/cameras", response_model=CameraList, responses={503: ERRORS[503]})
-    async def list_cameras() -> CameraList:
-        """All cameras that have frames."""
+    async def list_cameras(request: Request) -> CameraList:
+        """All cameras that have frames, of those that the key may see."""
+        caller = caller_of(request)
         states = await desk.store.ask(lambda store: store.cameras())
-        return CameraList(data=[camera_of(state) for state in states])
+        return CameraList(data=[camera_of(state) for state in states if caller.sees(state.camera)])
 
     @router.get("/pictures", responses={200: {"content": {"multipart/mixed": {}}}, 429: {"model": ErrorBody}})
-    async def watch_all_cameras() -> Response:
-        """New frames of all cameras on one connection, while it is open. A slow reader misses frames.
+    async def watch_all_cameras(request: Request) -> Response:
+        """New frames of all cameras that the key may see, on one connection. A slow reader misses frames.
 
         Each part is a JPEG with the headers X-Camera (percent-encoded), X-Frame-Id and X-Captured-S.
         """
-        return pictures(feed, None, "mixed")
+        return pictures(feed, caller_of(request), None, "mixed")
 
     @router.get("/cameras/{camera:path}/frame.jpg", response_class=Response, responses={**ERRORS, **JPEG})
     async def get_frame(
+        request: Request,
         camera: str,
         frame: Annotated[str | None, Query(description="a frame's id; default: the newest")] = None,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
         """One frame as a JPEG: the newest, or that very one."""
         if frame is None:
-            return await newest_frame(desk, camera)
-        return await that_frame(desk, camera, frame, if_none_match)
+            return await newest_frame(desk, caller_of(request), camera)
+        return await that_frame(desk, caller_of(request), camera, frame, if_none_match)
 
     @router.get(
         "/cameras/{camera:path}/stream",
         response_class=Response,
         responses={**ERRORS, 200: {"content": {"multipart/x-mixed-replace": {}}}},
     )
-    async def watch_camera(camera: str) -> Response:
+    async def watch_camera(request: Request, camera: str) -> Response:
         """New frames of one camera as motion JPEG, for as long as the connection is open."""
-        await desk.camera(camera)
-        return pictures(feed, camera, "x-mixed-replace")
+        caller = caller_of(request)
+        await desk.camera(caller, camera)
+        return pictures(feed, caller, camera, "x-mixed-replace")
 
     @router.get("/cameras/{camera:path}", response_model=Camera, responses=ERRORS)
-    async def retrieve_camera(camera: str) -> Camera:
+    async def retrieve_camera(request: Request, camera: str) -> Camera:
         """One camera."""
-        return camera_of(await desk.camera(camera))
+        return camera_of(await desk.camera(caller_of(request), camera))
 
     _ = (list_cameras, watch_all_cameras, get_frame, watch_camera, retrieve_camera)
     return router

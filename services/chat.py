@@ -82,10 +82,12 @@ def age(token: Token, *, colour: bool) -> str:
     return f"{DIM}{text}{PLAIN}" if colour else text
 
 
-def chat(url: str, camera: str, question: str, *, frozen: bool, tokens_per_second: float | None) -> int:
+def chat(
+    url: str, camera: str, question: str, *, frozen: bool, tokens_per_second: float | None, key: str = ""
+) -> int:
     """Ask and show the answer; ages only where a person looks. Raises ChatRefused or ChatLost."""
     person = sys.stdout.isatty()
-    with ChatClient(url) as client:
+    with ChatClient(url, key) as client:
         tokens = client.ask(
             camera,
             question,
@@ -97,9 +99,9 @@ def chat(url: str, camera: str, question: str, *, frozen: bool, tokens_per_secon
     return 0
 
 
-def show_cameras(url: str) -> int:
+def show_cameras(url: str, *, key: str = "") -> int:
     """Print the cameras as a table. Raises ChatRefused or ChatLost."""
-    with ChatClient(url) as client:
+    with ChatClient(url, key) as client:
         cameras = client.cameras()
     if not cameras:
         print("no camera yet: `streamchat publish SOURCE --camera ID` makes one", file=sys.stderr)

@@ -47,14 +47,15 @@ class Camera:
 
 
 class ChatClient:
-    """A connection to `url`; every method raises ChatRefused or ChatLost."""
+    """A connection to `url`, with an API key if one is given; every method raises ChatRefused or ChatLost."""
 
-    def __init__(self, url: str = DEFAULT_URL) -> None:
+    def __init__(self, url: str = DEFAULT_URL, key: str = "") -> None:
         self.url = url.rstrip("/")
         timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
         try:
             # Proxies of the environment are for the outside world, not for a service beside us.
-            self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers, trust_env=False)
             if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
                 raise ValueError("it does not begin with http:// and a host")
         except (httpx.InvalidURL, ValueError) as error:

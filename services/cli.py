@@ -47,6 +47,12 @@ def _add_up(commands: Any) -> None:
     add.add_argument(
         "--kafka-port", type=int, default=0, help="of the broker (9092 if free, else a free one)"
     )
+    add.add_argument(
+        "--keys",
+        default="",
+        metavar="FILE",
+        help="ask for keys of this file, made by `streamchat keys` (none)",
+    )
     add.set_defaults(run=_up)
 
 
@@ -59,6 +65,8 @@ def _up(options: argparse.Namespace) -> int:
     settings = Settings.from_environment()
     if options.model:
         settings = replace(settings, model=options.model)
+    if options.keys:
+        settings = replace(settings, keys_file=options.keys)
     return up(settings, options.port, kafka_port=options.kafka_port)
 
 
@@ -108,9 +116,13 @@ def _add_chat(commands: Any) -> None:
 
 def _chat(options: argparse.Namespace) -> int:
     from services.chat import chat
+    from services.settings import Settings
 
     pace: float | None = options.tokens_per_second
-    return chat(options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace)
+    key = Settings.from_environment().api_key
+    return chat(
+        options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace, key=key
+    )
 
 
 def _add_cameras(commands: Any) -> None:
@@ -121,8 +133,9 @@ def _add_cameras(commands: Any) -> None:
 
 def _cameras(options: argparse.Namespace) -> int:
     from services.chat import show_cameras
+    from services.settings import Settings
 
-    return show_cameras(options.url)
+    return show_cameras(options.url, key=Settings.from_environment().api_key)
 
 
 def _add_assemble(commands: Any) -> None:

@@ -20,6 +20,7 @@ from services.background import Background, Died
 from services.chat import Spoken, percentile, speak
 from services.chat_client import ChatClient, ChatLost
 from services.embedded import HOST, free_port, port_is_free
+from services.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 FILM = Path(__file__).resolve().parent / "media" / "film.mp4"
@@ -85,7 +86,7 @@ def _run(ending: ExitStack, *, once: bool, port: int) -> None:
         where = ("--camera", camera, "--loop", "--kafka", f"{HOST}:{kafka_port}")
         publishers.append(Background("publish", str(source), *where))
         ending.callback(publishers[-1].end)
-    with ChatClient(url) as client:
+    with ChatClient(url, Settings.from_environment().api_key) as client:
         wait_for_cameras(client, set(sources), [up, *publishers])
         spoken = [ask(client, camera) for camera in sources if camera.startswith("world")]
     print(LIMITS, flush=True)

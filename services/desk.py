@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from services.answer import Answer, Decode
 from services.api_error import ApiError
+from services.doors import Caller
 from services.frame_store import FrameStore, is_private
 from services.gateway_metrics import GatewayMetrics
 from services.messages import CameraState, ClipRefused, DialogRequest, PlayedClip
@@ -41,8 +42,9 @@ class Desk:
         self._decode = decode
         self._play_clip = play_clip
 
-    async def camera(self, camera: str, param: str | None = None) -> CameraState:
-        """State of a camera with frames; ApiError 404 (unknown), 409 (no frame), 503 (store lost)."""
+    async def camera(self, caller: Caller, camera: str, param: str | None = None) -> CameraState:
+        """State of a camera with frames; ApiError 403 (not the caller's), 404 (unknown), 409 (no frame), 503."""
+        caller.check_sees(camera, param)
         known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
         states = await self.store.ask(lambda store: store.cameras()) if known else []
         for state in states:
@@ -56,10 +58,10 @@ class Desk:
         )
         raise ApiError(404, "unknown_camera", message, param=param)
 
-    async def check_camera(self, camera: str, param: str | None = None) -> None:
+    async def check_camera(self, caller: Caller, camera: str, param: str | None = None) -> None:
         """Like `camera`, but a lost store does not matter: the decoder may still have the camera's frames."""
         try:
-            await self.camera(camera, param)
+            await self.camera(caller, camera, param)
         except ApiError as error:
             if error.code != "store_lost":
                 raise

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,8 +23,11 @@ from services.api_document import api_document, docs_page
 from services.api_error import ApiError, ErrorBody
 from services.camera_api import camera_api
 from services.desk import Desk, PlayClip
+from services.doors import Doors, Origins
 from services.frame_store import FrameStore
 from services.gateway_metrics import GatewayMetrics
+from services.keyring import Keyring
+from services.limits import Limits
 from services.meters import CONTENT_TYPE, Meters
 from services.metrics import BUILD_INFO
 from services.openai_api import openai_api
@@ -30,9 +35,11 @@ from services.page_files import page_files
 from services.picture_feed import PictureFeed
 from services.realtime import realtime_api
 from services.settings import Settings
+from services.sign_in import sign_in
 
 VERSION = "0.1.0"
 READY_TIMEOUT_S = 3.0
+BODY_S = 60.0  # a body that takes longer to come holds a place for nothing
 DRAIN_S = 5.0  # a body that is too large is read and thrown away for this long, so its sender sees the answer
 
 log = logging.getLogger(__name__)
@@ -45,7 +52,7 @@ class Health(BaseModel):
 
 
 class BodyLimit:
-    """Answers 413 to a request whose body is larger than allowed, without keeping what was sent of it."""
+    """Answers 413 to a body that is larger than allowed, without keeping what was sent of it; 408 to one too slow."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -58,11 +65,19 @@ class BodyLimit:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_bytes:
             return await self._refuse(scope, receive, send)
-        num_bytes = 0
+        num_bytes, whole = 0, False
+        ends_at = asyncio.get_running_loop().time() + BODY_S
 
         async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, whole
+            try:
+                async with asyncio.timeout_at(None if whole else ends_at):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(
+                    408, "request_too_slow", f"no whole body came within {BODY_S:.0f} s"
+                ) from error
+            whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
                 raise ApiError(413, "request_too_large", self._message)
@@ -107,7 +122,10 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *self.HEADERS]}
+                headers = message.get("headers", [])
+                own = {name for name, _ in headers}  # a page may have a policy of its own
+                ours = [header for header in self.HEADERS if header[0] not in own]
+                message = {**message, "headers": [*headers, *ours]}
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -122,7 +140,7 @@ def add_error_handlers(app: FastAPI, desk: Desk) -> None:
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return answered(error, {"Connection": "close"} if error.status == 413 else None)
+        return answered(error, {"Connection": "close"} if error.status in (408, 413) else None)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -182,6 +200,26 @@ def add_health(app: FastAPI, desk: Desk, ready: Callable[[], Awaitable[None]] | 
     _ = (healthz, readyz, metrics)
 
 
+def add_doors(app: FastAPI, desk: Desk) -> None:
+    """Whoever comes passes these before any route: first the page's origin, then the key."""
+    settings = desk.settings
+    keyring = None
+    if settings.access != "open":
+        keyring = Keyring(Path(settings.keys_file) if settings.keys_file else None)
+        app.include_router(sign_in(keyring))
+    app.add_middleware(Doors, keyring=keyring, limits=Limits(settings), metrics=desk.metrics)
+    allowed = frozenset(origin.strip() for origin in settings.origins_allowed.split(",") if origin.strip())
+    if allowed:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(allowed),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "X-Frame-Id", "X-Captured-S", "Retry-After"],
+        )
+    app.add_middleware(Origins, allowed=allowed, metrics=desk.metrics)
+
+
 def make_app(
     settings: Settings,
     model_name: str,
@@ -218,6 +256,7 @@ def make_app(
     app.include_router(page_files())
     add_health(app, desk, ready)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes, metrics=desk.metrics)
+    add_doors(app, desk)
     app.add_middleware(SecurityHeaders)
 
     @app.get("/docs", include_in_schema=False)

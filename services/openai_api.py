@@ -17,6 +17,7 @@ from services.api_error import ApiError, ErrorBody
 from services.chat_reply import ChatCompletion, ChatCompletionChunk, Reply, usage_of
 from services.chat_request import ChatRequest, decoded_json, parsed
 from services.desk import Desk
+from services.doors import Caller, caller_of
 from services.open_stream import ClientGone, OpenStream, unless_gone
 from services.question import Question, question
 
@@ -104,9 +105,9 @@ async def whole(answer: Answer, reply: Reply) -> ChatCompletion:
     return reply.completion(answer.tokens, answer.ended.finish_reason, usage)
 
 
-async def ask(desk: Desk, chat: ChatRequest) -> tuple[Question, Answer]:
+async def ask(desk: Desk, caller: Caller, chat: ChatRequest) -> tuple[Question, Answer]:
     """Check the question and start its answer; raises ApiError before anything is sent."""
-    asked = await question(desk, chat)
+    asked = await question(desk, caller, chat)
     return asked, await desk.ask(asked.request)
 
 
@@ -138,7 +139,7 @@ def openai_api(desk: Desk) -> APIRouter:
         """Ask about a camera, live. Words are made while the video goes on, each from the newest frame."""
         chat = parsed(await body_of(request))
         try:
-            asked, answer = await unless_gone(request, ask(desk, chat))
+            asked, answer = await unless_gone(request, ask(desk, caller_of(request), chat))
             reply = Reply(asked.request, desk.model_name, asked.clip)
             headers = {"X-Request-Id": asked.request.request_id}
             if chat.stream:

@@ -11,6 +11,7 @@ from functools import partial
 from urllib.parse import quote
 
 from services.api_error import ApiError
+from services.doors import Caller
 from services.frame_store import FrameStore
 from services.gateway_metrics import GatewayMetrics
 from services.messages import Frame
@@ -36,14 +37,15 @@ class Picture:
 class Viewer:
     """Holds each camera's newest picture until its owner takes it: a slow one misses pictures."""
 
-    def __init__(self, camera: str | None) -> None:
+    def __init__(self, camera: str | None, caller: Caller) -> None:
         self._camera = camera
+        self._caller = caller
         self._pictures: dict[str, Picture] = {}
         self._some = asyncio.Event()
 
     def wants(self, camera: str) -> bool:
-        """Whether this viewer looks at the camera; one without a camera looks at all."""
-        return self._camera is None or self._camera == camera
+        """Whether this viewer looks at the camera; one without a camera looks at all that it may see."""
+        return self._camera in (None, camera) and self._caller.sees(camera)
 
     def offer(self, picture: Picture) -> None:
         """Replace the camera's picture that still waits, if any."""
@@ -76,12 +78,12 @@ class PictureFeed:
         self._newest: dict[str, Picture] = {}
         self._follower: asyncio.Task[None] | None = None
 
-    def enter(self, camera: str | None) -> Viewer:
+    def enter(self, camera: str | None, caller: Caller) -> Viewer:
         """A place to look on at one camera, or at all; raises ApiError 429 when no place is left."""
         if len(self._viewers) >= MAX_VIEWERS:
             message = f"{MAX_VIEWERS} people look on already: try again later"
             raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
-        viewer = Viewer(camera)
+        viewer = Viewer(camera, caller)
         for picture in self._newest.values():
             viewer.offer(picture)
         self._viewers.add(viewer)

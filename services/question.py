@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from services.api_error import ApiError
 from services.chat_request import CHARACTERS_PER_TOKEN, ChatMessage, ChatRequest, StreamChatOptions, TextPart
 from services.desk import Desk
+from services.doors import Caller
 from services.messages import DialogRequest, Message, PlayedClip
 
 MAX_STOPS = 4
@@ -167,7 +168,7 @@ def dialog_request(
     )
 
 
-async def question(desk: Desk, chat: ChatRequest) -> Question:
+async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
     """Check everything that can be checked here, play the clip if one came along; raises ApiError."""
     desk.check_model(chat.model)
     words = [
@@ -185,7 +186,7 @@ async def question(desk: Desk, chat: ChatRequest) -> Question:
         options, clip = await play(desk, source, options)
         camera = clip.camera
     else:
-        await desk.check_camera(camera, source.param)
+        await desk.check_camera(caller, camera, source.param)
     request = dialog_request(camera, words, options, max_tokens=max_tokens)
     request = replace(
         request,

@@ -7,7 +7,6 @@ import json
 import logging
 from contextlib import suppress
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
@@ -17,6 +16,7 @@ from services.api_error import ApiError
 from services.chat_request import StreamChatOptions
 from services.conversation import Conversation, Item, new_id
 from services.desk import Desk
+from services.doors import Caller, caller_of
 from services.messages import DialogRequest
 from services.open_stream import STALL_S, ClientGone
 from services.question import check_words, dialog_request
@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 class RealtimeSession:
     """One connection: its options, its conversation, and at most one answer at a time."""
 
-    def __init__(self, desk: Desk, socket: WebSocket, *, stall_s: float = STALL_S) -> None:
+    def __init__(self, desk: Desk, socket: WebSocket, caller: Caller, *, stall_s: float = STALL_S) -> None:
         self._desk = desk
+        self._caller = caller
         self._socket = socket
         self._stall_s = stall_s
         self._id = new_id("sess")
@@ -83,6 +84,7 @@ class RealtimeSession:
                 raise ClientGone
             event_id = None
             try:
+                self._caller.take()
                 event = client_event(checked_text(message))
                 event_id = event.event_id
                 await self._handle(event, tasks)
@@ -116,6 +118,8 @@ class RealtimeSession:
             self._desk.check_model(session.model)
         limit = self._limit(session.max_output_tokens)
         if session.streamchat is not None:
+            if session.streamchat.camera is not None:
+                self._caller.check_sees(session.streamchat.camera, "session.streamchat.camera")
             self._options = merged(self._options, session.streamchat)
         if "instructions" in session.model_fields_set:
             self._instructions = session.instructions or ""
@@ -162,7 +166,7 @@ class RealtimeSession:
                 400, "empty_question", "nothing was asked yet: send a conversation.item.create first"
             )
         check_words(messages, settings.max_prompt_tokens, "conversation")
-        await self._desk.check_camera(ours.camera, "session.streamchat.camera")
+        await self._desk.check_camera(self._caller, ours.camera, "session.streamchat.camera")
         limit = (
             self._limit(options.max_output_tokens)
             or self._max_output_tokens
@@ -275,22 +279,12 @@ def checked_text(message: Any) -> str:
     return text
 
 
-def same_origin(socket: WebSocket) -> bool:
-    """Browsers let any page open a WebSocket here, but say which page it is: only our own may."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
-
-
 def realtime_api(desk: Desk) -> APIRouter:
     """The route."""
     router = APIRouter(prefix="/v1")
 
     @router.websocket("/realtime")
     async def realtime(socket: WebSocket, model: str | None = None) -> None:
-        if not same_origin(socket):
-            desk.metrics.failed("wrong_origin", 403)
-            await socket.close(1008)  # before it is accepted: HTTP 403
-            return
         wanted = socket.scope.get("subprotocols", [])
         await socket.accept(SUBPROTOCOL if SUBPROTOCOL in wanted else None)
         try:
@@ -303,7 +297,7 @@ def realtime_api(desk: Desk) -> APIRouter:
             await socket.close(WRONG_MODEL, error.code)
             return
         with desk.metrics.websockets:
-            await RealtimeSession(desk, socket).run()
+            await RealtimeSession(desk, socket, caller_of(socket)).run()
 
     _ = realtime
     return router

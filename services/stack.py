@@ -70,6 +70,8 @@ class Stack:
         self.say("starting the services: Gateway, LLMDecoder, VisionEncoder, FrameFifo")
         local_ray.serve(app, port)
         self.say("waiting until all of it answers")
+        if self.settings.access == "open":
+            self.say("open to the programs of this machine, and to nobody else; --keys FILE asks for keys")
         url = f"http://{HOST}:{port}/readyz"
         if not children.wait_for(lambda: self.look() or answers(url), READY_TIMEOUT_S, every_s=0.1):
             raise Broken(f"{url} did not answer 200 within {READY_TIMEOUT_S:.0f} s")
@@ -194,11 +196,15 @@ def main() -> None:
     parser.add_argument("--app", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--keys", default="")
     parser.add_argument("--kafka-port", type=int, default=0)
     parser.add_argument("--broker-bytes", type=int, default=BROKER_BYTES)
     options = parser.parse_args()
     guard = os.getppid()
-    settings = replace(Settings.from_environment(), model=options.model)
+    access = "keys" if options.keys else "open"
+    settings = replace(
+        Settings.from_environment(), model=options.model, keys_file=options.keys, access=access
+    )
     stack = Stack(settings, options.folder, kafka_port=options.kafka_port, broker_bytes=options.broker_bytes)
     status = run(stack, port=options.port, app=options.app, folder=options.folder, guard=guard)
     os._exit(status)  # Ray's exit hooks would wait for what has ended

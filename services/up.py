@@ -10,6 +10,7 @@ from pathlib import Path
 from model.config import StreamChatConfig
 from services.embedded import HOST, free_port, port_is_free
 from services.guard import guard
+from services.keyring import read_keys
 from services.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,8 @@ def up(
     """Run the stack until SIGINT or SIGTERM; returns its exit status. Port 0 is a free one.
 
     The broker listens on `kafka_port` (0: Kafka's own 9092 if that is free, else a free one).
-    Raises ValueError or FileNotFoundError for a port or model that cannot be served, before anything is
+    With `settings.keys_file` every request needs a key; without, all programs of this machine may ask.
+    Raises ValueError or FileNotFoundError for a port, model or keys file that cannot be served, before anything is
     started. `app` ("module:attribute") is served in place of StreamChat's own, `stack_options` go to the
     stack: for tests.
     """
@@ -34,12 +36,16 @@ def up(
     model = str(Path(settings.model).resolve()) if settings.model else ""
     if model:
         StreamChatConfig.load(Path(model))
+    keys = str(Path(settings.keys_file).resolve()) if settings.keys_file else ""
+    if keys:
+        read_keys(Path(keys))
     folder = Path(tempfile.mkdtemp(prefix="sc-", dir=SHORT_PATH))
     options = {
         "--port": port or free_port(),
         "--kafka-port": kafka_port,
         "--app": app,
         "--model": model,
+        "--keys": keys,
         "--folder": folder,
     }
     words = [word for name, value in options.items() for word in (name, str(value))]

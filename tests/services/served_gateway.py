@@ -158,6 +158,7 @@ class Gateway:
     store: MemoryFrameStore
     decoder: ScriptedDecoder
     player: ScriptedPlayer
+    app: FastAPI
 
 
 @contextmanager
@@ -183,9 +184,9 @@ def gateway(settings: Settings | None = None) -> Generator[Gateway]:
     for number in range(3):
         store.append(frame("front-door", number, time.time() + number / 1000), capacity=4)
     decoder, player = ScriptedDecoder(store), ScriptedPlayer(store)
-    app = make_app(settings or Settings(), MODEL, store, decoder.decode, player.play_clip)
+    app = make_app(settings or Settings(access="open"), MODEL, store, decoder.decode, player.play_clip)
     with listening(app) as url:
-        yield Gateway(url, store, decoder, player)
+        yield Gateway(url, store, decoder, player, app)
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:

@@ -152,7 +152,7 @@ def test_a_store_that_is_away_stops_pictures_but_not_answers() -> None:
     store = FailingStore()
     store.append(frame("front-door", 1), capacity=4)
     decoder = ScriptedDecoder(MemoryFrameStore())
-    app = make_app(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
+    app = make_app(Settings(access="open"), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
     with listening(app) as url, httpx.Client(base_url=url, verify=False, timeout=10) as http:
         assert http.get("/readyz").status_code == 200
         with http.stream("GET", "/v1/pictures") as response:
@@ -177,7 +177,7 @@ def test_a_camera_without_a_frame_is_told_apart_from_an_unknown_one() -> None:
     store = MemoryFrameStore()
     store.announce(["new"], 60.0)
     decoder = ScriptedDecoder(store)
-    app = make_app(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
+    app = make_app(Settings(access="open"), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
     with listening(app) as url, httpx.Client(base_url=url, verify=False, timeout=10) as http:
         part = {"type": "video_url", "video_url": {"url": "camera://new"}}
         content = [part, {"type": "text", "text": "What is happening?"}]

@@ -63,7 +63,7 @@ def test_readiness_waits_for_the_decoder() -> None:
 
     store = MemoryFrameStore()
     decoder, player = ScriptedDecoder(store), ScriptedPlayer(store)
-    app = make_app(Settings(), MODEL, store, decoder.decode, player.play_clip, check)
+    app = make_app(Settings(access="open"), MODEL, store, decoder.decode, player.play_clip, check)
     with listening(app) as url, httpx.Client(base_url=url, verify=False) as http:
         response = http.get("/readyz")
         assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")

@@ -22,7 +22,7 @@ CAMERA = {"type": "video_url", "video_url": {"url": "camera://front-door"}}
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
-    with HTTP, gateway(Settings(max_request_bytes=2_000_000)) as served:
+    with HTTP, gateway(Settings(access="open", max_request_bytes=2_000_000)) as served:
         yield served
 
 

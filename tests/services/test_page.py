@@ -13,7 +13,6 @@ from playwright.sync_api import Browser
 
 from services.frame_store import MemoryFrameStore
 from services.messages import DialogFailed
-from services.settings import Settings
 from tests.services.page_driver import (
     PHONE,
     PageSeen,
@@ -48,7 +47,7 @@ def publish(store: MemoryFrameStore, stop: threading.Event) -> None:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
     stop = threading.Event()
-    with gateway(Settings()) as served:
+    with gateway() as served:
         thread = threading.Thread(target=publish, args=(served.store, stop), daemon=True)
         thread.start()
         yield served

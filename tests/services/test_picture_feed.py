@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from services.api_error import ApiError
+from services.doors import Caller
 from services.frame_store import MemoryFrameStore
 from services.gateway_metrics import GatewayMetrics
 from services.messages import Frame
@@ -29,7 +30,7 @@ class CountingStore(MemoryFrameStore):
 
 
 async def test_a_viewer_gets_the_newest_picture_of_each_camera_only() -> None:
-    viewer = Viewer(None)
+    viewer = Viewer(None, Caller())
     for number in range(3):
         viewer.offer(picture_of(frame("a", number)))
         viewer.offer(picture_of(frame("b", number)))
@@ -47,7 +48,7 @@ async def test_many_viewers_cost_one_reader_and_none_costs_none() -> None:
     store.append(frame("a", 1), capacity=4)
     threads = StoreThreads(store)
     feed = PictureFeed(threads, GatewayMetrics())
-    viewers = [feed.enter("a") for _ in range(10)]
+    viewers = [feed.enter("a", Caller()) for _ in range(10)]
     for viewer in viewers:
         await viewer.next()
     store.append(frame("a", 2), capacity=4)
@@ -59,7 +60,7 @@ async def test_many_viewers_cost_one_reader_and_none_costs_none() -> None:
     await asyncio.sleep(0)
     num_reads = store.num_reads
     store.append(frame("a", 3), capacity=4)
-    late = feed.enter("a")
+    late = feed.enter("a", Caller())
     assert (await late.next()).frame_id.endswith("-3")
     assert num_reads <= store.num_reads <= num_reads + 2
     await feed.leave(late)
@@ -70,9 +71,9 @@ async def test_places_are_bounded() -> None:
     store = MemoryFrameStore()
     threads = StoreThreads(store)
     feed = PictureFeed(threads, GatewayMetrics())
-    viewers = [feed.enter(None) for _ in range(MAX_VIEWERS)]
+    viewers = [feed.enter(None, Caller()) for _ in range(MAX_VIEWERS)]
     with pytest.raises(ApiError, match="too_many_viewers"):
-        feed.enter(None)
+        feed.enter(None, Caller())
     for viewer in viewers:
         await feed.leave(viewer)
     threads.close()

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from services.desk import Desk
+from services.doors import Caller
 from services.frame_store import MemoryFrameStore
 from services.messages import DialogFailed
 from services.realtime import RealtimeSession
@@ -36,7 +37,7 @@ SESSION = {"type": "session.update", "session": {"type": "realtime", "streamchat
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
-    with gateway(Settings(max_completion_tokens=50)) as served:
+    with gateway(Settings(access="open", max_completion_tokens=50)) as served:
         yield served
 
 
@@ -349,7 +350,7 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
 
     socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
     await socket.accept()
-    await RealtimeSession(desk, socket, stall_s=0.05).run()
+    await RealtimeSession(desk, socket, Caller(), stall_s=0.05).run()
     assert len(sent) == 10
     assert decoder.num_open == 0
     desk.close()
