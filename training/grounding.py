@@ -25,7 +25,7 @@ class Grounding:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         groups = (("Nothing", *THINGS), tuple(COLOURS), HAPPENINGS, PLACES)
-        self.words = [torch.tensor([_token(tokenizer, w) for w in words]) for words in groups]
+        self.words = [torch.tensor([word_token(tokenizer, w) for w in words]) for words in groups]
 
     def loss(self, model: StreamChat, features: Tensor, truth: Tensor) -> Tensor:
         """Mean cross-entropy over the groups: features [C, F, P, Dv], truth [C, F, P, 3] of `clips.clip_truths`."""
@@ -45,7 +45,8 @@ def _or_none(classes: Tensor) -> Tensor:
     return torch.where(classes > 0, classes - 1, NONE)
 
 
-def _token(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+def word_token(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+    """The token of a word within a sentence; ValueError when the tokenizer has no single one for it."""
     ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
     if not isinstance(ids, list) or len(ids) != 1:
         raise ValueError(f"the tokenizer has no single token for {word!r}: got {ids}")

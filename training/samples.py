@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,23 @@ from transformers import PreTrainedTokenizerFast
 
 from model.clock import indices, visibility
 from training.word_times import word_times
-from training.world import World
-from training.world_language import SLOTS, Answer, answer, pick_question
+from training.world import PLACES, World
+from training.world_language import (
+    SLOTS,
+    Answer,
+    Question,
+    Word,
+    answer,
+    is_last,
+    pick_question,
+    sentence,
+    told_place,
+)
 
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
 SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
+YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -34,6 +45,7 @@ class Row:
     counts: Bools  # [T]: whether predicting token i + 1 is part of the loss
     weights: Floats  # [T]: how much, where it counts
     heard: Ints  # [T]: what the model reads, `token_ids` with slips of the tongue in the answer
+    topic: int = -1  # token of the thing or the place that is asked for, if any
 
 
 class RowMaker:
@@ -63,10 +75,12 @@ class RowMaker:
         frame_times: Floats,
         history: Sequence[str] = (),
         rng: np.random.Generator | None = None,
+        capacity: int | None = None,
     ) -> Row:
         """A question asked at `said.start_s` after `history` (user and assistant texts in turn), and its answer.
 
-        With `rng`, some answers are heard with slips (`with_slips`); what is to be said stays right.
+        With `rng`, some answers are heard with slips (`with_slips`); what is to be said stays right. `capacity`:
+        frames that can be seen at once, if fewer than the FIFO holds.
         """
         prompt = self.prompt((*history, question))
         words = [w.text for w in said.words]
@@ -95,9 +109,16 @@ class RowMaker:
             heard=self.with_slips(np.array(ids), len(prompt), rng) if rng is not None else np.array(ids),
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
-            visible=np.asarray(visibility(next_times, frame_times, self.capacity)),
+            visible=np.asarray(visibility(next_times, frame_times, capacity or self.capacity)),
             counts=counts,
+            topic=self.topic(said.question),
         )
+
+    def topic(self, question: Question) -> int:
+        """The token of what a question is about; -1 when it is about all there is."""
+        if question.kind in ("tell", "list", "count"):
+            return -1
+        return self.pieces(" " + (PLACES[question.place] if question.kind == "what" else question.thing))[0]
 
     def with_slips(self, ids: Ints, num_prompt: int, rng: np.random.Generator) -> Ints:
         """Replace some state-bearing words of the answer by others of the same slot."""
@@ -175,12 +196,21 @@ def random_rows(
             earlier = pick_question(rng, world, before_s)
             told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
             history = (earlier.instruction, " ".join(w.text for w in told.words))
-        rows.append(maker.row(question.instruction, said, frame_times, history, rng))
+        row = maker.row(question.instruction, said, frame_times, history, rng)
+        if rng.random() < YOUNG:
+            asked_at = int(np.searchsorted(frame_times, ask_s, side="right"))
+            row.visible[:, : int(rng.integers(0, asked_at))] = False
+        rows.append(row)
     return rows
 
 
 def caption_rows(
-    rng: np.random.Generator, maker: RowMaker, world: World, frame_times: Floats, num: int
+    rng: np.random.Generator,
+    maker: RowMaker,
+    world: World,
+    frame_times: Floats,
+    num: int,
+    capacity: int | None = None,
 ) -> list[Row]:
     """Questions about the newest of a few frames, answered by a sentence at once: what captions are to a picture."""
     rows: list[Row] = []
@@ -189,8 +219,47 @@ def caption_rows(
         question = pick_question(rng, world, newest_s)
         said = answer(question, world, newest_s + 0.05, 50.0, 4, lambda time_s: newest_s)
         if said.words:
-            rows.append(maker.row(question.instruction, said, frame_times, rng=rng))
+            rows.append(maker.row(question.instruction, said, frame_times, rng=rng, capacity=capacity))
     return rows
+
+
+def flip_book_row(
+    rng: np.random.Generator,
+    maker: RowMaker,
+    world: World,
+    moments: Floats,
+    longest: int,
+    capacity: int | None = None,
+) -> Row:
+    """One question, and an answer that goes on while each sentence meets a new picture from any moment of the clip.
+
+    What was said and seen before tells nothing, so only looking at the newest frame pays; and one question gives as
+    many lessons as the answer has sentences. `moments` [F]: capture times of the clip's frames in the batch, each of
+    which the row sees at most once, in an order of its own. Times are made up: five words a second.
+    """
+    order = rng.permutation(len(moments))
+    shown = int(rng.integers(0, 5)) if capacity != 1 else 0  # index of the newest picture, others before it
+    question = pick_question(rng, world, float(moments[order[shown]]))
+    question = replace(question, keeps_on=question.kind != "list")
+    asked_s, pace = 100.0, 5.0
+    arrivals = [asked_s - 0.2 * (shown - before) - 0.1 for before in range(shown + 1)]
+    words: list[Word] = []
+    last_place, complete = -1, False
+    while not complete and len(words) < longest and len(arrivals) < len(order):
+        if words and question.kind != "list":  # a list is of one picture
+            arrivals.append(asked_s + len(words) / pace - 0.01)
+        spoken = sentence(question, world, float(moments[order[len(arrivals) - 1]]), last_place)
+        words += spoken
+        last_place = told_place([w.text for w in spoken], last_place)
+        complete = not spoken or is_last(question, [w.text for w in spoken])
+    never = [asked_s + 1000.0 + number for number in range(len(order) - len(arrivals))]
+    said = Answer(
+        question=question, start_s=asked_s, words=tuple(words), words_per_second=pace, complete=complete
+    )
+    row = maker.row(question.instruction, said, np.array(arrivals + never), rng=rng, capacity=capacity)
+    frame_index, visible = np.empty_like(row.frame_index), np.empty_like(row.visible)
+    frame_index[order], visible[:, order] = row.frame_index, row.visible
+    return replace(row, frame_index=frame_index, visible=visible)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +274,7 @@ class Batch:
     counts: Bools  # [B, T]
     weights: Floats  # [B, T]
     heard: Ints  # [B, T]
+    topics: Ints  # [B]
 
 
 def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Batch:
@@ -230,4 +300,5 @@ def collate(rows: Sequence[Row], clip_of_row: Sequence[int], pad_id: int) -> Bat
         counts=counts,
         weights=weights,
         heard=heard,
+        topics=np.array([r.topic for r in rows]),
     )

@@ -30,10 +30,12 @@ from model.layer import Layer
 from model.network import StreamChat
 from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
 from training.grounding import Grounding
-from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
-from training.samples import Batch, RowMaker, caption_rows, collate, random_rows
+from training.optimisation import RunLog, adamw, learning_rate, muon, set_learning_rate
+from training.samples import Batch, Floats, Row, RowMaker, caption_rows, collate, flip_book_row, random_rows
 from training.tiny_tokenizer import make_tokenizer
-from training.world import TEST_SEEDS
+from training.topic import Topics
+from training.world import TEST_SEEDS, World
+from training.world_language import SLOTS
 
 SPAN_S = 8.0  # a window of frames: this long from the first question on, and one FIFO before it
 
@@ -46,12 +48,21 @@ class Recipe:
     minutes: float = 60.0
     steps: int | None = None  # so many instead of so many minutes: then a run gives the same model every time
     peak_lr: float = 1.5e-3
+    peak_muon_lr: float = 3e-3  # of the matrices within the layers
     weight_decay: float = 0.05
     clips_per_step: int = 8
     rows_per_clip: int = 6
     clip_norm: float = 1.0
     grounding: float = 0.3  # weight of the grounding loss
-    caption_steps: int = 800  # of the start: short answers about the newest frame, before whole dialogs
+    topic: float = 0.1  # weight of the topic loss
+    # The curriculum: first one picture, then finding the newest of several, then dialogs at the world's own pace.
+    one_picture_steps: int = 450
+    picture_steps: int = 1500  # steps before dialogs, those with one picture included
+    flip_books: float = (
+        0.65  # share of those steps, the others are captions; half as many go on beside dialogs
+    )
+    flip_book_frames: int = 18
+    flip_book_rows: int = 4  # per clip
     save_every: int = 500  # steps between checkpoints
     report_every: int = 50
 
@@ -62,8 +73,7 @@ class Step:
 
     batch: Batch
     clips: list[int]
-    starts: list[int]  # first frame of the window, per clip
-    window: int  # frames
+    frames: np.ndarray  # int [C, F]: which frames of each clip
 
 
 class Steps(IterableDataset[Step]):
@@ -98,36 +108,63 @@ class Steps(IterableDataset[Step]):
         """The step of that number: the same for the same seed."""
         rng = np.random.default_rng([self.recipe.seed, 7, number])
         clips = [int(c) for c in rng.choice(len(self.clips), size=self.recipe.clips_per_step, replace=False)]
-        if number < self.recipe.caption_steps:
-            return self._captions(rng, clips)
-        starts = [int(s) for s in rng.integers(0, self.num_frames - self.window + 1, size=len(clips))]
-        longest = int(rng.choice((8, 14, 20, 36), p=(0.2, 0.35, 0.3, 0.15)))
-        rows, clip_of_row = [], []
-        for place, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-            times = frame_times(clip, self.num_frames, self.config.frames_per_second)[
-                start : start + self.window
-            ]
-            made = random_rows(
-                rng, self.maker, self.clips[clip].world, times, self.recipe.rows_per_clip, SPAN_S, longest
-            )
-            rows += made
-            clip_of_row += [place] * len(made)
-        batch = collate(rows, clip_of_row, self.pad_id)
-        return Step(batch=batch, clips=clips, starts=starts, window=self.window)
+        recipe = self.recipe
+        pictures = number < recipe.picture_steps
+        capacity = 1 if number < recipe.one_picture_steps else int(rng.choice((1, 2, 4, 8, 16, 16)))
+        kind = float(rng.random())
+        if not pictures and kind > recipe.flip_books:
+            return self.dialogs(rng, clips)
+        if kind < recipe.flip_books * (1.0 if pictures else 0.5):
+            return self.flip_books(rng, clips, capacity)
+        return self.captions(rng, clips, capacity)
 
-    def _captions(self, rng: np.random.Generator, clips: list[int]) -> Step:
-        """A step of the first part of the run: one FIFO of frames of each clip, and short answers at once."""
-        window = self.config.fifo_frames + 1
-        last = (
-            self.num_frames - window - int(0.5 * self.config.frames_per_second)
-        )  # time is left to answer in
-        starts = [int(s) for s in rng.integers(0, last + 1, size=len(clips))]
-        rows, clip_of_row = [], []
-        for place, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-            times = frame_times(clip, self.num_frames, self.config.frames_per_second)[start : start + window]
-            rows += caption_rows(rng, self.maker, self.clips[clip].world, times, self.recipe.rows_per_clip)
-            clip_of_row += [place] * self.recipe.rows_per_clip
-        return Step(batch=collate(rows, clip_of_row, self.pad_id), clips=clips, starts=starts, window=window)
+    def dialogs(self, rng: np.random.Generator, clips: list[int]) -> Step:
+        """Dialogs at the clips' own pace."""
+        starts = rng.integers(0, self.num_frames - self.window + 1, size=len(clips))
+        longest = int(rng.choice((8, 14, 20, 36), p=(0.2, 0.35, 0.3, 0.15)))
+        frames = starts[:, None] + np.arange(self.window)
+        rows = [
+            random_rows(rng, self.maker, world, times, self.recipe.rows_per_clip, SPAN_S, longest)
+            for world, times in self._seen(clips, frames)
+        ]
+        return self._made(clips, frames, rows)
+
+    def captions(self, rng: np.random.Generator, clips: list[int], capacity: int) -> Step:
+        """One FIFO of frames of each clip, and short answers at once."""
+        window = min(self.config.fifo_frames, capacity) + 1
+        # Time is left to answer in.
+        last = self.num_frames - window - int(0.5 * self.config.frames_per_second)
+        frames = rng.integers(0, last + 1, size=len(clips))[:, None] + np.arange(window)
+        rows = [
+            caption_rows(rng, self.maker, world, times, self.recipe.rows_per_clip, capacity)
+            for world, times in self._seen(clips, frames)
+        ]
+        return self._made(clips, frames, rows)
+
+    def flip_books(self, rng: np.random.Generator, clips: list[int], capacity: int) -> Step:
+        """Pictures of each clip in any order, and answers that go on while they are shown."""
+        num, longest = min(self.recipe.flip_book_frames, self.num_frames), int(rng.choice((12, 20, 28)))
+        frames = np.stack([rng.choice(self.num_frames, size=num, replace=False) for _ in clips])
+        rows = [
+            [
+                flip_book_row(rng, self.maker, world, times, longest, capacity)
+                for _ in range(self.recipe.flip_book_rows)
+            ]
+            for world, times in self._seen(clips, frames)
+        ]
+        return self._made(clips, frames, rows)
+
+    def _seen(self, clips: list[int], frames: np.ndarray) -> Iterator[tuple[World, Floats]]:
+        for clip, numbers in zip(clips, frames, strict=True):
+            yield (
+                self.clips[clip].world,
+                frame_times(clip, self.num_frames, self.config.frames_per_second)[numbers],
+            )
+
+    def _made(self, clips: list[int], frames: np.ndarray, rows: list[list[Row]]) -> Step:
+        clip_of_row = [place for place, made in enumerate(rows) for _ in made]
+        batch = collate([row for made in rows for row in made], clip_of_row, self.pad_id)
+        return Step(batch=batch, clips=clips, frames=frames)
 
 
 def forward_loss(model: StreamChat, batch: Batch, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +218,14 @@ class Trainer:
         self.grounding = Grounding(steps.maker.tokenizer)
         for parameter in model.vision.parameters():
             parameter.requires_grad_(False)
-        self.optimizer = adamw(model.named_parameters(), recipe.peak_lr, recipe.weight_decay)
+        self.topics = Topics(model, steps.maker.tokenizer)
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        matrices = [(n, p) for n, p in trained if p.ndim == 2 and "embed" not in n]
+        others = [(n, p) for n, p in trained if p.ndim != 2 or "embed" in n]
+        self.optimizers = {
+            "muon": muon(matrices, recipe.peak_muon_lr, recipe.weight_decay),
+            "adamw": adamw(others, recipe.peak_lr, recipe.weight_decay),
+        }
         self.log = RunLog(work)
         self.number = 0
         self.before_s = 0.0
@@ -190,21 +234,23 @@ class Trainer:
     def run(self, device: str, workers: int) -> None:
         """Train until `recipe.minutes` or `recipe.steps` are over (counted over all tries)."""
         self.model.to(device).train()
-        self.optimizer.load_state_dict(self.optimizer.state_dict())  # its moments follow the weights
+        for optimizer in self.optimizers.values():
+            optimizer.load_state_dict(optimizer.state_dict())  # its moments follow the weights
         self.steps.first = self.number
         loader = DataLoader(
             self.steps, batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
         )
-        seen: list[tuple[float, float, float]] = []
+        seen: list[tuple[float, ...]] = []
         for step in loader:
             done = self.done
             if done >= 1:
                 break
-            seen.append(self._step(step, learning_rate(done, self.recipe.peak_lr), device))
+            seen.append(self._step(step, learning_rate(done, 1.0), device))
             self.number += 1
             if self.number % self.recipe.report_every == 0:
-                loss, right, grounding = (sum(part) / len(seen) for part in zip(*seen, strict=True))
-                self.log.report(self.number, loss=loss, right=right, grounding=grounding, done=done)
+                loss, right, grounding, topic = (sum(part) / len(seen) for part in zip(*seen, strict=True))
+                parts = {"loss": loss, "right": right, "grounding": grounding, "topic": topic}
+                self.log.report(self.number, **parts, done=done)
                 seen = []
             if self.number % self.recipe.save_every == 0:
                 self._save()
@@ -217,23 +263,27 @@ class Trainer:
             return self.number / self.recipe.steps
         return (self.before_s + self.log.elapsed_s) / 60 / self.recipe.minutes
 
-    def _step(self, step: Step, lr: float, device: str) -> tuple[float, float, float]:
-        places = [(c, slice(s, s + step.window)) for c, s in zip(step.clips, step.starts, strict=True)]
-        features = torch.from_numpy(np.stack([self.features[place] for place in places])).to(device)
-        truth = torch.from_numpy(np.stack([self.truths[place] for place in places])).to(device)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+    def _step(self, step: Step, lr: float, device: str) -> tuple[float, ...]:
+        """`lr`: share of the peaks."""
+        which = np.array(step.clips)[:, None], step.frames
+        features = torch.from_numpy(self.features[which]).to(device)
+        truth = torch.from_numpy(self.truths[which]).to(device)
+        set_learning_rate(self.optimizers["adamw"], lr * self.recipe.peak_lr)
+        set_learning_rate(self.optimizers["muon"], lr * self.recipe.peak_muon_lr)
+        self.model.zero_grad(set_to_none=True)
         loss, right = forward_loss(self.model, step.batch, features)
         grounding = self.grounding.loss(self.model, features, truth)
-        (loss + self.recipe.grounding * grounding).backward()
+        topic = self.topics.loss(step.batch)
+        (loss + self.recipe.grounding * grounding + self.recipe.topic * topic).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
-        return float(loss.detach()), float(right), float(grounding.detach())
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return tuple(float(part.detach()) for part in (loss, right, grounding, topic))
 
     def _save(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "number": self.number,
             "elapsed_s": self.before_s + self.log.elapsed_s,
         }
@@ -247,7 +297,8 @@ class Trainer:
             return
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.number, self.before_s = state["number"], state["elapsed_s"]
         print(f"going on from step {self.number}", file=sys.stderr)
 
@@ -268,12 +319,54 @@ def start_as_copiers(model: StreamChat) -> None:
         output.copy_(groups.permute(2, 0, 1).flatten(1) / heads_a_group)
 
 
+@torch.no_grad()
+def start_by_kinds(model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Words of one kind (things, colours, ...) start near each other, as they are in a language model that has read.
+
+    Then what a question is about can be found by its kind, and needs not be learnt word by word.
+    """
+    embeddings = model.language.embed_tokens.weight
+    spread = float(embeddings.std())
+    near = {kind: torch.randn(embeddings.shape[1]) * spread for kind in sorted(set(SLOTS.values()))}
+    moved: set[int] = set()
+    for word, kind in SLOTS.items():
+        for space in ("", " "):
+            ids: list[int] = tokenizer(space + word, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+            if len(ids) == 1 and ids[0] not in moved:
+                embeddings[ids[0]] += near[kind]
+                moved.add(ids[0])
+
+
+@torch.no_grad()
+def start_by_likeness(model: StreamChat) -> None:
+    """The layers that look after text was read begin by looking for what is like the words at hand.
+
+    The first cross layer looks before text is read: its gate starts small, lest what it sees drown the question.
+    """
+    first, *later = model.config.cross_layers
+    size = model.config.head_dim
+    heads_a_group = model.config.num_attention_heads // model.config.num_key_value_heads
+    for index in later:
+        layer = model.language.layers[index]
+        assert isinstance(layer, Layer)
+        keys = nn.init.orthogonal_(layer.self_attn.k_proj.weight).unflatten(0, (-1, size))
+        # One head of each group: two that start alike would stay alike.
+        queries = layer.self_attn.q_proj.weight.unflatten(0, (-1, heads_a_group, size))
+        queries[:, 0] = keys
+    layer = model.language.layers[first]
+    assert isinstance(layer, Layer)
+    assert layer.gate_cross is not None
+    nn.init.constant_(layer.gate_cross, 0.1)
+
+
 def make_model(vision: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
     """A new tiny model around a taught vision encoder."""
     torch.manual_seed(seed)
     # No language model to protect: nothing need start small.
     model = StreamChat(preset("tiny", vocab_size=len(tokenizer), gate_init=1.0))
     start_as_copiers(model)
+    start_by_likeness(model)
+    start_by_kinds(model, tokenizer)
     model.vision.load_state_dict(load_file(vision))
     return model
 
@@ -290,7 +383,9 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=int, default=Recipe().save_every, help="steps between checkpoints"
     )
-    parser.add_argument("--caption-steps", type=int, default=Recipe().caption_steps, help="see the recipe")
+    parser.add_argument(
+        "--picture-steps", type=int, default=Recipe().picture_steps, help="steps before dialogs at pace"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=Recipe().peak_lr)
     parser.add_argument("--threads", type=int, default=1)
@@ -309,7 +404,7 @@ def main() -> None:
         seed=options.seed,
         minutes=options.minutes,
         steps=options.steps,
-        caption_steps=options.caption_steps,
+        picture_steps=options.picture_steps,
         peak_lr=options.lr,
         clips_per_step=min(Recipe().clips_per_step, len(clips)),
         save_every=options.save_every,

@@ -19,11 +19,20 @@ from model.engine import Engine
 from model.network import StreamChat
 from tests.training.worlds import STORY, question
 from training.clips import Clip, frame_times
-from training.samples import REPEAT_WEIGHT, Batch, Row, RowMaker, collate, random_rows, repeat_weights
+from training.samples import (
+    REPEAT_WEIGHT,
+    Batch,
+    Row,
+    RowMaker,
+    collate,
+    flip_book_row,
+    random_rows,
+    repeat_weights,
+)
 from training.sft import Recipe, Steps
 from training.word_times import word_times
 from training.world import make_world
-from training.world_language import SLOTS, Answer, Question, answer
+from training.world_language import NUMBERS, SLOTS, Answer, Question, answer
 
 CAPACITY = 16
 OPTIONS = Options(max_tokens=300)
@@ -241,27 +250,56 @@ def test_the_engine_makes_the_logits_of_the_training_forward(
     torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("number_of_step", [0, 4], ids=["captions", "dialogs"])
-def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_whole_clip(
-    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat, number_of_step: int
+@pytest.mark.parametrize("part", ["captions", "dialogs"])
+def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
+    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat, part: str
 ) -> None:
-    """The trainer cuts windows out of clips; the engine has watched the camera from its first frame on."""
+    """The trainer cuts windows out of clips; the engine has watched the camera from the first frame on that it sees."""
     worlds = [Clip(path=Path(), world=make_world(3, index)) for index in range(3)]
-    recipe = Recipe(clips_per_step=2, rows_per_clip=3, caption_steps=1)
-    steps = Steps(worlds, tokenizer, random_model.config, recipe, 100)
-    step = steps.step(number_of_step)
+    steps = Steps(worlds, tokenizer, random_model.config, Recipe(rows_per_clip=4), 100)
+    rng = np.random.default_rng(4)
+    step = steps.captions(rng, [2, 0], 16) if part == "captions" else steps.dialogs(rng, [2, 0])
     features = torch.stack([some_features(100, clip) for clip in step.clips])
-    windows = torch.stack([f[s : s + step.window] for f, s in zip(features, step.starts, strict=True)])
+    windows = torch.stack([f[n] for f, n in zip(features, torch.from_numpy(step.frames), strict=True)])
     trained = logits_of(random_model, step.batch, windows)
     for number, clip in enumerate(step.batch.clip_of_row.tolist()):
         row = row_of(step.batch, number)
         num_prompt = int(np.argmax(row.counts)) + 1
-        newest = [step.starts[clip] + int(np.flatnonzero(seen)[-1]) for seen in row.visible]
-        heard = [float(newest[0]), *map(float, newest[:-1])]  # frames' numbers serve as the clock
-        camera = Camera(random_model, features[clip], np.arange(100.0))
+        newest = [int(step.frames[clip][np.flatnonzero(seen)[-1]]) for seen in row.visible]
+        first = int(step.frames[clip][np.argmax(row.visible.any(0))])
+        heard = [
+            float(newest[0] - first),
+            *(float(n - first) for n in newest[:-1]),
+        ]  # numbers serve as the clock
+        camera = Camera(random_model, features[clip][first:], np.arange(100.0 - first))
         served = camera.serve(row.token_ids.tolist(), heard, num_prompt)
         answered = trained[number, num_prompt - 1 : len(row.token_ids) - 1]
         torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
+
+
+def test_a_flip_book_shows_each_sentence_a_picture_of_its_own(maker: RowMaker) -> None:
+    """Told is what is so at the moment of the newest picture, whatever its place in the batch."""
+    world = make_world(3, 1)
+    moments = np.random.default_rng(1).permutation(np.arange(90) * 0.2)[:18]
+    rng = np.random.default_rng(2)
+    changed = 0
+    for _ in range(40):
+        row = flip_book_row(rng, maker, world, moments, 28)
+        newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
+        assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"
+        text = str(maker.tokenizer.decode(row.token_ids[row.counts.argmax() + 1 :]))
+        if "thing" not in text:
+            continue
+        counted = [w for w in text.replace("<|im_end|>", "").split() if w in NUMBERS]
+        places = [
+            i
+            for i, token in enumerate(row.token_ids)
+            if str(maker.tokenizer.decode([token])).strip() in NUMBERS
+        ]
+        wanted = [NUMBERS[len(world.state(float(moments[newest[at - 1]])).things)] for at in places]
+        assert counted == wanted
+        changed += len(set(wanted)) > 1
+    assert changed > 0
 
 
 def row_of(batch: Batch, number: int) -> Row:

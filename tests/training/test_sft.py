@@ -25,7 +25,15 @@ from training import sft
 from training.clips import Clip
 from training.sft import Recipe, Steps, Trainer, make_model
 
-RECIPE = Recipe(steps=12, clips_per_step=2, rows_per_clip=3, report_every=1, save_every=5)
+RECIPE = Recipe(
+    steps=12,
+    picture_steps=6,
+    one_picture_steps=3,
+    clips_per_step=2,
+    rows_per_clip=3,
+    report_every=1,
+    save_every=5,
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -78,7 +86,7 @@ def whole(
 def test_a_few_steps_lower_the_loss(whole: tuple[Trainer, Path]) -> None:
     rows = log_of(whole[1])
     assert [r["step"] for r in rows] == list(range(1, 13))
-    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
 
 
 def test_the_vision_encoder_stays_as_it_was_taught(whole: tuple[Trainer, Path], vision: Path) -> None:
@@ -127,7 +135,8 @@ def test_steps_are_the_same_for_the_same_seed_and_workers_share_them(
         made = list(islice(DataLoader(steps, batch_size=None, num_workers=num_workers), 4))
         for one, other in zip(wanted, made, strict=True):
             np.testing.assert_array_equal(one.batch.token_ids, other.batch.token_ids)
-            assert (one.clips, one.starts) == (other.clips, other.starts)
+            assert one.clips == other.clips
+            np.testing.assert_array_equal(one.frames, other.frames)
     other = Steps(clips, tokenizer, steps.config, replace(RECIPE, seed=2), 100).step(0)
     assert other.batch.token_ids.shape != wanted[0].batch.token_ids.shape or not np.array_equal(
         other.batch.token_ids, wanted[0].batch.token_ids
