@@ -25,6 +25,7 @@ from model.config import StreamChatConfig
 from services.gateway import make_app
 from services.messages import DialogEvent, DialogRequest, PlayedClip, VisualTokens
 from services.meters import Meters
+from services.replica_policy import FRAME_AGE, FrameAges
 from services.settings import Settings
 
 TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
@@ -119,15 +120,21 @@ class LLMDecoderReplica:
         device = device_of(settings.num_gpus_per_decoder)
         meters = replica_meters("llm_decoder")
         self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, meters=meters)
+        self._frame_ages = FrameAges()
 
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
         """See LLMDecoder.decode."""
         stream = self._decoder.decode(request)
         try:
             async for events in stream:
+                self._frame_ages.note(events)
                 yield events
         finally:
             await stream.aclose()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Ray Serve where the number of replicas is not fixed: see ReplicaPolicy."""
+        return {FRAME_AGE: self._frame_ages.mean_s()}
 
     async def ready(self) -> bool:
         """Answers as soon as the model is loaded."""
