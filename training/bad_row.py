@@ -24,14 +24,16 @@ class BadRow(ValueError):
 class BadRows:
     """Counts good and bad rows, says each bad one on stderr (the first few of a reason), and stops at a share.
 
-    max_share: more bad rows than this share of all stop the run with ValueError, as soon as `ENOUGH` were seen, or
-    when `finish` is called.
+    max_share: more bad rows than this share of all stop the run with ValueError, as soon as `enough` were seen, or
+    when `finish` is called. `what` they are, for the message.
     """
 
     ENOUGH = 200
     SHOWN = 5
 
     max_share: float = 0.05
+    enough: int = ENOUGH
+    what: str = "rows"
     num_good: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
     first: dict[str, str] = field(default_factory=dict[str, str])
@@ -55,14 +57,14 @@ class BadRows:
         self.first.setdefault(error.reason, f"{where}: {error.detail}")
         if self.reasons[error.reason] <= self.SHOWN:
             print(f"skipped {where}: {error}", file=sys.stderr)
-        if self.num_good + self.num_bad >= self.ENOUGH:
+        if self.num_good + self.num_bad >= self.enough:
             self.finish()
 
     def finish(self) -> None:
         """Raise ValueError when too many rows were bad."""
         num = self.num_good + self.num_bad
         if self.num_bad > self.max_share * num:
-            share = f"{self.num_bad} of {num} rows are bad ({self.num_bad / num:.1%})"
+            share = f"{self.num_bad} of {num} {self.what} are bad ({self.num_bad / num:.1%})"
             raise ValueError(f"{share}, more than the limit of {self.max_share:.1%}: {self.summary()}")
 
     def summary(self) -> str:
@@ -70,7 +72,7 @@ class BadRows:
         parts = (
             f"{reason} {num} (first: {self.first[reason]})" for reason, num in self.reasons.most_common()
         )
-        return "; ".join(parts) or "no bad rows"
+        return "; ".join(parts) or f"no bad {self.what}"
 
 
 def as_mapping(name: str, value: object) -> Mapping[str, Any]:

@@ -102,7 +102,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        bad = BadRows(max_share=options.max_bad_share)
+        what = "captions" if options.format in CAPTIONS else "rows"
+        bad = BadRows(max_share=options.max_bad_share, what=what)
         rows = source_rows(options.format, options.input, options.source or options.format, bad)
         rows = placed(rows, options.videos, options.suffix, options.check, bad)
         num = write_rows(options.out, finished(cut(rows, options.window_s), bad))

@@ -72,7 +72,7 @@ def test_too_much_bad_data_leaves_no_file(
     out = tmp_path / "rows.parquet"
     with pytest.raises(SystemExit):
         run(monkeypatch, "live_world", path, "--out", str(out))
-    assert "1 of 2 rows are bad (50.0%), more than the limit of 5.0%" in capsys.readouterr().err
+    assert "1 of 2 captions are bad (50.0%), more than the limit of 5.0%" in capsys.readouterr().err
     assert not out.exists()
 
 
