@@ -24,8 +24,12 @@ lint: setup-dev
 	@echo "== pyright"
 	@$(BIN)/pyright
 
+# `make bench BENCHES="step peers"` runs some of them, QUICK=1 in small sizes, keeping nothing.
+BENCHES ?= live step peers encode long profile
 bench: setup-dev
-	@$(BIN)/python tests/bench/bench_live.py
+	@for bench in $(BENCHES); do \
+	    echo "== $$bench"; $(BIN)/python tests/bench/bench_$$bench.py $(if $(QUICK),--quick); \
+	done
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev

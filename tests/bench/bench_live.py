@@ -272,8 +272,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="ten seconds and one round; nothing is kept")
     options = parser.parse_args()
-    result = run(options.seconds, options.rounds)
+    result = run(10.0, 1) if options.quick else run(options.seconds, options.rounds)
     kept = {
         "bench": "live",
         "date": time.strftime("%Y-%m-%d"),
@@ -282,7 +283,8 @@ def main() -> None:
         "dialogs": NUM_CAMERAS,
         **result,
     }
-    (Path(__file__).parent / "results" / "bench_live.json").write_text(json.dumps(kept, indent=1) + "\n")
+    if not options.quick:
+        (Path(__file__).parent / "results" / "bench_live.json").write_text(json.dumps(kept, indent=1) + "\n")
     show(result)
     print(json.dumps({k: v for k, v in kept.items() if k != "processes"}))
 
