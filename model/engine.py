@@ -1,14 +1,17 @@
 """The engine: continuous batching of dialogs that look again at their cameras before every token.
 
 No threads, no Ray, no clock of its own: whoever owns it gives it frames and dialogs, and asks for steps. One step is
-one forward for all dialogs of all cameras; dialogs on one camera read its one copy of the frames.
+one forward for all dialogs of all cameras; dialogs on one camera read its one copy of the frames. What is not a step,
+taking in frames and reading prompts, is done at once, or, where somebody speaks meanwhile, in pieces between steps.
 
 Letters: B rows (dialogs of a step), T text tokens, F frames, P visual tokens a frame, Dv the vision encoder's width.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,15 +19,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.attention import FrameView
-from model.cache import FrameRing, SeenFrame, TextCache
-from model.dialog import Dialog, Options, Spoken, Unread
-from model.layer import Sight
+from model.cache import FrameRing, FrameStore, SeenFrame, TextStore
+from model.dialog import Dialog, Options, Spoken
+from model.intake import Chain, Intake, NewFrame, Pace
+from model.memory import camera_bytes, num_text_pages, token_bytes
 from model.network import StreamChat
+from model.reading import Chunks, Step
+from model.retention import Retention
+from model.sampling import Chances, Voice, draw
+
+DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
 
 
 class EngineFull(RuntimeError):
-    """All places for dialogs are taken."""
+    """No place for one more dialog or camera."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +45,87 @@ class Made:
     captured_s: float | None
     text_index: int
     finished: Literal["stop", "length"] | None
+    chances: Chances | None = None  # when they were asked for
 
 
 class Engine:
     """Cameras' rings, dialogs, and steps. For a caller's mistake a method raises ValueError and changes nothing."""
 
-    def __init__(self, model: StreamChat, *, max_dialogs: int = 256, prefill_tokens: int = 512) -> None:
-        """`max_dialogs`: open at once. `prefill_tokens`: of a prompt, read in one forward."""
-        self.model, self.config = model, model.config
+    def __init__(
+        self,
+        model: StreamChat,
+        *,
+        max_dialogs: int = 256,
+        max_cameras: int = 32,
+        cache_bytes: int | None = None,
+        page_tokens: int = 64,
+        prefill_tokens: int = 512,
+        retention: Retention | None = None,
+    ) -> None:
+        """All memory that lasts is taken here, for good.
+
+        Args:
+            model: in eval mode, where it is to run; its query, key and value weights are laid together.
+            max_dialogs: that may speak at once.
+            max_cameras: rings, those of frozen dialogs' moments included.
+            cache_bytes: for rings and text; None: what `max_dialogs` dialogs of 2048 tokens need.
+            page_tokens: of text in one page (256 suits flash-attn).
+            prefill_tokens: of prompts, read in one forward at most.
+            retention: which frames a ring keeps; None: the newest, `config.fifo_frames` of them.
+
+        Raises:
+            ValueError: `cache_bytes` holds less than the rings and one page of text.
+        """
+        self.model, self.config = model.fuse(), model.config
         weight = model.language.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
-        self.prefill_tokens = prefill_tokens
-        self._rings: dict[str, FrameRing] = {}
+        self.max_dialogs, self.window = max_dialogs, self.config.max_position_embeddings
+        self._retention = retention or Retention(self.config.fifo_frames)
+        self._rings: dict[str, FrameRing] = {}  # least recently asked about first
         self._dialogs: dict[str, Dialog] = {}
+        self._resting: dict[str, None] = {}  # longest at rest first
+        num_pages = max_dialogs * (-(-min(self.window, DIALOG_TOKENS) // page_tokens) + 2)
+        if cache_bytes is not None:
+            sizes = {"cache_bytes": cache_bytes, "max_cameras": max_cameras, "page_tokens": page_tokens}
+            num_pages = num_text_pages(self.config, self.dtype.itemsize, **sizes)
         with torch.inference_mode():
-            self._text = TextCache(self.config, self.dtype, self.device, max_dialogs=max_dialogs)
+            self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
+            self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
+        self._intake = Intake(model)
+        self._prompts = Pace(8, prefill_tokens)
+        self._step: Step | None = None
+        self.step_s = 0.0  # how long a step takes, lately
+
+    # Memory
+
+    @property
+    def camera_bytes(self) -> int:
+        """Of one camera's frames."""
+        return camera_bytes(self.config, self.dtype.itemsize)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frames of all cameras, and of frozen moments, that are kept now."""
+        return self._frames.pages.num_taken * self.camera_bytes
+
+    @property
+    def text_bytes(self) -> int:
+        """Of the pages that hold dialogs' text now."""
+        return self._text.pages.num_taken * self._page_bytes
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """Of all memory that was set aside for frames and text."""
+        frames, text = self._frames.pages.num_pages, self._text.pages.num_pages
+        return frames * self.camera_bytes + text * self._page_bytes
+
+    def dialog_bytes(self, dialog_id: str) -> int:
+        """Of one dialog's text."""
+        return self._text.pages.held(self._dialog(dialog_id)) * self._page_bytes
+
+    @property
+    def _page_bytes(self) -> int:
+        return self._text.page_tokens * token_bytes(self.config, self.dtype.itemsize)
 
     # Cameras
 
@@ -60,49 +134,66 @@ class Engine:
         """The cameras that have a ring, and each one's newest frame."""
         return {camera: ring.newest for camera, ring in self._rings.items()}
 
-    @torch.inference_mode()
-    def add_camera(self, camera: str) -> None:
-        """Make an empty ring for a new camera."""
+    def add_camera(self, camera: str) -> str | None:
+        """Make an empty ring for a new camera; returns the camera that was dropped for it, if one was.
+
+        When no ring is free, the camera goes that nobody watches and nobody has asked about for longest.
+        Raises EngineFull when all are watched.
+        """
         if camera in self._rings:
             raise ValueError(f"camera: {camera!r} is there already")
-        self._rings[camera] = FrameRing(self.config, self.dtype, self.device)
+        dropped = None
+        if not self._frames.pages.ask(camera, 1):
+            watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._resting}
+            dropped = next((each for each in self._rings if each not in watched), None)
+            if dropped is None:
+                raise EngineFull(f"all {self._frames.pages.num_pages} cameras are watched")
+            self.drop_camera(dropped)
+            self._frames.pages.ask(camera, 1)
+        self._rings[camera] = FrameRing(self._frames.pages.take(camera), self._retention)
+        return dropped
 
     def drop_camera(self, camera: str) -> None:
-        """Forget a camera and its frames; no dialog may be open on it."""
+        """Forget a camera, its frames, and dialogs at rest; no other dialog may be open on it."""
         self._ring(camera)
-        if users := [dialog.dialog_id for dialog in self._dialogs.values() if dialog.camera == camera]:
-            raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(users[:5])}")
-        del self._rings[camera]
+        users = [dialog.dialog_id for dialog in self._dialogs.values() if dialog.camera == camera]
+        if speaking := [user for user in users if user not in self._resting]:
+            raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(speaking[:5])}")
+        for user in users:
+            self.close(user)
+        self._intake.forget(camera)
+        if (snapshot := self._rings.pop(camera).snapshot) is not None:
+            self._frames.pages.end(snapshot)
+        self._frames.pages.end(camera)
 
     def add_frame(self, camera: str, frame_id: str, captured_s: float, features: Tensor) -> None:
         """A frame arrives: `features` [P, Dv], the vision encoder's output."""
         self.add_frames(camera, [(frame_id, captured_s, features)])
 
-    @torch.inference_mode()
     def add_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
-        """Frames arrive, oldest first: their chains are computed in one forward (a camera new to this replica)."""
-        ring = self._ring(camera)
+        """Frames arrive, oldest first, and are taken in at once, with all that waited before them."""
+        self.offer_frames(camera, frames)
+        while self._intake.busy:
+            self._take_frames(math.inf)
+
+    def offer_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
+        """Frames arrive, oldest first; `work` takes them in."""
+        self._ring(camera)
         shape = (self.config.vision.num_visual_tokens, self.config.vision.hidden_size)
         for frame_id, _, features in frames:
             if tuple(features.shape) != shape:
                 raise ValueError(
                     f"features of frame {frame_id}: got shape {tuple(features.shape)}, wanted {shape}"
                 )
-        if not frames:
-            return
-        features = torch.stack([features for _, _, features in frames])
-        chain = self.model.visual_chain(features.to(self.device, self.dtype))
-        watching = [dialog for dialog in self._dialogs.values() if dialog.camera == camera]
-        for number, (frame_id, captured_s, _) in enumerate(frames):
-            slot = ring.add(frame_id, captured_s, [(keys[number], values[number]) for keys, values in chain])
-            for dialog in watching:
-                dialog.frame_index[slot] = dialog.clock.frame_arrived()
+        if frames:
+            new = [NewFrame(camera, *frame) for frame in frames]
+            self._intake.put(new, self._retention.capacity)
 
     # Dialogs
 
     @property
     def dialogs(self) -> dict[str, Dialog]:
-        """The open dialogs, to look at, not to change."""
+        """The open dialogs, those at rest included, to look at, not to change."""
         return self._dialogs
 
     def open(
@@ -114,6 +205,8 @@ class Engine:
         *,
         spoken: Sequence[Spoken] = (),
         asked_s: float = 0.0,
+        num_kept: int = 0,
+        at_once: bool = True,
     ) -> None:
         """Begin a dialog: reads all of the prompt but its last token, which the first step reads.
 
@@ -124,9 +217,11 @@ class Engine:
             options: how to watch and speak.
             spoken: what another engine already answered, to go on from there; counts for `max_tokens`.
             asked_s: when the question was asked, on the cameras' clock; needed with `spoken` only.
+            num_kept: first tokens of the prompt (instructions) that stay when old turns are dropped.
+            at_once: read the prompt now; if not, `work` reads it, and `ready` tells when that is done.
 
         Raises:
-            EngineFull: `max_dialogs` are open.
+            EngineFull: `max_dialogs` are open, or there is no memory for one more of this length.
         """
         ring = self._ring(camera)
         if dialog_id in self._dialogs:
@@ -135,50 +230,90 @@ class Engine:
             raise ValueError(
                 f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}"
             )
-        self._check_tokens([*token_ids, *(token.token_id for token in spoken)], 0)
+        self._check_tokens([*token_ids, *(token.token_id for token in spoken)])
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
-        slot = self._text.take()
-        if slot is None:
-            raise EngineFull(f"all {self._text.max_dialogs} dialogs are taken")
-        seed = secrets.randbits(63) if options.seed is None else options.seed
-        dialog = Dialog(dialog_id, camera, options, slot, ring, seed)
+        if len(self._dialogs) - len(self._resting) >= self.max_dialogs:
+            raise EngineFull(f"all {self.max_dialogs} dialogs are taken")
+        dialog = Dialog(dialog_id, camera, options, ring, self._voice(options), num_kept)
+        self._admit(dialog, len(token_ids))
         self._dialogs[dialog_id] = dialog
         try:
-            self._read(dialog, dialog.hear(token_ids, spoken, asked_s))
+            self._look(dialog)
+            dialog.hear(token_ids, spoken, asked_s)
+            if at_once:
+                self._read_all(dialog)
         except BaseException:  # out of memory, say: the place must not stay taken
             self.close(dialog_id)
             raise
+        self._rings[camera] = self._rings.pop(camera)
 
-    def ask(self, dialog_id: str, token_ids: Sequence[int], options: Options | None = None) -> None:
-        """The next question of a dialog whose turn is over; its text so far is kept. `options` None: as before."""
+    def ask(
+        self,
+        dialog_id: str,
+        token_ids: Sequence[int],
+        options: Options | None = None,
+        *,
+        at_once: bool = True,
+    ) -> None:
+        """The next question of a dialog whose turn is over; its text so far is kept. `options` None: as before.
+
+        Where the model's window is full, oldest turns are dropped, whole ones, as many as must go.
+        """
         dialog = self._dialog(dialog_id)
         if dialog.finished is None:
             raise ValueError(f"dialog_id: {dialog_id!r} is still speaking")
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
-        self._check_tokens(token_ids, self._text.lengths[dialog.slot] + 1)
-        dialog.options = options or dialog.options
-        self._read(dialog, dialog.ask(token_ids, dialog.live.num_arrived - 1))
+        self._check_tokens(token_ids)
+        before, dialog.options = dialog.options, options or dialog.options
+        try:
+            self._admit(dialog, len(token_ids) + 1)
+            self._look(dialog)
+        except EngineFull:
+            dialog.options = before
+            raise
+        self._resting.pop(dialog_id, None)
+        dialog.voice = self._voice(dialog.options)
+        dialog.ask(token_ids, dialog.live.num_arrived - 1)
+        self._rings[dialog.camera] = self._rings.pop(dialog.camera)
+        if at_once:
+            self._read_all(dialog)
 
-    @torch.inference_mode()
+    def ready(self, dialog_id: str) -> bool:
+        """Whether the prompt is read, so that a step may be asked for."""
+        return not self._dialog(dialog_id).unread
+
+    def rest(self, dialog_id: str) -> None:
+        """End the turn and keep the dialog's text, to be asked again, until its memory is needed for others."""
+        dialog = self._dialog(dialog_id)
+        dialog.end("stop")
+        self._read_all(dialog)
+        self._unlook(dialog)
+        self._text.pages.ask(dialog, self._text.pages.held(dialog))
+        self._resting[dialog_id] = None
+
     def close(self, dialog_id: str) -> None:
         """End a dialog and free its place."""
         dialog = self._dialog(dialog_id)
         del self._dialogs[dialog_id]
-        self._text.give_back(dialog.slot)
+        self._resting.pop(dialog_id, None)
+        self._unlook(dialog)
+        self._text.pages.end(dialog)
 
     # Steps
 
     def step(self, dialog_ids: Sequence[str]) -> list[Made]:
         """One token for each of these dialogs, in their order, in one forward. A finished dialog makes no more."""
+        began = time.perf_counter()
         logits = self.logits(dialog_ids)
-        likeliest: list[int] = logits.argmax(-1).tolist()
-        made: list[Made] = []
-        for number, dialog_id in enumerate(dialog_ids):
-            drawn = self._dialogs[dialog_id].options.temperature > 0.0
-            token_id = self._dialogs[dialog_id].draw(logits[number]) if drawn else likeliest[number]
-            made.append(self.say(dialog_id, token_id))
+        draws = draw(logits, [self._dialogs[dialog_id].voice for dialog_id in dialog_ids])
+        made = [
+            self.say(dialog_id, token_id, chances)
+            for dialog_id, (token_id, chances) in zip(dialog_ids, draws, strict=True)
+        ]
+        took_s = time.perf_counter() - began
+        self.step_s = took_s if not self.step_s else 0.8 * self.step_s + 0.2 * took_s
         return made
 
     @torch.inference_mode()
@@ -191,65 +326,157 @@ class Engine:
             raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
         if not dialogs:
             return torch.empty(0, self.config.vocab_size, dtype=self.dtype, device=self.device)
-        rows = sorted(dialogs, key=lambda dialog: dialog.slot)
-        tokens = self._tensor([[dialog.pending or 0] for dialog in rows])
-        index = self._tensor([[dialog.pending_index] for dialog in rows])
-        state = self._text.reading([dialog.slot for dialog in rows], 1)
-        hidden = self.model.read(tokens, index, self._sights(rows), state=state)[:, 0]
+        for dialog in dialogs:
+            self._read_all(dialog)
+            self._make_room(dialog, 1)
+        rows = sorted(dialogs, key=lambda dialog: dialog.ring.place)
+        if self._step is None or not self._step.advance(rows):
+            self._step = Step(self.model.rope, self._text, self._frames, rows)
+        hidden = self.model.read(self._step.tokens, self._step)[:, 0]
         if rows != dialogs:
-            row_of = {dialog.dialog_id: row for row, dialog in enumerate(rows)}
-            hidden = hidden.index_select(0, self._tensor([row_of[dialog_id] for dialog_id in dialog_ids]))
+            row_of = {id(dialog): row for row, dialog in enumerate(rows)}
+            order = [row_of[id(dialog)] for dialog in dialogs]
+            hidden = hidden.index_select(0, torch.tensor(order, device=self.device))
         return self.model.logits(hidden)
 
-    def say(self, dialog_id: str, token_id: int) -> Made:
+    def say(self, dialog_id: str, token_id: int, chances: Chances | None = None) -> Made:
         """Take this token as the one made from the last `logits`."""
         dialog = self._dialog(dialog_id)
-        self._text.lengths[dialog.slot] += 1
         frame = dialog.newest()
-        dialog.say(token_id, full=self._text.lengths[dialog.slot] + 1 >= self._text.max_tokens)
+        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
         captured = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
-        return Made(dialog_id, token_id, *captured, dialog.pending_index, dialog.finished)
+        return Made(dialog_id, token_id, *captured, dialog.pending_index, dialog.finished, chances)
+
+    def work(self, allowed_s: float) -> bool:
+        """Beside the steps: take in frames and read prompts, in pieces, at least one of each that waits.
+
+        Pieces become as small as they must for two of them to fit in `allowed_s`. Returns whether more waits.
+        """
+        end_s = time.perf_counter() + allowed_s
+        while True:
+            if self._intake.busy:
+                self._take_frames(allowed_s)
+            if any(dialog.unread for dialog in self._dialogs.values()):
+                self._read_some(allowed_s)
+            waits = self._intake.busy or any(dialog.unread for dialog in self._dialogs.values())
+            if not waits or time.perf_counter() >= end_s:
+                return waits
 
     # Inside
 
-    def _sights(self, rows: Sequence[Dialog]) -> list[Sight]:
-        """One read for the rows of each ring: frames are not copied, and each row keeps its own clock."""
-        groups: dict[int, list[int]] = {}
-        for row, dialog in enumerate(rows):
-            groups.setdefault(id(dialog.ring), []).append(row)
-        sights: list[Sight] = []
-        for group in groups.values():
-            members = [rows[row] for row in group]
-            view = FrameView(
-                self.model.rope,
-                self._tensor([[dialog.pending_index] for dialog in members]),
-                self._tensor([dialog.ring_index for dialog in members]),
-                self._tensor([[dialog.visible(dialog.ring.num_arrived - 1)] for dialog in members]),
-                dtype=self.dtype,
-            )
-            picked = self._tensor(group) if len(groups) > 1 else None
-            sights.append(Sight(view, members[0].ring.keys_values, picked))
-        return sights
+    def _take_frames(self, allowed_s: float) -> None:
+        """One piece of the frames' way."""
+        for frame, chain in self._intake.piece(allowed_s):
+            self._arrive(frame, chain)
 
     @torch.inference_mode()
-    def _read(self, dialog: Dialog, unread: Sequence[Unread]) -> None:
-        """Put tokens into the text cache, a chunk at a time."""
-        keys_values = dialog.ring.keys_values
-        rows = {newest: dialog.visible(newest) for newest in {token.newest for token in unread}}
-        for start in range(0, len(unread), self.prefill_tokens):
-            chunk = unread[start : start + self.prefill_tokens]
-            index = self._tensor([[token.place for token in chunk]])
-            visible = self._tensor([[rows[token.newest] for token in chunk]])
-            view = FrameView(
-                self.model.rope, index, self._tensor([dialog.ring_index]), visible, dtype=self.dtype
-            )
-            state = self._text.reading([dialog.slot], len(chunk))
-            tokens = self._tensor([[token.token_id for token in chunk]])
-            self.model.read(tokens, index, [Sight(view, keys_values)], state=state)
-            self._text.lengths[dialog.slot] += len(chunk)
+    def _arrive(self, frame: NewFrame, chain: Chain) -> None:
+        ring = self._rings.get(frame.camera)
+        if ring is None:  # dropped meanwhile
+            return
+        if ring.snapshot is not None and not ring.snapshot.num_users:
+            self._frames.pages.end(ring.snapshot)
+        slot = ring.add(frame.frame_id, frame.captured_s)
+        self._frames.write(ring.place, slot, chain)
+        for dialog in self._dialogs.values():
+            if dialog.camera == frame.camera:
+                dialog.frame_index[slot] = dialog.clock.frame_arrived()
 
-    def _check_tokens(self, token_ids: Sequence[int], num_before: int) -> None:
-        room = self._text.max_tokens - num_before - 1  # one token must fit after them
+    def _read_some(self, allowed_s: float) -> None:
+        """One forward's worth of prompts, those that came first before others."""
+        room = self._prompts.amount(allowed_s)
+        chunks = list[tuple[Dialog, int]]()
+        for dialog in self._dialogs.values():
+            if num := min(room, len(dialog.unread)):
+                chunks.append((dialog, num))
+                room -= num
+        began = time.perf_counter()
+        self._read(chunks)
+        self._prompts.learn(sum(num for _, num in chunks), time.perf_counter() - began)
+
+    def _read_all(self, dialog: Dialog) -> None:
+        while dialog.unread:
+            self._read([(dialog, min(self._prompts.amount(math.inf), len(dialog.unread)))])
+
+    @torch.inference_mode()
+    def _read(self, chunks: Sequence[tuple[Dialog, int]]) -> None:
+        for dialog, num in chunks:
+            self._make_room(dialog, num)
+        parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
+        reader = Chunks(self.model.rope, self._text, self._frames, parts, self.dtype)
+        self.model.read(reader.tokens, reader)
+        for dialog, num in chunks:
+            dialog.read(num)
+
+    def _admit(self, dialog: Dialog, num_tokens: int) -> None:
+        """Set pages aside for a turn of so many tokens and its answer; dialogs at rest make way."""
+        pages, size = self._text.pages, self._text.page_tokens
+        most = dialog.num_held + num_tokens + dialog.options.max_tokens
+        # Where turns are dropped, the first and the last page of what is missing may be half empty.
+        broken = 2 if most > self.window or dialog.hole[1] else 0
+        wanted = -(-min(most, self.window) // size) + broken
+        resting = [name for name in self._resting if name != dialog.dialog_id]
+        spare = sum(pages.held(self._dialogs[name]) for name in resting) + pages.num_left
+        if wanted - pages.promised(dialog) > spare:
+            raise EngineFull(
+                f"no memory for a dialog of {most} tokens beside the {len(self._dialogs)} there are"
+            )
+        while not pages.ask(dialog, wanted):
+            self.close(resting.pop(0))
+
+    def _make_room(self, dialog: Dialog, num_new: int) -> None:
+        """Pages for so many tokens more; old turns leave where the window is full."""
+        pages, size = self._text.pages, self._text.page_tokens
+        while dialog.num_held + num_new > self.window or self._reaches(dialog) > self.window:
+            freed = dialog.drop_turn(size)
+            if freed is None:
+                break
+            for page in freed:
+                pages.give_back(dialog, page)
+        while len(dialog.pages) * size < dialog.length + num_new:
+            dialog.pages.append(pages.take(dialog))
+
+    @staticmethod
+    def _reaches(dialog: Dialog) -> int:
+        """How far back the oldest turn lies on the dialog's clock, in tokens."""
+        return dialog.pending_index - dialog.turns[0].place + 1
+
+    def _look(self, dialog: Dialog) -> None:
+        """A frozen dialog looks at a copy of its camera's ring, one for all who ask at the same frame."""
+        self._unlook(dialog)
+        if dialog.options.visual_context != "frozen":
+            return
+        live, pages = dialog.live, self._frames.pages
+        if live.snapshot is None:
+            snapshot = live.copy_to(-1)
+            if not pages.ask(snapshot, 1):
+                raise EngineFull(f"all {pages.num_pages} rings are taken: none is left for a frozen moment")
+            snapshot.place = pages.take(snapshot)
+            with torch.inference_mode():
+                self._frames.copy(live.place, snapshot.place)
+            live.snapshot = snapshot
+        live.snapshot.num_users += 1
+        dialog.ring = live.snapshot
+
+    def _unlook(self, dialog: Dialog) -> None:
+        ring, dialog.ring, dialog.ring_index, dialog.until = (
+            dialog.ring,
+            dialog.live,
+            dialog.frame_index,
+            None,
+        )
+        if ring is dialog.live:
+            return
+        ring.num_users -= 1
+        if not ring.num_users and dialog.live.snapshot is not ring:
+            self._frames.pages.end(ring)
+
+    def _voice(self, options: Options) -> Voice:
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        return Voice(options, seed, self.config.vocab_size, self.device)
+
+    def _check_tokens(self, token_ids: Sequence[int]) -> None:
+        room = self.window - 1  # one token must fit after them
         if len(token_ids) > room:
             raise ValueError(f"token_ids: got {len(token_ids)} tokens, wanted at most {room}")
         if wrong := [token for token in token_ids if not 0 <= token < self.config.vocab_size]:
@@ -264,6 +491,3 @@ class Engine:
         if dialog_id not in self._dialogs:
             raise ValueError(f"dialog_id: got {dialog_id!r}, which is not open")
         return self._dialogs[dialog_id]
-
-    def _tensor(self, values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, device=self.device)

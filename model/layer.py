@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from model.attention import FrameView, self_attention
 from model.config import StreamChatConfig
@@ -28,32 +28,39 @@ from model.rope import Turn, rotate
 KeysValues = tuple[Tensor, Tensor]  # of one cross layer, each [..., P, G, d]; keys turned by (0, y, x)
 
 
-class TextState(Protocol):
-    """Text that was read before: what lasts between steps. None stands for training, where nothing lasts."""
+class Reader(Protocol):
+    """How the tokens of one forward read: what stands around them is its business, not the layers'."""
 
-    mask: Tensor | None  # additive [B, 1, T, L], or None: see `self_attention`
+    @property
+    def turn(self) -> Turn:
+        """The tokens' own turns, broadcasting to [B, H, T, d/2]."""
+        ...
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values [B, G, T, d]; returns all of them, [B, G, L, d]."""
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Text to text: query [B, H, T, d], and the same tokens' keys and values [B, G, T, d] -> [B, H, T, d]."""
+        ...
+
+    def look(self, cross: int, query: Tensor) -> Tensor:
+        """Text to frames: query [B, H, T, d], not yet turned -> [B, H, T, d]; `cross` counts cross layers."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """Some rows' view of some clips, with those clips' keys and values [C, F, P, G, d], one pair per cross layer."""
-
-    view: FrameView
-    keys_values: Sequence[KeysValues]
-    rows: Tensor | None = None  # which rows of the batch; None: all
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """What every layer needs to know about the text tokens that are being read."""
+class Whole:
+    """Whole texts and clips, all of them here: training."""
 
     turn: Turn  # [B, 1, T, d/2]
-    mask: Tensor | None
-    state: TextState | None
+    mask: Tensor | None  # see `self_attention`
+    view: FrameView
+    chain: Sequence[KeysValues]  # of the clips, [C, F, P, G, d] per cross layer
+
+    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Reader`."""
+        return self_attention(query, keys, values, self.mask)
+
+    def look(self, cross: int, query: Tensor) -> Tensor:
+        """See `Reader`."""
+        return self.view.attend(query, *self.chain[cross])
 
 
 class Norm(nn.Module):
@@ -69,6 +76,30 @@ class Norm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
+class Joined:
+    """Weights that lie together, for decoding. They stay parameters of their own: views, no byte is kept twice."""
+
+    def __init__(self, *parts: nn.Linear) -> None:
+        self._first = parts[0]
+        self._weight = self._join([part.weight for part in parts])
+        biases = [part.bias for part in parts if part.bias is not None]
+        self._bias = self._join(biases) if biases else None
+
+    @property
+    def now(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias; None where gradients are wanted, and when a cast or a move has parted them."""
+        if torch.is_grad_enabled() or self._weight.data_ptr() != self._first.weight.data_ptr():
+            return None
+        return self._weight, self._bias
+
+    @staticmethod
+    def _join(parts: Sequence[nn.Parameter]) -> Tensor:
+        whole = torch.cat([part.detach() for part in parts])
+        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+            part.data = view
+        return whole
+
+
 class FeedForward(nn.Module):
     """SwiGLU, for text (FFN) and for visual tokens (V-FFN)."""
 
@@ -77,9 +108,17 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fused: Joined | None = None
+
+    def fuse(self) -> None:
+        """Lay the gate's and the upward weights together."""
+        self.fused = Joined(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        if self.fused and (fused := self.fused.now):
+            gate, up = linear(x, *fused).chunk(2, -1)
+            return self.down_proj(silu(gate).mul_(up))
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -95,10 +134,25 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, groups, bias=config.attention_bias)
         self.v_proj = nn.Linear(width, groups, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads, width, bias=False)
+        self.fused: Joined | None = None
+
+    def fuse(self) -> None:
+        """Lay q, k and v's weights together, so that one product makes all three."""
+        self.fused = Joined(self.q_proj, self.k_proj, self.v_proj)
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, d]."""
         return self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def turned(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, D] -> queries [B, H, T, d], keys and values [B, G, T, d], the first two turned."""
+        if (fused := self.fused.now if self.fused else None) is None:
+            keys, values = (part.transpose(1, 2) for part in self.keys_values(x))
+            return rotate(self.queries(x), turn), rotate(keys, turn), values
+        heads = linear(x, *fused).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        sizes = (self.q_proj.out_features // self.head_dim, self.k_proj.out_features // self.head_dim)
+        query, keys = rotate(heads[:, : sum(sizes)], turn).split(sizes, 1)
+        return query, keys, heads[:, sum(sizes) :]
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """[..., D] -> keys and values, each [..., G, d]."""
@@ -116,6 +170,7 @@ class Layer(nn.Module):
     def __init__(self, config: StreamChatConfig, index: int) -> None:
         super().__init__()
         self.index = index
+        self.cross = index // config.cross_attention_every  # which of the cross layers it is, if it is one
         self.self_attn = Attention(config)
         self.mlp = FeedForward(config)
         self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
@@ -155,33 +210,15 @@ class Layer(nn.Module):
             visual = visual + self._gate(self.gate_visual) * self.visual_ffn(self.visual_norm(visual))
         return (keys, values), visual
 
-    def forward(self, hidden: Tensor, text: Text, looks: Sequence[tuple[Sight, KeysValues]] = ()) -> Tensor:
-        """hidden [B, T, D] -> [B, T, D]; `looks` are this layer's reads of the frames."""
-        if looks:
-            hidden = hidden + self._gate(self.gate_cross) * self._look(self.input_layernorm(hidden), looks)
-        attention = self.self_attn
-        x = self.input_layernorm(hidden)
-        query = rotate(attention.queries(x), text.turn)
-        keys, values = (part.transpose(1, 2) for part in attention.keys_values(x))
-        keys = rotate(keys, text.turn)
-        if text.state is not None:
-            keys, values = text.state.extend(self.index, keys, values)
-        hidden = hidden + attention.output(self_attention(query, keys, values, text.mask))
+    def forward(self, hidden: Tensor, reader: Reader) -> Tensor:
+        """hidden [B, T, D] -> [B, T, D]."""
+        if self.gate_cross is not None:
+            cross = self.cross_attn or self.self_attn
+            read = reader.look(self.cross, cross.queries(self.input_layernorm(hidden)))
+            hidden = torch.addcmul(hidden, self._gate(self.gate_cross), cross.output(read))
+        query, keys, values = self.self_attn.turned(self.input_layernorm(hidden), reader.turn)
+        hidden = hidden + self.self_attn.output(reader.attend(self.index, query, keys, values))
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-    def _look(self, x: Tensor, looks: Sequence[tuple[Sight, KeysValues]]) -> Tensor:
-        attention = self.cross_attn or self.self_attn
-        query = attention.queries(x)
-        if len(looks) == 1 and looks[0][0].rows is None:
-            sight, (keys, values) = looks[0]
-            return attention.output(sight.view.attend(query, keys, values))
-        read = torch.zeros_like(query)
-        for sight, (keys, values) in looks:
-            assert sight.rows is not None
-            read.index_copy_(
-                0, sight.rows, sight.view.attend(query.index_select(0, sight.rows), keys, values)
-            )
-        return attention.output(read)
 
     def _gate(self, scale: nn.Parameter | None) -> Tensor:
         assert scale is not None

@@ -8,15 +8,13 @@ Visual states never depend on text. So a frame's keys and values are made by `vi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from model.attention import FrameView, additive
 from model.config import StreamChatConfig
-from model.layer import KeysValues, Layer, Norm, Sight, Text, TextState
+from model.layer import KeysValues, Layer, Norm, Reader, Whole
 from model.rope import Rope
 from model.vision import VisionTower
 
@@ -76,19 +74,21 @@ class StreamChat(nn.Module):
             text_mask: bool [B, T, T], what each position may read; None: all up to itself.
         """
         origin = text_index[:, :1]  # only differences matter, and small numbers turn most exactly
-        sight = Sight(
-            FrameView(
-                self.rope,
-                text_index - origin,
-                frame_index - origin,
-                visible,
-                clip_of_row,
-                dtype=self.dtype,
-                flex=self.flex,
-            ),
-            self.visual_chain(frame_features),
+        text_index, frame_index = text_index - origin, frame_index - origin
+        view = FrameView(
+            self.rope, text_index, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
         )
-        return self.logits(self.read(token_ids, text_index - origin, [sight], text_mask=text_mask))
+        cos, sin = self.rope.turn(text_index)
+        mask = None if text_mask is None else additive(text_mask, self.dtype)[0].unsqueeze(1)
+        turn = cos.unsqueeze(1), sin.unsqueeze(1)
+        return self.logits(self.read(token_ids, Whole(turn, mask, view, self.visual_chain(frame_features))))
+
+    def fuse(self) -> StreamChat:
+        """Lay weights together that are always used together, for decoding; returns itself."""
+        for index in range(self.config.num_hidden_layers):
+            self.layer(index).self_attn.fuse()
+            self.layer(index).mlp.fuse()
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,31 +101,15 @@ class StreamChat(nn.Module):
         place = self.rope.place(features.device)
         chain: list[KeysValues] = []
         for index in self.config.cross_layers:
-            keys_values, visual = self._layer(index).see(visual, place)
+            keys_values, visual = self.layer(index).see(visual, place)
             chain.append(keys_values)
         return chain
 
-    def read(
-        self,
-        token_ids: Tensor,
-        text_index: Tensor,
-        sights: Sequence[Sight],
-        *,
-        text_mask: Tensor | None = None,
-        state: TextState | None = None,
-    ) -> Tensor:
-        """Final hidden states [B, T, D] of tokens [B, T], after what `state` holds (None: nothing came before)."""
+    def read(self, token_ids: Tensor, reader: Reader) -> Tensor:
+        """Final hidden states [B, T, D] of tokens [B, T]."""
         hidden = self.language.embed_tokens(token_ids)
-        cos, sin = self.rope.turn(text_index)
-        mask = state.mask if state is not None else None
-        if text_mask is not None:
-            mask = additive(text_mask, hidden.dtype)[0].unsqueeze(1)
-        text = Text((cos.unsqueeze(1), sin.unsqueeze(1)), mask, state)
-        cross = {layer: number for number, layer in enumerate(self.config.cross_layers)}
-        for index, layer in enumerate(self.language.layers):
-            number = cross.get(index)
-            looks = [(sight, sight.keys_values[number]) for sight in sights] if number is not None else []
-            hidden = layer(hidden, text, looks)
+        for layer in self.language.layers:
+            hidden = layer(hidden, reader)
         return self.language.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -133,7 +117,8 @@ class StreamChat(nn.Module):
         head = self.language.lm_head
         return linear(hidden, self.language.embed_tokens.weight if head is None else head.weight)
 
-    def _layer(self, index: int) -> Layer:
+    def layer(self, index: int) -> Layer:
+        """One of the language model's."""
         layer = self.language.layers[index]
         assert isinstance(layer, Layer)
         return layer
@@ -142,7 +127,7 @@ class StreamChat(nn.Module):
         """Linear layers keep torch's start, which suits any width; embeddings are as small as Qwen2's."""
         nn.init.normal_(self.language.embed_tokens.weight, std=0.02)
         for index in range(self.config.num_hidden_layers):
-            layer = self._layer(index)
+            layer = self.layer(index)
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 if self.config.attention_bias:
                     nn.init.zeros_(projection.bias)

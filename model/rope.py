@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+AGES = 4096  # in the table of turns
 
 Turn = tuple[Tensor, Tensor]  # cos and sin, float32 [..., d/2]
 
@@ -32,6 +36,7 @@ class Rope:
         self.head_dim, self.theta, self.grid = head_dim, theta, grid
         self._frequencies: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Turn] = {}
+        self._ages: dict[torch.device, Turn] = {}
 
     def turn(self, index: Tensor) -> Turn:
         """The turn of temporal indices [...], equal in all three sections: cos and sin [..., d/2].
@@ -39,6 +44,21 @@ class Rope:
         Angles are float64: an index may be large after days, and float32 would lose the fast pairs.
         """
         return _turn(index.unsqueeze(-1) * self._frequency(index.device))
+
+    def age(self, age: npt.NDArray[np.int64], device: torch.device) -> Turn:
+        """The turns p - f of a query for frames of these ages [...], with attention's d ** -0.5 in them: [..., d/2].
+
+        Most ages are small: their turns lie in a table.
+        """
+        if device not in self._ages:
+            cos, sin = self.turn(torch.arange(AGES, device=device))
+            self._ages[device] = cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
+        index = torch.from_numpy(age).to(device)
+        if age.min() >= 0 and age.max() < AGES:
+            cos, sin = self._ages[device]
+            return cos[index], sin[index]
+        cos, sin = self.turn(index)
+        return cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
 
     def place(self, device: torch.device) -> Turn:
         """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""

@@ -1,4 +1,4 @@
-"""The ring of frames and the text cache, without a network."""
+"""The ring of frames and the two stores, without a network."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.cache import TEXT_CHUNK, FrameRing, TextCache
+from model.cache import FrameRing, FrameStore, TextStore
 from model.config import StreamChatConfig
+from model.retention import Retention, Tier
 from tests.model.scenes import make_config
 
 CPU = torch.device("cpu")
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def config() -> StreamChatConfig:
-    return make_config("gqa_tied", max_position_embeddings=1000)
+    return make_config("gqa_tied")
 
 
 def chain(config: StreamChatConfig, value: float) -> list[tuple[Tensor, Tensor]]:
@@ -23,92 +24,63 @@ def chain(config: StreamChatConfig, value: float) -> list[tuple[Tensor, Tensor]]
     return [(torch.full(shape, value + layer), torch.full(shape, -value - layer)) for layer in range(2)]
 
 
-def test_a_ring_keeps_the_newest_frames(config: StreamChatConfig):
-    ring = FrameRing(config, torch.float32, CPU)
+def test_a_ring_keeps_the_newest_frames():
+    ring = FrameRing(0, Retention(5))
     assert ring.newest is None
     assert ring.in_order() == []
     for number in range(7):
-        slot = ring.add(f"f{number}", number / 5, chain(config, 10.0 * number))
+        slot = ring.add(f"f{number}", number / 5)
         assert slot == number % 5
         assert ring.newest is not None
-        assert ring.newest.frame_id == f"f{number}"
+        assert (ring.newest.frame_id, ring.newest.number) == (f"f{number}", number)
+        assert ring.full == (number >= 4)
     assert [frame.frame_id for _, frame in ring.in_order()] == ["f2", "f3", "f4", "f5", "f6"]
-    for slot, frame in ring.in_order():
-        for layer, (keys, values) in enumerate(ring.keys_values):
-            assert keys.shape == (1, 5, 9, 2, 16)
-            assert (keys[0, slot] == 10.0 * frame.number + layer).all()
-            assert (values[0, slot] == -10.0 * frame.number - layer).all()
+    assert [slot for slot, _ in ring.in_order()] == [2, 3, 4, 0, 1]
 
 
-def test_a_snapshot_stays_as_it_was_and_is_shared_until_the_next_frame(config: StreamChatConfig):
-    ring = FrameRing(config, torch.float32, CPU)
-    ring.add("old", 1.0, chain(config, 1.0))
-    snapshot = ring.snapshot()
-    assert ring.snapshot() is snapshot
-    for number in range(5):
-        ring.add(f"{number}", 2.0, chain(config, 50.0))
-    assert ring.snapshot() is not snapshot
-    assert [frame.frame_id for _, frame in snapshot.in_order()] == ["old"]
-    assert (snapshot.keys_values[0][0][0, 0] == 1.0).all()
-    assert (ring.keys_values[0][0][0] == 50.0).all()
+def test_a_ring_of_several_rates_keeps_old_frames_where_they_lie():
+    ring = FrameRing(0, Retention(4, [Tier(2, 10.0)]))
+    slots = {frame: ring.add(frame, captured_s) for frame, captured_s in (("a", 0.0), ("b", 60.0))}
+    for number in range(6):
+        ring.add(f"new{number}", 60.2 + number / 5)
+    assert [frame.frame_id for _, frame in ring.in_order()] == ["a", "b", "new4", "new5"]
+    assert {frame.frame_id: slot for slot, frame in ring.in_order()}.items() >= slots.items()
 
 
-def test_slots_are_taken_lowest_first_and_given_back(config: StreamChatConfig):
-    cache = TextCache(config, torch.float32, CPU, max_dialogs=3)
-    assert [cache.take() for _ in range(4)] == [0, 1, 2, None]
-    cache.give_back(1)
-    assert cache.take() == 1
+def test_a_copy_stays_as_it_was():
+    ring = FrameRing(0, Retention(3))
+    ring.add("old", 1.0)
+    copy = ring.copy_to(7)
+    for number in range(3):
+        ring.add(f"{number}", 2.0)
+    assert copy.place == 7
+    assert [frame.frame_id for _, frame in copy.in_order()] == ["old"]
 
 
-def new(rows: int, tokens: int, value: float) -> tuple[Tensor, Tensor]:
-    return torch.full((rows, 2, tokens, 16), value), torch.full((rows, 2, tokens, 16), -value)
+def test_frames_are_written_read_and_copied_per_ring_and_layer(config: StreamChatConfig):
+    store = FrameStore(config, 3, torch.float32, CPU)
+    store.write(1, 4, chain(config, 10.0))
+    store.copy(1, 2)
+    store.write(1, 4, chain(config, 50.0))
+    for layer in range(2):
+        keys, values = store.rings(layer, slice(0, 3))
+        assert keys.shape == values.shape == (3, 2, 5, 9, 16)
+        assert keys.data_ptr() == store.rings(layer, slice(0, 1))[0].data_ptr()  # nothing is copied
+        assert (keys[1, :, 4] == 50.0 + layer).all()
+        assert (keys[2, :, 4] == 10.0 + layer).all()
+        assert (values[2, :, 4] == -10.0 - layer).all()
+        assert keys[0].abs().max() == keys[:, :, :4].abs().max() == 0
+        gathered, _ = store.rings(layer, torch.tensor([2, 1]))
+        assert torch.equal(gathered, keys[[2, 1]])
 
 
-def test_text_is_kept_per_slot_while_the_cache_grows(config: StreamChatConfig):
-    cache = TextCache(config, torch.float32, CPU, max_dialogs=8)
-    slots = [cache.take() or 0 for _ in range(3)]
-    lengths = [TEXT_CHUNK * 2 + 3, 5, 1]
-    for slot, length in zip(slots, lengths, strict=True):
-        for layer in range(4):
-            keys, values = cache.reading([slot], length).extend(layer, *new(1, length, slot + 1.0))
-            assert keys.shape == values.shape == (1, 2, length, 16)
-        cache.lengths[slot] = length
-    for rows in ([0, 1, 2], [0, 2], [1, 2], [2]):
-        reading = cache.reading(rows, 1)
-        keys, values = reading.extend(3, *new(len(rows), 1, 99.0))
-        longest = max(lengths[slot] for slot in rows) + 1
-        assert keys.shape == (len(rows), 2, longest, 16)
-        for row, slot in enumerate(rows):
-            assert (keys[row, :, : lengths[slot]] == slot + 1.0).all()
-            assert (values[row, :, : lengths[slot]] == -slot - 1.0).all()
-            assert (keys[row, :, lengths[slot]] == 99.0).all()
-            if reading.mask is not None:
-                open_places = (reading.mask[row, 0, 0] == 0).nonzero().flatten().tolist()
-                assert open_places == list(range(lengths[slot] + 1))
-
-
-def test_a_chunk_of_a_prompt_reads_what_came_before_and_itself_causally(config: StreamChatConfig):
-    cache = TextCache(config, torch.float32, CPU, max_dialogs=1)
-    cache.take()
-    assert cache.reading([0], 4).mask is None  # the first chunk: plainly causal
-    cache.lengths[0] = 4
-    mask = cache.reading([0], 3).mask
-    assert mask is not None
-    wanted = torch.ones(3, 7).tril(4).log()
-    assert torch.equal(mask[0, 0], wanted)
-
-
-def test_a_slot_taken_again_shows_nothing_of_its_last_owner(config: StreamChatConfig):
-    cache = TextCache(config, torch.float32, CPU, max_dialogs=2)
-    cache.take()
-    cache.take()
-    for slot, length in ((0, 9), (1, 9)):
-        cache.reading([slot], length).extend(0, *new(1, length, torch.nan if slot == 0 else 1.0))
-        cache.lengths[slot] = length
-    cache.give_back(0)
-    cache.take()
-    reading = cache.reading([0, 1], 1)
-    assert reading.mask is not None
-    assert (reading.mask[0, 0, 0] == 0).sum() == 1
-    keys, _ = reading.extend(0, *new(2, 1, 2.0))
-    assert keys.isfinite().all()
+def test_text_goes_to_its_pages(config: StreamChatConfig):
+    store = TextStore(config, 4, 8, torch.float32, CPU)
+    keys = torch.arange(3.0).view(3, 1, 1).expand(3, 2, 16) + 1
+    store.write(3, torch.tensor([2, 2, 0]), torch.tensor([6, 7, 0]), keys, -keys)
+    all_keys, all_values = store.layers[3]
+    assert (all_keys[2, :, 6] == 1.0).all()
+    assert (all_keys[2, :, 7] == 2.0).all()
+    assert (all_values[0, :, 0] == -3.0).all()
+    assert all_keys.count_nonzero() == 3 * 2 * 16
+    assert store.layers[0][0].count_nonzero() == 0

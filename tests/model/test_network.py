@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from model.assemble import language_name
 from model.attention import FrameView, self_attention
 from model.config import StreamChatConfig
-from model.layer import Layer, Sight, Text
+from model.layer import Layer, Whole
 from model.network import StreamChat
 from model.rope import rotate
 from tests.model.scenes import SHAPES, make_config, make_model, make_scene
@@ -231,9 +231,10 @@ def test_one_cross_layer_by_the_paper(model: StreamChat):
         place = model.rope.place(torch.device("cpu"))
         keys_values, got_visual = layer.see(model.adapter(inputs["frame_features"]), place)
         names = ("text_index", "frame_index", "visible", "clip_of_row")
-        sight = Sight(FrameView(model.rope, *(inputs[name] for name in names)), [keys_values])
-        text = Text(model.rope.turn(inputs["text_index"].unsqueeze(1)), None, None)
-        got = layer(model.language.embed_tokens(inputs["token_ids"]), text, [(sight, keys_values)])
+        view = FrameView(model.rope, *(inputs[name] for name in names))
+        turn = model.rope.turn(inputs["text_index"].unsqueeze(1))
+        reader = Whole(turn, None, view, [keys_values])
+        got = layer(model.language.embed_tokens(inputs["token_ids"]), reader)
     torch.testing.assert_close(got, hidden, **CLOSE)
     torch.testing.assert_close(got_visual, visual, **CLOSE)
 
