@@ -27,6 +27,7 @@ from services.metrics import (
 )
 
 STANDING_EVERY_S = 1.0
+SKIPS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
 DROPS = {
     "overtaken": "encode",
     "encoder_failed": "encode",
@@ -75,6 +76,8 @@ class Tally:
             new = camera not in self._read
             self._read.add(camera)
         if new:
+            for reason in SKIPS:
+                self._meters.count(PACKETS_SKIPPED, camera, reason, by=0.0)
             for reason in DROPS:  # so that the first drop is a rise
                 self._meters.count(FRAMES_DROPPED, camera, DROPS[reason], reason, by=0.0)
         self._meters.count(PACKETS_READ, camera)

@@ -104,6 +104,7 @@ def _privacy(folder: Path, token: Path) -> dict[str, str]:
         "AUTOSCALER_METRIC_PORT": str(free_port()),
         "DASHBOARD_METRIC_PORT": str(free_port()),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "2000",  # as old are the gateway's /metrics; Ray's own is 10 s
         "RAY_worker_niceness": "0",  # Ray's own 15 would put answers behind whatever else runs here
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -28,11 +28,14 @@ def memory_bytes(device: torch.device) -> int:
 
 def keep_parts(path: Path, step: int, parts: list[Part]) -> None:
     """Record which samples a step has seen, and which rows were bad: one line a part."""
-    with path.open("a") as file:
-        for part in parts:
-            if part.number >= 0:
-                row = {"step": step, "part": part.number, "samples": part.samples, "bad": part.bad}
-                file.write(json.dumps(row) + "\n")
+    rows = [
+        {"step": step, "part": part.number, "samples": part.samples, "bad": part.bad}
+        for part in parts
+        if part.number >= 0
+    ]
+    # In one write: a kill leaves no half lines.
+    with path.open("ab", buffering=0) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 class RunRecord:
@@ -61,6 +64,7 @@ class RunRecord:
             data_wait_s=wait_s,
             done=step / total,
             memory_bytes=memory_bytes(self.device),
+            right=told.right,
         )
         self.metrics.skipped(told.bad)
         if step % self.plan.recipe.report_every == 0 or step == total:
@@ -85,6 +89,7 @@ class RunRecord:
             "loss": sum(t.loss for t, _ in self.told) / num,
             "right": sum(t.right for t, _ in self.told) / num,
             "grounding": sum(t.grounding for t, _ in self.told) / num,
+            "topic": sum(t.topic for t, _ in self.told) / num,
             "lr": self.told[-1][0].lr,
             "norm": self.told[-1][0].norm,
             "tokens_s": tokens / took_s,
@@ -95,8 +100,9 @@ class RunRecord:
             "bad": sum(t.bad for t, _ in self.told),
             "left_s": took_s / num * (total - step),
         }
-        if not self.plan.recipe.grounding:
-            del values["grounding"]
+        for name in ("grounding", "topic"):
+            if not getattr(self.plan.recipe, name):
+                del values[name]
         self.log.report(step, **values)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)

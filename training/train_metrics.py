@@ -22,8 +22,8 @@ class TrainMetrics:
         self._norm = self._gauge("streamchat_train_gradient_norm", "Length of the gradient before it was cut")
         self._done = self._gauge("streamchat_train_done_ratio", "The share of the run that is done, 0 to 1")
         self._memory = self._gauge("streamchat_train_memory_bytes", "Memory of the device that is in use")
-        self._validation = self._gauge(
-            "streamchat_train_validation_loss", "Loss on rows that are not trained on"
+        self._right = self._gauge(
+            "streamchat_train_right_ratio", "Share of the last step's tokens that were the likeliest, 0 to 1"
         )
         self._step_s = Histogram(
             "streamchat_train_step_seconds", "One optimiser step", STEP_BUCKETS_S, tag_keys=LABELS
@@ -48,6 +48,7 @@ class TrainMetrics:
         data_wait_s: float = 0.0,
         done: float | None = None,
         memory_bytes: int | None = None,
+        right: float | None = None,
     ) -> None:
         """One optimiser step has been made."""
         self._loss.set(loss)
@@ -55,6 +56,7 @@ class TrainMetrics:
         self._norm.set(gradient_norm)
         self._done.set(done)
         self._memory.set(memory_bytes)
+        self._right.set(right)
         self._step_s.observe(step_s)
         for counter, value in (
             (self._tokens, num_tokens),
@@ -62,10 +64,6 @@ class TrainMetrics:
             (self._wait_s, data_wait_s),
         ):
             add(counter, value)
-
-    def validated(self, loss: float) -> None:
-        """The model was looked at on rows that are not trained on."""
-        self._validation.set(loss)
 
     def skipped(self, num_rows: int) -> None:
         """Bad rows were left out."""
@@ -83,10 +81,10 @@ class TrainMetrics:
     def _counter(self, name: str, about: str) -> Counter:
         counter = Counter(name, about, LABELS)
         counter.set_default_tags(self._labels)
+        add(counter, 0.0)
         return counter
 
 
 def add(counter: Counter, value: float) -> None:
-    """Ray refuses to add nothing."""
-    if value > 0:
-        counter.inc(value)
+    """Not `inc`, which refuses 0: a counter that begins at 1 has not risen, for Prometheus."""
+    counter._record(value)  # pyright: ignore[reportPrivateUsage]

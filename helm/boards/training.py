@@ -17,12 +17,14 @@ def rows() -> Rows:
             "Learning",
             [
                 level("Loss", "Of the last step, mean over workers.", "streamchat_train_loss", 5, 20),
-                level(
-                    "Validation loss",
-                    "On rows that are not trained on; rising while the other falls: it learns by heart.",
-                    "streamchat_train_validation_loss",
-                    5,
-                    20,
+                Panel(
+                    title="Right",
+                    about="Share of the last step's tokens that were the likeliest.",
+                    unit="percentunit",
+                    queries=[Query("avg by (recipe) (streamchat_train_right_ratio{$ns})", by_recipe)],
+                    warn=0.8,
+                    bad=0.3,
+                    falling=True,
                 ),
                 level(
                     "Gradient",

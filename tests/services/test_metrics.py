@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from services.metrics import METRICS, Metric
 
-UNITS = ("seconds", "bytes", "tokens", "messages", "ratio")
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
@@ -25,3 +26,14 @@ def test_a_name_says_what_it_is(metric: Metric) -> None:
 def test_times_are_seconds() -> None:
     timed = [metric.name for metric in METRICS.values() if metric.buckets and max(metric.buckets) < 256]
     assert [name for name in timed if not name.endswith("_seconds")] == []
+
+
+def test_every_name_is_described() -> None:
+    described = (ROOT / "docs" / "metrics.md").read_text().splitlines()
+    rows = [
+        line for line in described if line.startswith("| `streamchat_") and "streamchat_train_" not in line
+    ]
+    assert rows == [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.about} |"
+        for metric in METRICS.values()
+    ]

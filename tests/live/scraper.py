@@ -1,0 +1,78 @@
+"""A real Prometheus that scrapes what a test tells it to."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from services import children
+from services.embedded import HOST, free_port
+from tests.live.live_stack import until
+from tests.prometheus import PROMETHEUS
+
+WITHOUT_RAYS_PREFIX = {  # as docs/metrics.md tells it
+    "source_labels": ["__name__"],
+    "regex": "ray_(streamchat_.+)",
+    "target_label": "__name__",
+    "replacement": "$1",
+}
+
+
+class Scraper:
+    """Debian's Prometheus; `scrape` adds targets (HOST:PORT)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._targets = folder / "targets.json"
+        self._targets.write_text("[]")
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "scrape_configs": [
+                {
+                    "job_name": "streamchat",
+                    "file_sd_configs": [{"files": [str(self._targets)], "refresh_interval": "1s"}],
+                    "metric_relabel_configs": [WITHOUT_RAYS_PREFIX],
+                }
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self.url = f"http://{HOST}:{free_port()}"
+        self._said = folder / "said.txt"
+        options = {
+            "config.file": folder / "prometheus.yml",
+            "storage.tsdb.path": folder / "data",
+            "web.listen-address": self.url.removeprefix("http://"),
+            "log.level": "warn",
+        }
+        words = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
+        with self._said.open("wb") as said:
+            self._process = children.spawn(words, output=said)
+        until(self._ready, "Prometheus does not start")
+
+    def scrape(self, *targets: str) -> None:
+        """From now on these, and wait until each has been scraped."""
+        self._targets.write_text(json.dumps([{"targets": [target]} for target in targets]))
+        until(lambda: self.values("sum(up)") == [len(targets)], f"not all of {targets} are scraped")
+
+    def values(self, query: str) -> list[float]:
+        """The query's values now; those that are no numbers left out."""
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, trust_env=False, timeout=30)
+        found: dict[str, Any] = answer.raise_for_status().json()["data"]
+        values = [float(series["value"][1]) for series in found["result"]]
+        return [value for value in values if math.isfinite(value)]
+
+    def close(self) -> None:
+        """End it."""
+        children.end(self._process)
+
+    def _ready(self) -> bool:
+        if self._process.poll() is not None:
+            raise AssertionError(self._said.read_text())
+        try:
+            return httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
