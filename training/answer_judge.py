@@ -16,7 +16,6 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal, Protocol, get_args
 
-import httpx
 from openai import AsyncOpenAI, OpenAIError
 
 from training.bad_row import BadRow, as_mapping, as_number, as_text
@@ -50,9 +49,12 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """Compares two answers; `what` says what it is, for the record."""
+    """Compares two answers."""
 
-    what: dict[str, Any]
+    @property
+    def what(self) -> dict[str, Any]:
+        """What it is, for the record."""
+        ...
 
     async def compare(self, sample: Sample, first: SpokenAnswer, second: SpokenAnswer) -> Judgement:
         """Raises BadJudgement."""
@@ -90,7 +92,7 @@ class EndpointJudge:
             reply = await self.client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": words}], temperature=0.0
             )
-        except (OpenAIError, httpx.HTTPError) as error:
+        except OpenAIError as error:
             raise BadJudgement(f"no reply ({type(error).__name__})", str(error)[:500]) from error
         if reply.usage is not None:
             self.num_prompt_tokens += reply.usage.prompt_tokens
@@ -136,7 +138,10 @@ def _score(scores: Mapping[str, Any], aspect: str) -> float:
 class TruthJudge:
     """The live world's own truth: the answer with the larger share of right words is better. Scores accuracy only."""
 
-    what: dict[str, Any] = {"judge": "truth"}  # noqa: RUF012 - the protocol's, and never changed
+    @property
+    def what(self) -> dict[str, Any]:
+        """Nothing but the truth."""
+        return {"judge": "truth"}
 
     async def compare(self, sample: Sample, first: SpokenAnswer, second: SpokenAnswer) -> Judgement:
         """Raises BadJudgement when the sample is not of the live world."""

@@ -34,7 +34,7 @@ def packet_times(video: Path) -> list[float]:
     try:
         with av.open(str(video)) as container:
             packets = (p for p in container.demux(video=0) if p.size and p.pts is not None)
-            times += [float(p.pts * p.time_base) for p in packets]
+            times += [float((p.pts or 0) * p.time_base) for p in packets]
     except (FFmpegError, OSError, ValueError, IndexError) as error:
         raise CameraLost(f"{video} cannot be read as video: {error}") from error
     if not times:

@@ -8,15 +8,16 @@ import io
 import re
 import time
 from collections import deque
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
 import av
-import httpx
+import httpx2  # what the openai client speaks with
 from av.error import FFmpegError
-from openai import AsyncOpenAI, OpenAIError
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 from PIL import Image
 
 from training.broadcast import Broadcast
@@ -102,8 +103,8 @@ def endpoint(url: str, key: str) -> AsyncOpenAI:
         base_url=base if base.endswith("/v1") else f"{base}/v1",
         api_key=key,
         max_retries=5,
-        timeout=httpx.Timeout(TIMEOUT_S, connect=10.0),
-        http_client=httpx.AsyncClient(trust_env=False),
+        timeout=TIMEOUT_S,
+        http_client=DefaultAsyncHttpxClient(trust_env=False),
     )
 
 
@@ -216,7 +217,7 @@ def _finish(chunk: Any) -> str:
 
 async def _stream(
     client: AsyncOpenAI, model: str, candidate: Candidate, content: list[Any], extra: dict[str, Any]
-) -> Any:
+) -> AsyncGenerator[Any]:
     """The chunks of an answer; raises NoAnswer for whatever the server or the way to it does."""
     try:
         messages: Any = [{"role": "user", "content": content}]
@@ -225,5 +226,5 @@ async def _stream(
         )
         async for chunk in chunks:
             yield chunk
-    except (OpenAIError, httpx.HTTPError) as error:
+    except (OpenAIError, httpx2.HTTPError) as error:
         raise NoAnswer(f"{candidate.name}: {type(error).__name__}: {error}") from error

@@ -153,7 +153,9 @@ class StreamingEval:
             self.candidates[1].name: "loss",
             "tie": "tie",
         }
-        rulings = {(row["sample"], row["swapped"]): sides[row["better"]] for row in self.judgements}
+        rulings: dict[tuple[str, bool], Outcome] = {
+            (row["sample"], row["swapped"]): sides[row["better"]] for row in self.judgements
+        }
         return [
             Judged(group=str(s.video), outcome=both_orders(rulings[s.name, False], rulings[s.name, True]))
             for s in self.samples

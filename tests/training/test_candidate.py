@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.training.scripted_endpoint import MODEL, scripted
+from tests.training.scripted_endpoint import MODEL, chunks, scripted
 from training.candidate import Candidate, NoAnswer, ask_frames, first_model, newest_frames
 from training.clips import Clip
 from training.streaming_samples import Sample
@@ -93,3 +94,18 @@ async def test_what_goes_wrong_is_named(held_out: list[Clip], tmp_path: Path) ->
     async with candidate(server.url).client().with_options(max_retries=0) as client:
         with pytest.raises(NoAnswer, match="models"):
             await first_model(client)
+
+
+async def test_an_answer_that_breaks_off_is_no_answer(held_out: list[Clip]) -> None:
+    async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 5000\r\n\r\n")
+        writer.write(next(chunks("The dog")).encode())
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(breaks_off, "127.0.0.1", 0) as server:
+        other = candidate(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with other.client() as client:
+            with pytest.raises(NoAnswer, match="other: "):
+                await ask_frames(client, MODEL, other, sample(held_out[0]))

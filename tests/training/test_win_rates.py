@@ -9,7 +9,7 @@ from training.win_rates import OUTCOMES, Judged, Outcome, both_orders, rate_tabl
 
 
 def judged(counts: dict[Outcome, int], per_group: int = 1) -> list[Judged]:
-    outcomes = [outcome for outcome, num in counts.items() for _ in range(num)]
+    outcomes: list[Outcome] = [outcome for outcome, num in counts.items() for _ in range(num)]
     return [
         Judged(group=str(number // per_group), outcome=outcome) for number, outcome in enumerate(outcomes)
     ]
@@ -50,8 +50,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(200):
-        outcomes = rng.choice(OUTCOMES, size=80, p=(0.4, 0.3, 0.3))
-        rates = win_rates([Judged(group=str(i), outcome=o) for i, o in enumerate(outcomes)], resamples=400)
+        outcomes = rng.choice(len(OUTCOMES), size=80, p=(0.4, 0.3, 0.3))
+        some = [Judged(group=str(i), outcome=OUTCOMES[o]) for i, o in enumerate(outcomes)]
+        rates = win_rates(some, resamples=400)
         held += rates["win"]["low"] <= 0.4 <= rates["win"]["high"]
     assert 176 <= held <= 199
 
