@@ -34,6 +34,8 @@ from services.messages import (
 from services.meters import CLIP, Meters
 from services.metrics import (
     BUSY,
+    CACHE_BYTES,
+    CACHE_LIMIT_BYTES,
     DEVICE_BYTES,
     DEVICE_LIMIT_BYTES,
     DIALOGS,
@@ -332,6 +334,9 @@ class DecodeLoop:
         for camera in dialogs.keys() | self._shown:
             self._meters.set(DIALOGS, dialogs[camera], camera)
         self._shown = set(dialogs)
+        self._meters.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
+        self._meters.set(CACHE_BYTES, self._engine.text_bytes, "text")
+        self._meters.set(CACHE_LIMIT_BYTES, self._engine.cache_limit_bytes)
         used_bytes, limit_bytes = memory_of(self._engine.device)
         self._meters.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
         self._meters.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)

@@ -209,6 +209,9 @@ STEP_DIALOGS = llm_decoder(
 CACHE_BYTES = llm_decoder(
     "gauge", "streamchat_cache_bytes", "Memory of the engine's caches: kind frames (rings) or text", "kind"
 )
+CACHE_LIMIT_BYTES = llm_decoder(
+    "gauge", "streamchat_cache_limit_bytes", "Memory that the engine's caches may take together"
+)
 DEVICE_BYTES = llm_decoder(
     "gauge",
     "streamchat_device_memory_bytes",

@@ -95,6 +95,19 @@ def rows() -> Rows:
                     bad=0.95,
                 ),
                 Panel(
+                    title="Caches, of what they may take",
+                    about="Full, a new dialog or camera waits for another's end.",
+                    unit="percentunit",
+                    queries=[
+                        Query(
+                            "sum(streamchat_cache_bytes{$ns}) / sum(streamchat_cache_limit_bytes{$ns})",
+                            "taken",
+                        )
+                    ],
+                    warn=0.8,
+                    bad=0.95,
+                ),
+                Panel(
                     title="Memory in use",
                     about="Bytes, by device.",
                     unit="bytes",
