@@ -35,6 +35,7 @@ def spawn(
     command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
     output: int | IO[bytes] | None = None,
     stdout: int | IO[bytes] | None = None,
     folder: Path | None = None,
@@ -42,15 +43,15 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start `command` (an absolute path and its arguments), which gets `death_signal` when this thread ends.
 
-    `environment` is the child's whole environment (None: inherited), `folder` where it runs. `output` takes
-    what it prints, `stdout` only its standard output. It is in a group of its own: Ctrl-C in the terminal
-    reaches the parent alone, which ends its children in order.
+    `environment` is the child's whole environment (None: inherited), `folder` where it runs, `stdin` what it
+    reads. `output` takes what it prints, `stdout` only its standard output. It is in a group of its own: Ctrl-C
+    in the terminal reaches the parent alone, which ends its children in order.
     """
     launch = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(death_signal)), *command]
     return subprocess.Popen(
         launch,
         env=None if environment is None else dict(environment),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=output if stdout is None else stdout,
         stderr=output,
         cwd=folder,

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="Talk with live cameras: the answer follows the video while it is spoken.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_up, _add_publish, _add_chat, _add_cameras, _add_assemble, _add_demo):
+    for add in (_add_up, _add_publish, _add_chat, _add_cameras, _add_keys, _add_assemble, _add_demo):
         add(commands)
     return top
 
@@ -136,6 +136,62 @@ def _cameras(options: argparse.Namespace) -> int:
     from services.settings import Settings
 
     return show_cameras(options.url, key=Settings.from_environment().api_key)
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="make, list, rotate and revoke API keys")
+    keys.add_argument(
+        "--file", type=Path, metavar="FILE", help="of the keys' hashes (the setting STREAMCHAT_KEYS_FILE)"
+    )
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser("make", help="make a key and print it")
+    make.add_argument("name", help="whose it is")
+    make.add_argument("--role", choices=("ask", "admin"), default="ask", help="admin: /metrics too (ask)")
+    make.add_argument(
+        "--camera",
+        action="append",
+        metavar="PATTERN",
+        help="that it may see, such as 'door-*'; may be repeated (all)",
+    )
+    make.add_argument("--no-camera", action="store_true", help="it may see none: to read the metrics")
+    make.add_argument("--days", type=float, metavar="N", help="so long it is good (for ever)")
+    make.add_argument("--requests-per-minute", type=int, default=0, metavar="N", help="(the setting's)")
+    make.add_argument("--requests-at-once", type=int, default=0, metavar="N", help="(the setting's)")
+    actions.add_parser("list", help="show whose keys there are")
+    rotate = actions.add_parser("rotate", help="make another key with the same rights; the old one ends")
+    rotate.add_argument("key", help="its id, or its name")
+    rotate.add_argument(
+        "--grace-days", type=float, default=1.0, metavar="N", help="both are good so long (1)"
+    )
+    revoke = actions.add_parser("revoke", help="end a key now")
+    revoke.add_argument("key", help="its id, or its name")
+    keys.set_defaults(run=_keys)
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from services import keys
+    from services.settings import Settings
+
+    path = options.file or Path(Settings.from_environment().keys_file)
+    if path == Path():
+        raise ValueError("name the file of the keys: --file FILE, or the setting STREAMCHAT_KEYS_FILE")
+    match options.action:
+        case "make":
+            return keys.make(
+                path,
+                options.name,
+                role=options.role,
+                cameras=() if options.no_camera else tuple(options.camera or ("*",)),
+                ends_s=keys.ends_after(options.days),
+                requests_per_minute=options.requests_per_minute,
+                requests_at_once=options.requests_at_once,
+            )
+        case "rotate":
+            return keys.rotate(path, options.key, old_lasts_s=max(0.0, options.grace_days) * keys.DAY_S)
+        case "revoke":
+            return keys.revoke(path, options.key)
+        case _:
+            return keys.show_keys(path)
 
 
 def _add_assemble(commands: Any) -> None:

@@ -15,15 +15,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.error import FFmpegError
 from PIL import Image, UnidentifiedImageError
 
-from services.camera_decoder import SampledFrame, open_decoder, sampled_frame
+from services.camera_decoder import SampledFrame, sampled_frame
 from services.messages import ClipRefused
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 CODECS = ("h264", "hevc", "mjpeg", "vp8", "vp9", "av1", "mpeg4")
+DECODERS = (
+    "h264,hevc,mjpeg,vp8,vp9,libvpx,libvpx-vp9,libdav1d,av1,mpeg4"  # what may run while a file is probed
+)
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PACKETS = 100_000
 WANTED_VIDEO = "an MP4/MOV, Matroska/WebM, AVI or MPEG-TS file with " + ", ".join(CODECS) + " video"
@@ -104,6 +108,7 @@ def open_clip(media: bytes) -> InputContainer:
         "format_whitelist": FORMATS,
         "protocol_whitelist": "none",
         "max_streams": "16",
+        "codec_whitelist": DECODERS,
         "probesize": "1000000",
         "analyzeduration": "1000000",
     }
@@ -206,7 +211,8 @@ def pictures(
     """Pictures and times of the needed packets. ClipRefused when decoding takes longer than until `out_of_time`."""
     with open_clip(media) as container:
         context = container.streams.video[0].codec_context
-        context.thread_type = open_decoder("h264", 1).thread_type
+        context.thread_type = ThreadType.NONE
+        context.thread_count = 1
         context.options = {"max_pixels": str(limits.max_pixels)}
         for i, unit in enumerate(packets(container)):
             if i >= len(needed) or time.monotonic() > out_of_time:

@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable
 from model.config import StreamChatConfig
 from services.camera_decoder import SampledFrame
 from services.camera_watch import CameraWatch
-from services.clip_decoder import ClipLimits, decode_clip
+from services.clip_decoder import ClipLimits
+from services.clip_process import decode_apart
 from services.fifo_counters import Counters, Tally
 from services.frame_store import PRIVATE_PREFIX, FrameStore, StoreLost
 from services.messages import ClipRefused, Frame, PlayedClip, VisualTokens
@@ -250,9 +251,13 @@ class FrameFifo:
             image_size=self.image_size,
             max_pixels=self.settings.max_pixels,
             max_bytes=self.settings.max_request_bytes,
+            decode_budget_s=self.settings.max_clip_decode_s,
         )
+        memory_bytes = self.settings.max_clip_memory_bytes
         async with self._clips:
-            frames = await asyncio.to_thread(decode_clip, media, kind, limits, end_s=time.time())
+            frames = await asyncio.to_thread(
+                decode_apart, media, kind, limits, end_s=time.time(), memory_bytes=memory_bytes
+            )
         camera = f"{PRIVATE_PREFIX}{uuid.uuid4()}"
         size = self.settings.encoder_batch
         for batch in (frames[i : i + size] for i in range(0, len(frames), size)):

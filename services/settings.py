@@ -67,7 +67,7 @@ class Settings:
     max_prompt_tokens: int = setting(2048, "longest prompt")
     max_completion_tokens: int = setting(1024, "longest answer")
     max_request_bytes: int = setting(24 * 2**20, "largest request body")
-    max_clip_memory_bytes: int = setting(2 * 2**30, "address space of the process that decodes a clip")
+    max_clip_memory_bytes: int = setting(2**30, "address space of the process that decodes a clip")
     max_clip_decode_s: float = setting(20.0, "a clip that takes longer to decode is refused")
     access: str = setting("keys", "keys: every request brings one; open: this machine alone is served")
     keys_file: str = setting("", "hashes of the API keys (`streamchat keys`); read again when it changes")
