@@ -6,6 +6,7 @@ from types import TracebackType
 
 from services.meters import Meters, PrometheusMeters
 from services.metrics import (
+    AUTH_FAILURES,
     REQUEST_ERRORS,
     REQUESTS_RUNNING,
     REQUESTS_WAITING,
@@ -50,3 +51,5 @@ class GatewayMetrics:
     def failed(self, code: str, status: int) -> None:
         """Count a failed request under its error code and HTTP status."""
         self.meters.count(REQUEST_ERRORS, code, str(status))
+        if status in (401, 403):
+            self.meters.count(AUTH_FAILURES, code)

@@ -99,7 +99,11 @@ REDISPATCHES = gateway("counter", "streamchat_redispatches_total", "Answers take
 VIEWERS = gateway("gauge", "streamchat_picture_viewers", "Open picture streams")
 WEBSOCKETS = gateway("gauge", "streamchat_websocket_connections", "Open realtime sessions")
 AUTH_FAILURES = gateway(
-    "counter", "streamchat_auth_failures_total", "Requests refused for who sent them", "reason"
+    "counter",
+    "streamchat_auth_failures_total",
+    "Requests refused for who sent them (401, 403), by error code",
+    "reason",
+    first=(("no_api_key",), ("invalid_api_key",)),
 )
 BUILD_INFO = gateway("gauge", "streamchat_build_info", "1, for what is served", "version", "model")
 

@@ -107,6 +107,14 @@ def rows() -> Rows:
                     warn=0.01,
                     bad=1,
                 ),
+                Panel(
+                    title="Callers refused",
+                    about="Requests without a key, with a wrong one, or for what the key may not see.",
+                    unit="reqps",
+                    queries=[Query(rate("streamchat_auth_failures_total", "reason"), "{{reason}}")],
+                    warn=0.1,
+                    bad=5,
+                ),
             ],
         ),
     ]

@@ -37,3 +37,13 @@ async def test_a_level_falls_again_whatever_happens() -> None:
     with pytest.raises(ValueError, match="gone"):
         await two_sessions()
     assert b"streamchat_websocket_connections 0.0" in await metrics.meters.exposition()
+
+
+async def test_whom_we_refuse_is_counted() -> None:
+    metrics = GatewayMetrics()
+    for code, status in (("invalid_api_key", 401), ("not_your_camera", 403), ("unknown_camera", 404)):
+        metrics.failed(code, status)
+    text = (await metrics.meters.exposition()).decode()
+    assert 'streamchat_auth_failures_total{reason="invalid_api_key"} 1.0' in text
+    assert 'streamchat_auth_failures_total{reason="not_your_camera"} 1.0' in text
+    assert "unknown_camera" not in "".join(line for line in text.splitlines() if "auth_failures" in line)
