@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) 
                 f"{out}: got frames of shape {frames.shape}, wanted {shape}: it is of other clips"
             )
         return frames
-    part = out.with_suffix(".part.npy")
+    part = out.with_suffix(f".{os.getpid()}.part.npy")  # others may make the same
     frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     for number, clip in enumerate(clips):
         _, pictures = read_frames(clip.path, frames_per_second, size, phase_of(number))

@@ -14,7 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-NO_CURVE = ("step", "elapsed_s", "done", "lr")
+NO_CURVE = {"step", "elapsed_s", "done", "lr", "norm", "bad", "left_s", "memory_gb"} | {
+    *("tokens_s", "frames_s", "mfu", "data_wait")  # of the machine, not of the model
+}
 Rows = list[dict[str, float]]
 
 

@@ -76,12 +76,12 @@ def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
         workers = _workers(options.workers)
         torch.set_num_threads(options.threads)
         plan = make_plan(recipe, options)
-        trainable = _trainable(plan)
+        learning = trainable(recipe, plan.start)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if (plan.out / "config.json").is_file():
         parser.exit(0, f"{plan.out} is finished; to train anew, give another --out\n")
-    describe(plan, sys.argv, trainable, max(workers) if isinstance(workers, tuple) else workers)
+    describe(plan, sys.argv, learning, max(workers) if isinstance(workers, tuple) else workers)
     _fit(plan, workers, options)
     if why := _stopped(plan):
         parser.exit(1, f"stopped: {why}\n")
@@ -96,12 +96,13 @@ def make_plan(recipe: Recipe, options: argparse.Namespace) -> Plan:
     clips = training_clips(options.clips)  # refuses before anything is written
     run.mkdir(parents=True, exist_ok=True)
     cache = options.cache.resolve() if options.cache else run / "cache"
-    rows = list(options.rows) or (smoke_rows(run) if recipe.name == "smoke" else [])
-    if not rows and not clips:
+    if not options.rows and not clips and recipe.name != "smoke":
         raise ValueError("nothing to train on: give --rows or --clips")
     if clips and not recipe.steps:
         raise ValueError("with --clips the recipe needs steps: the live world has no end")
     start = _start(recipe, options, run)
+    trainable(recipe, start)  # refuses what it does not know before the rows are read
+    rows = list(options.rows) or (smoke_rows(run) if recipe.name == "smoke" else [])
     table, num_rows = None, 0
     if rows:
         table = run / "rows.arrow"
@@ -141,9 +142,10 @@ def _start(recipe: Recipe, options: argparse.Namespace, run: Path) -> Path:
     return start_folder(recipe, given, run / "start")
 
 
-def _trainable(plan: Plan) -> list[str]:
+def trainable(recipe: Recipe, start: Path) -> list[str]:
+    """A line for each part of the model, saying whether it learns; ValueError for a part that there is not."""
     with torch.device("meta"):
-        return set_trainable(StreamChat(StreamChatConfig.load(plan.start)), plan.recipe.trainable)
+        return set_trainable(StreamChat(StreamChatConfig.load(start)), recipe.trainable)
 
 
 def _check_same(recipe: Recipe, path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,12 +20,15 @@ def connect(address: str | None) -> None:
     # `ray job submit` tells the job its cluster in this way and no other.
     private = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
     if private:
-        _prepare(Path(tempfile.mkdtemp(prefix="sc-train-")))
+        folder = Path(tempfile.mkdtemp(prefix="sc-train-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray's own end
+        _prepare(folder)
     import ray
 
     quiet = {"logging_level": logging.WARNING, "configure_logging": True}
     if private:
-        ray.init(address="local", include_dashboard=False, **quiet)
+        # Ray Train asks the dashboard's server how its actors are.
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
     else:
         ray.init(address=address, **quiet)
 

@@ -23,9 +23,8 @@ from model.folder import load_tokenizer
 from model.network import StreamChat
 from training.bad_row import BadRows
 from training.feeding import PartStream
-from training.grounding import Grounding
 from training.objective import Objective
-from training.optimisation import adamw
+from training.optimizers import Optimizers
 from training.part import Part
 from training.plan import Plan
 from training.run_record import RunRecord, keep_parts
@@ -60,12 +59,12 @@ class Worker:
         set_trainable(self.model, self.recipe.trainable)
         work = Work.of(self.model)
         self.model.flex = self.recipe.flex
-        objective = Objective(self.model, self._grounding(), self.recipe.grounding)
+        objective = Objective(self.model, self._tokenizer(), self.recipe.grounding, self.recipe.topic)
         shard(objective, init_device_mesh(self.device.type, (self.world_size,)), self.recipe)
         read_weights(self.model, plan.start, self.device)
         objective.train()
-        self.optimizer = adamw(self.model.named_parameters(), self.recipe.peak_lr, self.recipe.weight_decay)
-        self.stepper = Stepper(objective, self.optimizer, self.recipe, self.device)
+        self.optimizers = Optimizers.of(self.model, self.recipe)
+        self.stepper = Stepper(objective, self.optimizers, self.recipe, self.device)
         self.at = Position()
         self._resume()
         self.record = None
@@ -110,7 +109,7 @@ class Worker:
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), self.model, self.optimizer)
+            save_state(Path(folder), self.model, self.optimizers.all)
             if self.rank == 0:
                 at = {name: getattr(self.at, name) for name in Position.__slots__}
                 (Path(folder) / STATE).write_text(json.dumps(at) + "\n")
@@ -127,18 +126,16 @@ class Worker:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            load_state(Path(folder), self.model, self.optimizer)
+            load_state(Path(folder), self.model, self.optimizers.all)
             values: dict[str, Any] = json.loads((Path(folder) / STATE).read_text())
         self.at = Position(**values)
         if self.rank == 0:
             print(f"going on from step {self.at.step} with {self.world_size} workers", flush=True)
 
-    def _grounding(self) -> Grounding | None:
-        if not self.recipe.grounding:
-            return None
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
         tokenizer = load_tokenizer(self.plan.start)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
-        return Grounding(tokenizer)
+        return tokenizer
 
 
 def train(config: dict[str, Any]) -> None:

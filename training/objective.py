@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from model.network import StreamChat
 from training.grounding import Grounding
 from training.part import Part
+from training.topic import Topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +30,36 @@ class Totals:
 class Objective(nn.Module):
     """The model and its loss on one part. One module, so that whatever shards it sees a single forward."""
 
-    def __init__(self, model: StreamChat, grounding: Grounding | None = None, share: float = 0.0) -> None:
-        """`share`: the weight of the grounding loss."""
+    def __init__(
+        self,
+        model: StreamChat,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        grounding: float = 0.0,
+        topic: float = 0.0,
+    ) -> None:
+        """`grounding`, `topic`: weights of the losses beside the words' own, for which words must be known."""
         super().__init__()
-        self.model, self.grounding, self.share = model, grounding, share
+        self.model, self.shares = model, (grounding, topic)
+        self.grounding = Grounding(tokenizer) if grounding and tokenizer is not None else None
+        self.topics = Topics(model, tokenizer) if topic and tokenizer is not None else None
         self.encoder_learns = any(p.requires_grad for p in model.vision.parameters())
 
     def forward(self, part: Part, totals: Totals, device: torch.device) -> tuple[Tensor, Tensor]:
-        """This part's share of the step's loss, to go backward from, and float [3]: what it adds to the step's
+        """This part's share of the step's loss, to go backward from, and float [4]: what it adds to the step's
 
-        loss, share of right words, and grounding loss. Sums over a step's parts are the step's values.
+        loss, share of right words, grounding loss and topic loss. Sums over a step's parts are the step's values.
         """
         features = self._features(part, device)
         loss, right = self._words(part, features, totals, device)
-        grounding = loss.new_zeros(())
-        if self.grounding is not None and self.share and part.truth is not None and part.num_clips:
+        share = part.num_clips / totals.clips
+        grounding = topic = loss.new_zeros(())
+        if self.grounding is not None and part.truth is not None and part.num_clips:
             truth = torch.from_numpy(part.truth).to(device)
-            found = self.grounding.loss(self.model, features.to(self.model.dtype), truth)
-            grounding = found.float() * (part.num_clips / totals.clips)
-        told = torch.stack([loss.detach(), right.detach(), grounding.detach()])
-        return loss + self.share * grounding, told
+            grounding = share * self.grounding.loss(self.model, features.to(self.model.dtype), truth).float()
+        if self.topics is not None:
+            topic = share * self.topics.loss(part.batch).float()
+        told = torch.stack([part.detach() for part in (loss, right, grounding, topic)])
+        return loss + self.shares[0] * grounding + self.shares[1] * topic, told
 
     def _features(self, part: Part, device: torch.device) -> Tensor:
         """[C, F, P, Dv]"""

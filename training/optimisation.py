@@ -76,4 +76,5 @@ class RunLog:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in row.items())
-        print(shown, file=sys.stderr, flush=True)
+        sys.stderr.write(shown + "\n")  # Ray Train would tell twice what is printed
+        sys.stderr.flush()

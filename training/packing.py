@@ -88,6 +88,7 @@ def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[Batch,
         visible=np.zeros((*shape, num_frames), np.bool_),
         counts=np.zeros(shape, np.bool_),
         weights=np.zeros(shape),
+        topics=np.full(shape[0], -1),
     )
     return batch, np.full(shape, -1, np.int64)
 

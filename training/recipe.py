@@ -41,6 +41,7 @@ class Recipe:
     seed: int = 1
     # Optimisation.
     peak_lr: float = 2e-5
+    peak_muon_lr: float = 0.0  # of the matrices within the layers, by Muon; 0: all by AdamW
     warmup: float = 0.03  # share of the run
     final_lr: float = 0.0  # share of the peak
     weight_decay: float = 0.0
@@ -57,12 +58,14 @@ class Recipe:
     rows_per_clip: int = 6
     world_share: float = 1.0  # of the parts, where there are Parquet rows too
     # Its curriculum: first one picture, then finding the newest of several, then dialogs at the world's own pace.
-    one_picture_steps: int = 600
-    picture_steps: int = 2200  # before dialogs, those with one picture included
+    one_picture_steps: int = 450
+    picture_steps: int = 1500  # before dialogs, those with one picture included
     flip_books: float = 0.65  # share of those steps, others are captions; half as many go on beside dialogs
     flip_book_frames: int = 18
     flip_book_rows: int = 4  # a clip
-    grounding: float = 0.0  # weight of the grounding loss
+    # Losses beside the words' own, with their weights.
+    grounding: float = 0.0  # `training/grounding.py`
+    topic: float = 0.0  # `training/topic.py`
 
     def __post_init__(self) -> None:
         positive = ("frames_per_second", "max_frames", "max_tokens", "global_batch", "micro_batch", "epochs")
@@ -124,7 +127,7 @@ def smoke() -> Recipe:
         steps=12,
         global_batch=8,
         micro_batch=2,
-        peak_lr=1e-3,
+        peak_lr=1e-4,
         frames_per_second=5.0,
         max_frames=60,
         max_tokens=512,
@@ -145,12 +148,14 @@ def live_world() -> Recipe:
         global_batch=8,  # clips
         micro_batch=8,
         peak_lr=1.5e-3,
+        peak_muon_lr=3e-3,
         warmup=0.02,
         final_lr=0.02,
         weight_decay=0.05,
         checkpoint_activations=False,
         report_every=50,
         grounding=0.3,
+        topic=0.1,
     )
 
 

@@ -36,8 +36,12 @@ def repeated_layers(model: StreamChat) -> list[nn.Module]:
 
 
 def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Apply activation checkpointing, torch.compile and FSDP2, in the order in which they must be."""
+    """Apply activation checkpointing, torch.compile and FSDP2, in the order in which they must be.
+
+    A worker that is alone on a CPU has nothing to share: its weights stay plain.
+    """
     on_gpu = mesh.device_type == "cuda"
+    shares = on_gpu or mesh.size() > 1
     half = torch.bfloat16 if on_gpu and recipe.bfloat16 else None
     # Rotations stay float32: so nothing that goes into a layer is cast on its way.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -49,10 +53,12 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
                 setattr(layer, name, again)
         if recipe.compile:
             layer.compile()
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-        if isinstance(layer, Layer):
-            register_fsdp_forward_method(layer, "see")
-    fully_shard(objective, mesh=mesh, mp_policy=policy)
+        if shares:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+            if "see" in methods:
+                register_fsdp_forward_method(layer, "see")
+    if shares:
+        fully_shard(objective, mesh=mesh, mp_policy=policy)
 
 
 def read_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
@@ -77,22 +83,22 @@ def _copy(parameter: Tensor, whole: Tensor) -> None:
     parameter.copy_(whole)
 
 
-def save_state(folder: Path, model: StreamChat, optimizer: torch.optim.Optimizer) -> None:
+def save_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
     """Write this worker's share of weights and moments; all workers call it, and their files make one checkpoint."""
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a worker alone is told that it is alone
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
 
 
-def load_state(folder: Path, model: StreamChat, optimizer: torch.optim.Optimizer) -> None:
+def load_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
     """Read a checkpoint, made by any number of workers, into this worker's shares."""
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizers)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(state, checkpoint_id=str(folder))
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
 def write_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> None:
@@ -127,14 +133,16 @@ def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
     return kinds
 
 
-def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def held_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
     """Bytes that this worker holds of weights, gradients and moments."""
 
     def size(tensor: Tensor | None) -> int:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         return 0 if local is None else local.numel() * local.element_size()
 
-    moments = (v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor))
+    moments = (
+        v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)
+    )
     return {
         "weights": sum(size(p) for p in model.parameters()),
         "gradients": sum(size(p.grad) for p in model.parameters()),

@@ -112,10 +112,10 @@ def start_by_likeness(model: StreamChat) -> None:
     for index in later:
         layer = model.language.layers[index]
         assert isinstance(layer, Layer)
-        keys = nn.init.orthogonal_(layer.self_attn.k_proj.weight)
-        layer.self_attn.q_proj.weight.copy_(
-            keys.unflatten(0, (-1, size)).repeat_interleave(heads_a_group, 0).flatten(0, 1)
-        )
+        keys = nn.init.orthogonal_(layer.self_attn.k_proj.weight).unflatten(0, (-1, size))
+        # One head of each group: two that start alike would stay alike.
+        queries = layer.self_attn.q_proj.weight.unflatten(0, (-1, heads_a_group, size))
+        queries[:, 0] = keys
     layer = model.language.layers[first]
     assert isinstance(layer, Layer)
     assert layer.gate_cross is not None

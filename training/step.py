@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.objective import Objective, Totals
-from training.optimisation import learning_rate, set_learning_rate
+from training.optimizers import Optimizers
 from training.part import Part
 from training.recipe import Recipe
 
@@ -23,6 +23,7 @@ class Told:
     loss: float
     right: float  # share of the words that count
     grounding: float
+    topic: float
     norm: float  # of the gradient, before clipping
     lr: float
     tokens: int
@@ -36,16 +37,15 @@ class Stepper:
     """Makes steps; all workers call it together, each with its parts."""
 
     def __init__(
-        self, objective: Objective, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
+        self, objective: Objective, optimizers: Optimizers, recipe: Recipe, device: torch.device
     ) -> None:
-        self.objective, self.optimizer, self.recipe, self.device = objective, optimizer, recipe, device
+        self.objective, self.optimizers, self.recipe, self.device = objective, optimizers, recipe, device
 
     def step(self, parts: Sequence[Part], done: float) -> Told:
         """One step at the share `done` of the run. Nothing is learnt from a step in which no word counts."""
         began_s = time.monotonic()
         recipe, workers = self.recipe, dist.get_world_size()
-        lr = learning_rate(done, recipe.peak_lr, recipe.warmup, recipe.final_lr)
-        set_learning_rate(self.optimizer, lr)
+        lr = self.optimizers.set_rates(done, recipe)
         sums = self._sum(
             [
                 sum(p.weight for p in parts),
@@ -57,7 +57,7 @@ class Stepper:
             ]
         )
         totals = Totals(max(sums[0], 1e-9), max(sums[1], 1.0))
-        told = torch.zeros(3, device=self.device)
+        told = torch.zeros(4, device=self.device)
         for part in parts:
             loss, values = self.objective(part, totals, self.device)
             (loss * workers).backward()  # FSDP takes the mean over workers, and the loss is a sum over them
@@ -65,11 +65,12 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), recipe.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
         if sums[0]:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            self.optimizers.step()
+        self.optimizers.zero_grad()
         values = self._sum(told.tolist())
         return Told(
-            loss=values[0], right=values[1], grounding=values[2], norm=float(norm), lr=lr,
+            loss=values[0], right=values[1], grounding=values[2],
+            topic=values[3], norm=float(norm), lr=lr,
             tokens=int(sums[2]), frames=int(sums[3]), samples=int(sums[4]), bad=int(sums[5]),
             seconds=time.monotonic() - began_s,
         )  # fmt: skip

@@ -5,6 +5,7 @@ Letters: C clips, N frames of a clip, S pixels along a side, P visual tokens, Dv
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -165,7 +166,7 @@ def seen_file(clips: list[Clip], config: StreamChatConfig, vision: VisionTower |
 def encode_all(vision: VisionTower, frames: Numbers, out: Path) -> None:
     """Write the encoder's output [C, N, P, Dv] for pictures [C, N, S, S, 3]."""
     shape = (*frames.shape[:2], vision.config.num_visual_tokens, vision.config.hidden_size)
-    part = out.with_suffix(".part.npy")
+    part = out.with_suffix(f".{os.getpid()}.part.npy")  # others may make the same
     features = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     device = next(vision.parameters()).device
     for clip in range(len(frames)):

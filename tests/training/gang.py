@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import subprocess
 import sys
 from dataclasses import asdict
@@ -51,13 +52,14 @@ def main() -> None:
     from model.config import StreamChatConfig
     from model.network import StreamChat
     from training.objective import Objective
-    from training.optimisation import adamw
+    from training.optimizers import Optimizers
     from training.plan import Source
     from training.sharding import held_bytes, load_state, read_weights, save_state, shard, write_folder
     from training.step import Stepper
     from training.trainable import set_trainable
 
     torch.set_num_threads(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     plan = pickle.loads(Path(sys.argv[1]).read_bytes())
     rank, workers, store = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     first, last, save, load = int(sys.argv[5]), int(sys.argv[6]), sys.argv[7], sys.argv[8]
@@ -69,11 +71,11 @@ def main() -> None:
     objective = Objective(model)
     shard(objective, init_device_mesh("cpu", (workers,)), recipe)
     read_weights(model, plan.start, cpu)
-    optimizer = adamw(model.named_parameters(), recipe.peak_lr, recipe.weight_decay)
+    optimizers = Optimizers.of(model, recipe)
     if load != "-":
-        load_state(Path(load), model, optimizer)
+        load_state(Path(load), model, optimizers.all)
     stepper, source, per_step = (
-        Stepper(objective, optimizer, recipe, cpu),
+        Stepper(objective, optimizers, recipe, cpu),
         Source(plan),
         recipe.parts_per_step,
     )
@@ -83,12 +85,13 @@ def main() -> None:
         parts = [source.part(number) for number in mine]
         parts += [source.empty() for _ in range(-(-per_step // workers) - len(parts))]
         steps.append(asdict(stepper.step(parts, step / plan.total_steps)))
-    held = held_bytes(model, optimizer)
+    held = held_bytes(model, optimizers.all)
     if save != "-":
-        save_state(Path(save), model, optimizer)
+        save_state(Path(save), model, optimizers.all)
         write_folder(model, plan.start, Path(save) / "folder", writes=rank == 0)
     dist.destroy_process_group()
-    print(json.dumps({"steps": steps, "held": held}))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(json.dumps({"steps": steps, "held": held, "grown": grown}))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from model.engine import Engine
 from model.network import StreamChat
 from tests.training.worlds import STORY, question
 from training.clips import Clip, frame_times
+from training.part import Part
+from training.recipe import TUNING
 from training.samples import (
     REPEAT_WEIGHT,
     Batch,
@@ -29,10 +32,10 @@ from training.samples import (
     random_rows,
     repeat_weights,
 )
-from training.sft import Recipe, Steps
 from training.word_times import word_times
 from training.world import make_world
 from training.world_language import NUMBERS, SLOTS, Answer, Question, answer
+from training.world_parts import WorldParts
 
 CAPACITY = 16
 OPTIONS = Options(max_tokens=300)
@@ -256,22 +259,32 @@ def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
 ) -> None:
     """The trainer cuts windows out of clips; the engine has watched the camera from the first frame on that it sees."""
     worlds = [Clip(path=Path(), world=make_world(3, index)) for index in range(3)]
-    steps = Steps(worlds, tokenizer, random_model.config, Recipe(rows_per_clip=4), 100)
-    rng = np.random.default_rng(4)
-    step = steps.captions(rng, [2, 0], 16) if part == "captions" else steps.dialogs(rng, [2, 0])
-    features = torch.stack([some_features(100, clip) for clip in step.clips])
-    windows = torch.stack([f[n] for f, n in zip(features, torch.from_numpy(step.frames), strict=True)])
-    trained = logits_of(random_model, step.batch, windows)
+    features = torch.stack([some_features(100, clip) for clip in range(3)])
+    numbers = np.broadcast_to(np.arange(100, dtype=np.float32)[None, :, None, None], (3, 100, 1, 1))
+
+    def made(seen: npt.NDArray[np.float32]) -> Part:
+        recipe = replace(TUNING["live_world"], rows_per_clip=4)
+        parts, rng = (
+            WorldParts(worlds, tokenizer, random_model.config, recipe, seen),
+            np.random.default_rng(4),
+        )
+        return parts.captions(rng, [2, 0], 16) if part == "captions" else parts.dialogs(rng, [2, 0])
+
+    step, told = made(features.numpy()), made(numbers).features
+    assert step.features is not None
+    assert told is not None
+    frames = told[:, :, 0, 0].astype(int)  # which frames of each clip
+    trained = logits_of(random_model, step.batch, torch.from_numpy(step.features))
     for number, clip in enumerate(step.batch.clip_of_row.tolist()):
         row = row_of(step.batch, number)
         num_prompt = int(np.argmax(row.counts)) + 1
-        newest = [int(step.frames[clip][np.flatnonzero(seen)[-1]]) for seen in row.visible]
-        first = int(step.frames[clip][np.argmax(row.visible.any(0))])
+        newest = [int(frames[clip][np.flatnonzero(seen)[-1]]) for seen in row.visible]
+        first = int(frames[clip][np.argmax(row.visible.any(0))])
         heard = [
             float(newest[0] - first),
             *(float(n - first) for n in newest[:-1]),
         ]  # numbers serve as the clock
-        camera = Camera(random_model, features[clip][first:], np.arange(100.0 - first))
+        camera = Camera(random_model, features[(2, 0)[clip]][first:], np.arange(100.0 - first))
         served = camera.serve(row.token_ids.tolist(), heard, num_prompt)
         answered = trained[number, num_prompt - 1 : len(row.token_ids) - 1]
         torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)

@@ -26,7 +26,7 @@ def plan(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Plan:
     work = tmp_path_factory.mktemp("plan")
     start = make_random_folder(work / "start")
     num_rows = write_table(work / "rows.arrow", question_rows(clips[0].path.parent))
-    recipe = replace(smoke(), steps=6, global_batch=6, micro_batch=2)
+    recipe = replace(smoke(), steps=6, global_batch=6, micro_batch=2, peak_lr=1e-3)
     return Plan(
         recipe=recipe, start=start, out=work / "out", table=work / "rows.arrow", num_rows=num_rows,
         frame_cache=work / "cache",
@@ -87,3 +87,15 @@ def test_what_does_not_learn_stays_as_it_was(plan: Plan, tmp_path: Path) -> None
     after = dict(load_model(tmp_path / "saved" / "folder").named_parameters())
     changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
     assert changed == {n for n in before if n.startswith("adapter.") or ".gate_" in n}
+
+
+def test_two_workers_turn_matrices_as_one_does(plan: Plan, tmp_path: Path) -> None:
+    """Muon needs whole matrices; it turns them in bfloat16, so sums in another order tell a little more."""
+    by_muon = replace(plan, recipe=replace(plan.recipe, steps=4, peak_muon_lr=3e-3, weight_decay=0.05))
+    one = train_together(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
+    two = train_together(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
+    more = train_together(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
+    losses = [step["loss"] for step in (*two[0]["steps"], *more[0]["steps"])]
+    assert losses == pytest.approx([step["loss"] for step in one["steps"]], rel=5e-3)
+    held = [sum(worker["held"].values()) for worker in two]
+    assert max(held) < 0.52 * sum(one["held"].values())

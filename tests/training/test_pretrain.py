@@ -1,0 +1,28 @@
+"""`python training/pretrain.py`, as a program: what it offers, and that mistakes end it with a word about them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from training.recipe import PRETRAINING
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "training/pretrain.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_offers_its_recipes_and_names_a_mistake() -> None:
+    done = run("--recipe", "sft")
+    assert done.returncode == 2
+    for name in PRETRAINING:
+        assert name in done.stderr
