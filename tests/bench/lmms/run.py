@@ -1,0 +1,108 @@
+"""Run lmms-eval's own command on two small tasks made of live-world clips, with streamchat-tiny as the model.
+
+    python tests/bench/lmms/run.py --python lmms/bin/python
+
+`--python` is of a virtual environment with lmms-eval and this repository (docs/evaluation.md). Ends with one line of
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import av
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from training.clips import Clip, find_clips
+from training.live_world import write_clips
+from training.world import TEST_SEEDS
+from training.world_language import Question, sentence
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+NEAR_END_S = 0.3
+KINDS = ("where", "colour", "count", "what")
+TASKS = ("live_world_video", "live_world_picture")
+
+
+def questions_of(clip: Clip, number: int) -> list[dict[str, Any]]:
+    """One question of each kind about the end of the clip, and its right answer."""
+    rng = np.random.default_rng([clip.world.seed, number])
+    end_s = clip.world.duration_s - NEAR_END_S
+    things = clip.world.state(end_s).things
+    rows: list[dict[str, Any]] = []
+    for kind in KINDS if things else ():
+        thing = things[int(rng.integers(len(things)))]
+        question = Question(kind=kind, keeps_on=False, thing=thing.name, place=thing.place)  # type: ignore[arg-type]
+        said = " ".join(word.text for word in sentence(question, clip.world, end_s))
+        rows.append(
+            {"video": str(clip.path), "instruction": question.instruction, "answer": said, "kind": kind}
+        )
+    return rows
+
+
+def last_picture(clip: Clip, path: Path) -> None:
+    """The clip's picture at that moment."""
+    with av.open(str(clip.path)) as container:
+        for frame in container.decode(video=0):
+            if frame.time >= clip.world.duration_s - NEAR_END_S:
+                frame.to_image().save(path)
+                return
+
+
+def write_tasks(folder: Path, num_clips: int) -> None:
+    """Clips, pictures, questions and both tasks."""
+    write_clips(TEST_SEEDS.start + 50, num_clips, folder / "clips")
+    asked: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    for number, clip in enumerate(find_clips(folder / "clips")):
+        rows = questions_of(clip, number)
+        asked += rows
+        path = folder / f"{number}.png"
+        last_picture(clip, path)
+        shown += [{**row, "picture": str(path)} for row in rows if row["kind"] == "colour"]
+    files = {"questions": folder / "questions.jsonl", "pictures": folder / "pictures.jsonl"}
+    for file, rows in zip(files.values(), (asked, shown), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "live_world_task.py").write_text((HERE / "live_world_task.py").read_text())
+    for task in TASKS:
+        template = Template((HERE / f"{task}.yaml").read_text())
+        (folder / f"{task}.yaml").write_text(template.substitute({k: str(v) for k, v in files.items()}))
+
+
+def run(python: Path, model: Path, folder: Path, batch_size: int) -> dict[str, Any]:
+    """lmms-eval's results."""
+    command = [str(python), "-m", "lmms_eval", "--model", "streamchat", "--tasks", ",".join(TASKS)]
+    command += ["--model_args", f"pretrained={model},num_frames=16", "--include_path", str(folder)]
+    command += ["--batch_size", str(batch_size), "--output_path", str(folder / "results"), "--device", "cpu"]
+    environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    (results,) = (folder / "results").rglob("*results.json")
+    return json.loads(results.read_text())["results"]
+
+
+def main() -> None:
+    """Read the command line, write the tasks, run them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--python", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=ROOT / "model" / "streamchat-tiny")
+    parser.add_argument("--num-clips", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="streamchat-lmms-") as made:
+        folder = Path(made)
+        write_tasks(folder, options.num_clips)
+        print(json.dumps(run(options.python.absolute(), options.model.resolve(), folder, options.batch_size)))
+
+
+if __name__ == "__main__":
+    main()
