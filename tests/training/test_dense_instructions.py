@@ -1,0 +1,200 @@
+"""The whole run: Ray Data, an endpoint that really listens, what is kept aside, near-duplicates, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.scripted_endpoint import Asked, scripted
+from training.bad_row import BadRows
+from training.dense_instructions import DenseInstructions, Price, dialogs
+from training.instruction_writer import Brief
+from training.near_duplicates import word_vectors
+from training.row import Row, Turn, read_rows, write_rows
+
+ROOT = Path(__file__).parents[2]
+THINGS = ("dog", "cat", "car", "bus", "tree", "boat", "bird", "cup", "hat", "key", "lamp", "sock")
+
+
+def caption(start_s: float, text: str) -> Turn:
+    return Turn(start_s=start_s, end_s=start_s + 3, instruction="Tell me what happens.", answer=text)
+
+
+def captions(num: int) -> list[Row]:
+    """One-caption rows, each about another thing or at another place."""
+    return [
+        Row(
+            video=f"{number}.mp4",
+            time_range=(0.0, 20.0),
+            turns=(caption(2.0, f"A {THINGS[number % len(THINGS)]} number{number} appears."),),
+            kind="dense",
+            source="live_world",
+        )
+        for number in range(num)
+    ]
+
+
+def proper(asked: Asked) -> str:
+    """What a good model would say of the last caption."""
+    thing = asked.text.rsplit("A ", 1)[1].removesuffix(" appears.")
+    said = {"start_s": 2.0, "instruction": f"What about the {thing}?", "answer": f"A {thing} appears."}
+    return json.dumps(said)
+
+
+class Command:
+    """`python training/dense_instructions.py`."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], url: str, *more: str) -> None:
+        self.out, captioned = folder / "dense", folder / "captions.parquet"
+        write_rows(str(captioned), rows)
+        self.words = [sys.executable, "training/dense_instructions.py", str(captioned), "--url", f"{url}/v1"]
+        self.words += [
+            "--model",
+            "scripted",
+            "--out",
+            str(self.out),
+            "--together",
+            "4",
+            "--tries",
+            "1",
+            *more,
+        ]
+
+    def start(self) -> subprocess.Popen[str]:
+        """In a process group of its own: Ray's processes belong to it."""
+        return subprocess.Popen(
+            self.words,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self) -> tuple[int, str, str]:
+        """Exit status, last line of stdout, stderr."""
+        with self.start() as process:
+            out, err = process.communicate(timeout=240)
+        return process.returncode, (out.splitlines() or [""])[-1], err
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
+
+
+def test_a_run_keeps_drops_and_rejects(tmp_path: Path) -> None:
+    def reply(asked: Asked) -> str | int:
+        number = int(asked.text.rsplit("number", 1)[1].split()[0])
+        bad: dict[int, str | int] = {3: "Sorry.", 5: 500, 7: json.dumps({"start_s": 2.0})}
+        same = proper(asked).replace(f"number{number}?", "?")  # for two things there are two of each
+        return bad.get(number, same if number in (0, 1, 12, 13) else proper(asked))
+
+    with scripted(reply) as endpoint:
+        more = ("--price-prompt", "2", "--price-reply", "8", "--similarity", "0.99")
+        command = Command(tmp_path, captions(16), endpoint.url, *more)
+        status, last, err = command.run()
+    assert status == 0, err
+    report = json.loads(last)
+    assert report["kept"] == 11
+    assert report["dropped"] == 2
+    assert report["rejected"] == {"no JSON": 1, "endpoint: 500": 1, "wrong type": 1}
+    assert (report["prompt_tokens"], report["reply_tokens"]) == (1500, 150)
+    assert report["cost"] == pytest.approx(1500 * 2e-6 + 150 * 8e-6)
+    assert "no JSON: got 'Sorry.'" in err
+    assert Counter(o["reason"] for o in command.ledger("rejected.jsonl")) == report["rejected"]
+    assert len(command.ledger("dropped.jsonl")) == 2
+    rows = list(read_rows([str(command.out / "rows.parquet")], BadRows()))
+    assert len(rows) == report["rows"] == 11
+    assert all(row.kind == "dense" and row.source == "live_world" for row in rows)
+    assert all("appears" in row.turns[0].answer and row.turns[0].start_s == 2.0 for row in rows)
+
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    waits = threading.Event()
+    failed: set[str] = set()
+
+    def reply(asked: Asked) -> str | int:
+        if len(endpoint.asked) > 12:
+            waits.wait(120)  # the rest hangs until the run was killed
+        if "number2 " in asked.text and not failed:
+            failed.add(asked.text)
+            return 503
+        return proper(asked)
+
+    with scripted(reply) as endpoint:
+        command = Command(tmp_path, captions(24), endpoint.url)
+        with command.start() as process:
+            answers = command.out / "answers.jsonl"
+            while not answers.is_file() or answers.read_bytes().count(b"\n") < 4:
+                assert process.poll() is None, process.communicate()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        done = {outcome["request"] for outcome in command.ledger("answers.jsonl")}
+        assert 4 <= len(done) < 24
+        waits.set()
+        with answers.open("a") as file:
+            file.write('{"request": "cut sho')  # as a kill in the middle of a line would
+        asked_before = len(endpoint.asked)
+        status, last, err = command.run()
+        assert status == 0, err
+        assert len(endpoint.asked) - asked_before == 24 - len(done)
+        outcomes = command.ledger("answers.jsonl")
+        assert len({outcome["request"] for outcome in outcomes}) == len(outcomes) == 24
+        assert json.loads(last)["rejected"] == {}
+        status, last, err = command.run()
+        assert (status, json.loads(last)["kept"]) == (0, 24)
+        assert len(endpoint.asked) - asked_before == 24 - len(done), "a finished run asks nothing"
+
+
+def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> None:
+    replies: list[str | int] = ["nonsense"]
+    with scripted(lambda asked: replies[0]) as endpoint:
+        command = Command(tmp_path, captions(40), endpoint.url, "--max-bad-share", "0.2")
+        status, _, err = command.run()
+        assert status == 1
+        assert "12 of 12 replies are bad (100.0%), more than the limit of 20.0%: no JSON 12" in err
+        replies[0] = 401
+        status, _, err = command.run()
+        assert status == 1
+        assert f"dense_instructions: {endpoint.url}/v1 answers 401" in err
+
+
+def test_another_model_needs_another_folder(tmp_path: Path) -> None:
+    DenseInstructions(captions(1), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    DenseInstructions(captions(1), Brief(url="elsewhere", model="a"), tmp_path, BadRows(), Price())
+    with pytest.raises(ValueError, match="holds another run"):
+        DenseInstructions(captions(1), Brief(url="", model="b"), tmp_path, BadRows(), Price())
+
+
+def test_more_requests_for_each_row(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    names = [request["request"] for request in made.requests(3)]
+    assert len(set(names)) == 6
+    outcome = {"turn": {}, "prompt_tokens": 1, "reply_tokens": 1}
+    made.answers.add({"request": names[0]} | outcome)
+    made.rejected.add({"request": names[1], "reason": "no JSON"})
+    made.rejected.add({"request": names[2], "reason": "endpoint: 429", "again": True})
+    assert [request["request"] for request in made.requests(3)] == names[2:]
+
+
+def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    report = made.finish(word_vectors, 0.9, 1)
+    assert (report["kept"], report["rows"]) == (0, 0)
+    assert list(read_rows([str(tmp_path / "rows.parquet")], BadRows())) == []
+
+
+def test_turns_of_a_window_that_do_not_overlap_are_one_dialog() -> None:
+    (row,) = captions(1)
+    turns = [caption(start_s, "A dog.") for start_s in (9.0, 0.0, 1.0, 4.0)]
+    talks = [[turn.start_s for turn in talk.turns] for talk in dialogs(row, turns)]
+    assert talks == [[0.0, 4.0, 9.0], [1.0]]
