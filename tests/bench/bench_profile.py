@@ -1,0 +1,166 @@
+"""Where one step's time goes, and what bounds it: bytes or arithmetic, against this machine's measured limits.
+
+    python tests/bench/bench_profile.py [--shape tiny] [--dialogs 1,32] [--frames 32] [--quick]
+
+`floor` is the time in which memory could deliver the weights, frames and text that a step reads, or arithmetic could
+do its multiplications, whichever is longer. Prints tables, keeps result and plot in tests/bench/results/, and ends
+with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+from model.network import StreamChat
+from tests.bench.crowd import Crowd
+from tests.bench.machine import limits, median_s, seconds
+from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.shapes import SHAPES, decode_bytes, make_config, make_model
+
+# What an operation belongs to, by a part of its name; the first that fits.
+KINDS = {
+    "attention": ("attention", "bmm", "softmax", "flash", "baddbmm"),
+    "weights (matrix products)": ("mm", "linear", "gemm", "gemv", "mv", "dot"),
+    "norms": ("norm", "mean", "rsqrt", "pow", "var"),
+    "copies": (
+        "copy",
+        "_to_",
+        "clone",
+        "cat",
+        "index",
+        "contiguous",
+        "fill",
+        "zero",
+        "stack",
+        "Memcpy",
+        "gather",
+    ),
+    "views": (
+        "view",
+        "transpose",
+        "as_strided",
+        "slice",
+        "expand",
+        "permute",
+        "select",
+        "flatten",
+        "reshape",
+        "split",
+    ),
+    "elementwise": ("mul", "add", "sub", "div", "silu", "cos", "sin", "neg", "where", "masked"),
+}
+
+
+def kind(name: str) -> str:
+    """The group of an operation."""
+    for group, parts in KINDS.items():
+        if any(part in name for part in parts):
+            return group
+    return "other operations"
+
+
+def where(crowd: Crowd, steps: int, step_s: float) -> list[dict[str, Any]]:
+    """Shares of a step by groups of operations; what no operation accounts for is Python between them.
+
+    The profiler slows what it watches, so its times are scaled to those of a step that nobody watches.
+    """
+    cuda = crowd.engine.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, acc_events=True) as seen:
+        watched_s = seconds(lambda: [crowd.step() for _ in range(steps)], crowd.engine.device) / steps
+    times: defaultdict[str, float] = defaultdict(float)
+    calls: defaultdict[str, int] = defaultdict(int)
+    for event in seen.key_averages():
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if spent and event.key != "cudaDeviceSynchronize":
+            times[kind(event.key)] += spent / 1e6 / steps
+            calls[kind(event.key)] += event.count // steps
+    times["Python between operations"] = max(watched_s - sum(times.values()), 0.0)
+    return [
+        {
+            "part": part,
+            "share %": round(100 * spent / watched_s, 1),
+            "ms": round(spent / watched_s * step_s * 1e3, 3),
+        }
+        | {"calls": calls[part]}
+        for part, spent in sorted(times.items(), key=lambda item: -item[1])
+    ]
+
+
+def floor(model: StreamChat, crowd: Crowd, dialogs: int, step_s: float) -> dict[str, Any]:
+    """What a step must read and multiply, and how long this machine needs for that at least."""
+    weights = decode_bytes(model)
+    read = weights + crowd.engine.frame_bytes + crowd.text_read_bytes
+    multiplied = 2 * dialogs * weights // next(model.language.parameters()).element_size()
+    device, dtype = crowd.engine.device, model.dtype
+    found = limits(device, dtype, read)
+    fits = weights < 24 * 2**20 and device.type == "cpu"
+    speed = found["bandwidth_at_step_gb_s"] if fits else found["bandwidth_memory_gb_s"]
+    bytes_s, arithmetic_s = read / speed / 1e9, multiplied / found["arithmetic_gflop_s"] / 1e9
+    bound = max(bytes_s, arithmetic_s)
+    return {
+        "dialogs": dialogs,
+        "ms/step": round(step_s * 1e3, 3),
+        "MB read": round(read / 1e6, 2),
+        "GFLOP": round(multiplied / 1e9, 3),
+        "floor bytes ms": round(bytes_s * 1e3, 3),
+        "floor arithmetic ms": round(arithmetic_s * 1e3, 3),
+        "floor/step": round(bound / step_s, 3),
+        **found,
+    }
+
+
+def plotted(shape: str, parts: dict[int, list[dict[str, Any]]]) -> Plot:
+    """Shares as bars, one chart per number of dialogs."""
+    plot = Plot(f"Where one step's time goes, {shape}", len(parts))
+    for axes, (dialogs, rows) in zip(plot.axes, parts.items(), strict=True):
+        axes.barh([row["part"] for row in rows][::-1], [row["ms"] for row in rows][::-1])
+        axes.set_xlabel(f"ms, {dialogs} dialog{'s' if dialogs > 1 else ''}")
+    return plot
+
+
+def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[int, Any]:
+    """Profile and limits for each number of dialogs."""
+    config = make_config(options.shape, visual_tokens=options.visual_tokens, fifo_frames=options.frames)
+    model = make_model(config, device, dtype)
+    rounds = options.rounds or (5 if options.quick else 50)
+    found: dict[int, Any] = {}
+    for dialogs in options.dialogs:
+        crowd = Crowd(model, cameras=1, dialogs=dialogs)
+        crowd.ask()
+        crowd.step()
+        step_s = median_s(crowd.step, device, rounds)
+        found[dialogs] = {
+            "floor": floor(model, crowd, dialogs, step_s),
+            "parts": where(crowd, rounds, step_s),
+        }
+        table([found[dialogs]["floor"]])
+        table(found[dialogs]["parts"])
+    return found
+
+
+def main() -> None:
+    """Read the command line, measure, keep, print."""
+    made = parser(__doc__)
+    made.add_argument("--shape", choices=SHAPES, default="tiny")
+    made.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
+    made.add_argument("--dialogs", type=numbers, default=[1, 32])
+    made.add_argument("--frames", type=int, default=32)
+    options = made.parse_args()
+    device, dtype = setup(options)
+    found = measure(options, device, dtype)
+    result = {"shape": options.shape, "dtype": str(dtype), "frames": options.frames}
+    plot = plotted(options.shape, {dialogs: each["parts"] for dialogs, each in found.items()})
+    keep(name_of("profile", options.shape), result | {"dialogs": found}, plot, options, device)
+
+
+if __name__ == "__main__":
+    main()

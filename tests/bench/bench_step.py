@@ -1,0 +1,170 @@
+"""One decoding step: how does it grow with dialogs, cameras and frames, and what does a new frame cost the words?
+
+    python tests/bench/bench_step.py [--shape tiny] [--dialogs 1,2,...] [--cameras 1,2,...] [--frames 8,...] [--quick]
+
+Every step looks again at full rings. Prints tables, keeps result and plot in tests/bench/results/, and ends with one
+JSON line. On a GPU try `--shape 7b`; `--serve` alone measures 64 dialogs on 8 cameras at 5 FPS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+from model.network import StreamChat
+from tests.bench.crowd import FPS, Crowd
+from tests.bench.machine import seconds
+from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.shapes import SHAPES, make_config, make_model, with_frames
+
+MANY_CAMERAS = 64  # dialogs when cameras are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A point of the measurement."""
+
+    dialogs: int
+    cameras: int
+    frames: int
+
+
+def interleaved(crowds: Sequence[Crowd], steps: int, rounds: int) -> list[float]:
+    """Median seconds of a step of each crowd: they take turns, so that a busy moment falls on all alike."""
+    device = crowds[0].engine.device
+    for crowd in crowds:
+        crowd.ask()
+        for _ in range(3):
+            crowd.step()
+    times: list[list[float]] = [[] for _ in crowds]
+    for _ in range(rounds):
+        for found, crowd in zip(times, crowds, strict=True):
+            found += [seconds(crowd.step, device) for _ in range(steps)]
+    return [statistics.median(found) for found in times]
+
+
+def row(case: Case, crowd: Crowd, step_s: float) -> dict[str, Any]:
+    """A line of the table."""
+    return {
+        "dialogs": case.dialogs,
+        "cameras": case.cameras,
+        "frames": case.frames,
+        "ms/step": round(step_s * 1e3, 3),
+        "tokens/s": round(case.dialogs / step_s, 1),
+        "visual MB": round(crowd.engine.frame_bytes / 1e6, 3),
+        "text MB/dialog": round(crowd.engine.text_bytes / max(case.dialogs, 1) / 1e6, 3),
+    }
+
+
+def sweep(model: StreamChat, cases: Sequence[Case], steps: int, rounds: int) -> list[dict[str, Any]]:
+    """All points of one sweep, on the same weights."""
+    crowds = [Crowd(with_frames(model, c.frames), cameras=c.cameras, dialogs=c.dialogs) for c in cases]
+    times = interleaved(crowds, steps, rounds)
+    return [row(*each) for each in zip(cases, crowds, times, strict=True)]
+
+
+def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: int) -> dict[str, Any]:
+    """Time between tokens with frames arriving at 5 FPS a camera, and without, in turn."""
+    crowd = Crowd(model, cameras=cameras, dialogs=dialogs, answer=2048)
+    crowd.speak(span_s / 4, FPS)
+    found: dict[float, list[float]] = {0.0: [], FPS: []}
+    waits: list[float] = []
+    for number in range(rounds * 2):
+        rate = (0.0, FPS)[(number + number // 2) % 2]  # without, with, with, without, ...
+        flow = crowd.speak(span_s, rate)
+        found[rate] += flow.gaps_s
+        waits += flow.waits_s
+    without, with_frames = (torch.tensor(found[rate], dtype=torch.float64) * 1e3 for rate in (0.0, FPS))
+    p99 = [float(times.quantile(0.99)) for times in (without, with_frames)]
+    return {
+        "cameras": cameras,
+        "dialogs": dialogs,
+        "p50 ms without": round(float(without.median()), 3),
+        "p50 ms with": round(float(with_frames.median()), 3),
+        "p99 ms without": round(p99[0], 3),
+        "p99 ms with": round(p99[1], 3),
+        "p99 ratio": round(p99[1] / p99[0], 3),
+        "tokens/s with": round(dialogs / float(with_frames.mean()) * 1e3, 1),
+        "frames/s taken": round(len(waits) / (span_s * rounds), 2),
+        "frames/s offered": cameras * FPS,
+        "frame to word p95 ms": round(float(torch.tensor(waits).quantile(0.95)) * 1e3, 1),
+    }
+
+
+def cases(options: argparse.Namespace, frames: int) -> Iterator[tuple[str, list[Case]]]:
+    """The three sweeps."""
+    yield "dialogs", [Case(dialogs, 1, frames) for dialogs in options.dialogs]
+    many = min(MANY_CAMERAS, max(options.dialogs))
+    yield "cameras", [Case(many, cameras, frames) for cameras in options.cameras if cameras <= many]
+    yield "frames", [Case(1, 1, frames) for frames in options.frames]
+
+
+def one_and_32(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How a step grows from one dialog to 32 on one camera, and what they get together."""
+    at = {line["dialogs"]: line for line in rows}
+    if 1 not in at or 32 not in at:
+        return {}
+    return {
+        "step_32_over_1": round(at[32]["ms/step"] / at[1]["ms/step"], 3),
+        "tokens_32_over_1": round(at[32]["tokens/s"] / at[1]["tokens/s"], 2),
+        "visual_memory_32_over_1": round(at[32]["visual MB"] / at[1]["visual MB"], 3),
+    }
+
+
+def plotted(shape: str, sweeps: dict[str, list[dict[str, Any]]]) -> Plot:
+    """Step time over each of the three sizes."""
+    plot = Plot(f"One decoding step, {shape}", 3)
+    for chart, (name, rows) in enumerate(sweeps.items()):
+        plot.line(chart, [line[name] for line in rows], [line["ms/step"] for line in rows])
+        plot.label(chart, name, "ms a step", log_x=True, log_y=True)
+    return plot
+
+
+def main() -> None:
+    """Read the command line, measure, keep, print."""
+    made = parser(__doc__)
+    made.add_argument("--shape", choices=SHAPES, default="tiny")
+    made.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
+    made.add_argument("--dialogs", type=numbers)
+    made.add_argument("--cameras", type=numbers)
+    made.add_argument("--frames", type=numbers)
+    made.add_argument("--fifo", type=int, default=32, help="frames in the first two sweeps and in the gaps")
+    made.add_argument("--serve", type=numbers, help="dialogs,cameras whose gaps are measured")
+    options = made.parse_args()
+    quick = options.quick
+    options.dialogs = options.dialogs or ([1, 32] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256])
+    options.cameras = options.cameras or ([1, 4] if quick else [1, 2, 4, 8, 16, 32, 64])
+    options.frames = options.frames or ([8, 32] if quick else [8, 16, 32, 64, 128, 256])
+    rounds = options.rounds or (2 if quick else 5)
+    device, dtype = setup(options)
+    config = make_config(options.shape, visual_tokens=options.visual_tokens, fifo_frames=options.fifo)
+    model = make_model(config, device, dtype)
+    sweeps: dict[str, list[dict[str, Any]]] = {}
+    for name, points in cases(options, options.fifo):
+        print(f"over {name}")
+        sweeps[name] = sweep(model, points, 3 if quick else 10, rounds)
+        table(sweeps[name])
+    served = [options.serve] if options.serve else [[1, 1], [8, 4]] if not quick else [[2, 2]]
+    between = [gaps(model, cameras, dialogs, 0.5 if quick else 4.0, rounds) for dialogs, cameras in served]
+    print("between tokens, with frames arriving and without")
+    table(between)
+    result = {"shape": options.shape, "dtype": str(dtype), "sweeps": sweeps, "between_tokens": between}
+    keep(
+        name_of("step", options.shape),
+        result | one_and_32(sweeps["dialogs"]),
+        plotted(options.shape, sweeps),
+        options,
+        device,
+    )
+
+
+if __name__ == "__main__":
+    main()
