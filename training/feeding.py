@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyarrow as pa
 import ray
 from ray.data import DataContext, DataIterator, Dataset
 from ray.train import DataConfig
@@ -49,7 +50,7 @@ class PartStream:
         parts = ray.data.range(num, override_num_blocks=num).map(made, num_cpus=self.task_cpus)
         ahead = 2 * max(per_step // self.world_size, 1)
         for batch in parts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
-            yield Part.from_bytes(batch.column("part")[0].as_py())
+            yield Part.from_bytes(cast(pa.Table, batch).column("part")[0].as_py())
 
     def steps(self, first_step: int) -> Iterator[list[Part]]:
         """The same, step by step: as many parts as any worker has in it, empty ones for what is missing."""

@@ -199,7 +199,7 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         datasets={"parts": ray.data.range(1)},
-        dataset_config=PartConfig(plan, task_cpus=min(1.0, share / 2)),
+        dataset_config=PartConfig(plan, task_cpus=share),
     ).fit()
 
 

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+QUIET = logging.WARNING
+
 
 def connect(address: str | None) -> None:
     """Join the cluster at `address`; without one, the cluster whose job this is, else start Ray on this machine.
@@ -25,12 +27,11 @@ def connect(address: str | None) -> None:
         _prepare(folder)
     import ray
 
-    quiet = {"logging_level": logging.WARNING, "configure_logging": True}
     if private:
         # Ray Train asks the dashboard's server how its actors are.
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **quiet)
+        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", logging_level=QUIET)
     else:
-        ray.init(address=address, **quiet)
+        ray.init(address=address, logging_level=QUIET)
 
 
 def _prepare(folder: Path) -> None:

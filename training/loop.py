@@ -15,6 +15,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +53,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.device = cast(torch.device, get_device())
         torch.manual_seed(self.recipe.seed)
         with torch.device("meta"):
             self.model = StreamChat(StreamChatConfig.load(plan.start))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -88,7 +88,7 @@ def save_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Opt
     weights, moments = get_state_dict(model, optimizers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a worker alone is told that it is alone
-        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
+        state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
 
 
 def load_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -97,7 +97,7 @@ def load_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Opt
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load(state, checkpoint_id=str(folder))
+        state_dict_loader.load(state, checkpoint_id=str(folder))
     set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 

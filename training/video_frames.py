@@ -16,6 +16,7 @@ import av
 import fsspec
 import numpy as np
 import numpy.typing as npt
+from av.error import FFmpegError
 
 from model.pixels import to_pixels
 from training.bad_row import BadRow
@@ -68,7 +69,7 @@ class FrameReader:
         try:
             with fsspec.open(row.video, "rb") as file, av.open(file) as container:
                 return self._frames(container, row)
-        except (av.error.FFmpegError, EOFError) as error:
+        except (FFmpegError, EOFError) as error:
             raise BadRow(
                 "corrupt video", f"{row.video} cannot be decoded: {error.__class__.__name__}"
             ) from error

@@ -11,19 +11,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.config import StreamChatConfig
-from model.vision import VisionTower
 from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
 from training.part import Part
 from training.recipe import Recipe
 from training.samples import Floats, Row, RowMaker, caption_rows, collate, flip_book_row, random_rows
 from training.world import TEST_SEEDS, World
+
+if TYPE_CHECKING:  # what only makes parts need not load the encoder's code
+    from model.vision import VisionTower
 
 SPAN_S = 8.0  # a window of frames: this long from the first question on, and one FIFO before it
 Numbers = np.ndarray[Any, Any]
@@ -162,15 +163,18 @@ def seen_file(clips: list[Clip], config: StreamChatConfig, vision: VisionTower |
     return features
 
 
-@torch.inference_mode()
 def encode_all(vision: VisionTower, frames: Numbers, out: Path) -> None:
     """Write the encoder's output [C, N, P, Dv] for pictures [C, N, S, S, 3]."""
+    import torch
+
     shape = (*frames.shape[:2], vision.config.num_visual_tokens, vision.config.hidden_size)
     part = out.with_suffix(f".{os.getpid()}.part.npy")  # others may make the same
     features = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     device = next(vision.parameters()).device
     for clip in range(len(frames)):
-        features[clip] = vision(torch.from_numpy(frames[clip].copy()).to(device)).float().cpu().numpy()
+        with torch.inference_mode():
+            seen = vision(torch.from_numpy(frames[clip].copy()).to(device))
+        features[clip] = seen.float().cpu().numpy()
         if clip % 10 == 0 or clip + 1 == len(frames):
             print(f"\rencoded {clip + 1}/{len(frames)} clips", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

@@ -102,7 +102,11 @@ def segment_of(part: Part, sample: Sample) -> int:
 
 def logits_of(model: StreamChat, part: Part) -> torch.Tensor:
     kept: list[torch.Tensor] = []
-    hook = model.register_forward_hook(lambda module, args, output: kept.append(output))
+
+    def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        kept.append(output)
+
+    hook = model.register_forward_hook(keep)
     with torch.no_grad():
         Objective(model)(part, Totals(1.0, 1.0), CPU)
     hook.remove()

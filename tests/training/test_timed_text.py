@@ -34,7 +34,7 @@ def told(text: TimedText, tokens: samples.Row) -> list[tuple[str, int]]:
     """Each word that is learnt, with the time (the newest frame, a frame a second) at which it is spoken."""
     words: list[tuple[str, int]] = []
     for place in np.flatnonzero(tokens.counts):
-        piece = text.tokenizer.decode([int(tokens.token_ids[place + 1])])
+        piece = str(text.tokenizer.decode([int(tokens.token_ids[place + 1])]))
         time_s = int(np.flatnonzero(tokens.visible[place])[-1])
         joins = words and words[-1][1] == time_s and "<|im_end|>" not in (words[-1][0], piece)
         if joins and not piece.startswith(" "):
