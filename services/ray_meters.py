@@ -1,13 +1,16 @@
 """Measurements of a Ray replica, through Ray's own metrics: each node's agent serves what all its processes count.
 
 Ray knows counters and gauges as Prometheus does. Of a histogram it keeps the buckets exactly and the sum from the
-buckets' middles, so quantiles are what they are and means are close.
+buckets' middles, so quantiles are what they are and means are close. A gauge that was not set within two of its report
+intervals is gone, which is right for a dead replica's: those of a live one are set again all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import threading
+import time
 from typing import Any
 
 import httpx
@@ -19,6 +22,7 @@ from services.metrics import METRICS, Metric
 
 REPLICA = "replica"  # a label beside those of `services/metrics.py`: two replicas' gauges are two series
 SCRAPE_TIMEOUT_S = 5.0
+REPEAT_S = 0.5
 OURS = re.compile(r"(# (?:HELP|TYPE) )?ray_(streamchat_\w+?)(_bucket|_sum|_count)?([ {].*)")
 
 
@@ -32,6 +36,8 @@ class RayMeters:
             if metric.service == service and metric.kind == "counter":
                 for labels in metric.first or [()] * (not metric.labels):
                     self.count(metric, *labels, by=0.0)
+        self._levels: dict[tuple[str, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
+        threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
         """See Meters."""
@@ -39,7 +45,9 @@ class RayMeters:
 
     def set(self, metric: Metric, value: float, *labels: str) -> None:
         """See Meters."""
-        self._made[metric.name].set(value, self._tags(metric, labels))
+        tags = self._tags(metric, labels)
+        self._levels[metric.name, tuple(tags.values())] = value, tags
+        self._made[metric.name].set(value, tags)
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """See Meters."""
@@ -59,6 +67,12 @@ class RayMeters:
         if not answers:  # a node that is just dying must not hide the others
             raise ConnectionError(f"no node's metrics can be read: {asked[0]!r}")
         return ours(answers).encode()
+
+    def _repeat(self) -> None:
+        while True:
+            time.sleep(REPEAT_S)
+            for (name, _), (value, tags) in list(self._levels.items()):
+                self._made[name].set(value, tags)
 
     def _tags(self, metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
         return dict(zip(metric.labels, self._bounds.within(metric, labels), strict=True))

@@ -6,9 +6,13 @@ Ray exports them on every node as `ray_streamchat_train_...`; whoever scrapes dr
 
 from __future__ import annotations
 
+import threading
+import time
+
 from ray.util.metrics import Counter, Gauge, Histogram
 
 LABELS = ("recipe", "rank")  # the recipe's name ("sft", "pretrain", ...); the worker's rank
+REPEAT_S = 1.0  # Ray forgets a gauge that is not set for a while, and a step may take long
 STEP_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
 
 
@@ -16,6 +20,7 @@ class TrainMetrics:
     """The metrics of one worker; make it in a process that Ray has started, or after `ray.init`."""
 
     def __init__(self, recipe: str, rank: int = 0) -> None:
+        self._levels: dict[Gauge, float] = {}
         self._labels = {"recipe": recipe, "rank": str(rank)}
         self._loss = self._gauge("streamchat_train_loss", "Loss of the last step")
         self._rate = self._gauge("streamchat_train_learning_rate", "Learning rate of the last step")
@@ -35,6 +40,7 @@ class TrainMetrics:
         self._frames = self._counter("streamchat_train_frames_total", "Video frames trained on")
         self._skipped = self._counter("streamchat_train_rows_skipped_total", "Bad rows of data left out")
         self._saved = self._counter("streamchat_train_checkpoints_total", "Checkpoints written")
+        threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
 
     def step(
         self,
@@ -51,12 +57,16 @@ class TrainMetrics:
         right: float | None = None,
     ) -> None:
         """One optimiser step has been made."""
-        self._loss.set(loss)
-        self._rate.set(learning_rate)
-        self._norm.set(gradient_norm)
-        self._done.set(done)
-        self._memory.set(memory_bytes)
-        self._right.set(right)
+        levels = {
+            self._loss: loss,
+            self._rate: learning_rate,
+            self._norm: gradient_norm,
+            self._done: done,
+            self._memory: memory_bytes,
+            self._right: right,
+        }
+        self._levels = {gauge: value for gauge, value in levels.items() if value is not None}
+        self._tell()
         self._step_s.observe(step_s)
         for counter, value in (
             (self._tokens, num_tokens),
@@ -72,6 +82,15 @@ class TrainMetrics:
     def saved(self) -> None:
         """A checkpoint was written."""
         add(self._saved, 1)
+
+    def _tell(self) -> None:
+        for gauge, value in self._levels.items():
+            gauge.set(value)
+
+    def _repeat(self) -> None:
+        while True:
+            time.sleep(REPEAT_S)
+            self._tell()
 
     def _gauge(self, name: str, about: str) -> Gauge:
         gauge = Gauge(name, about, LABELS)
