@@ -130,6 +130,23 @@ def findings(study: Study, seeds: Sequence[int]) -> dict[str, Any]:
     return found
 
 
+def all_runs(study: Study, runs: Sequence[tuple[str, int]], together: int) -> list[str]:
+    """Train and examine; returns why runs failed. One that does keeps no other from being made."""
+
+    def work(run: tuple[str, int]) -> str:
+        try:
+            study.train(*run)
+            study.examine(*run)
+        except RuntimeError as error:
+            return f"{run[0]}, seed {run[1]}: {error}"
+        print(f"{run[0]}, seed {run[1]}: done", file=sys.stderr, flush=True)
+        return ""
+
+    first, *others = runs  # alone at first: it makes the cache that the others read
+    with ThreadPoolExecutor(together) as pool:
+        return [why for why in [work(first), *pool.map(work, others)] if why]
+
+
 def main() -> None:
     """Read the command line, train and examine all variants, write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -158,18 +175,15 @@ def main() -> None:
     )  # fmt: skip
     runs = [(variant, seed) for seed, variant in product(options.seeds, VARIANTS)]
 
-    def work(run: tuple[str, int]) -> None:
-        study.train(*run)
-        study.examine(*run)
-        print(f"{run[0]}, seed {run[1]}: done", file=sys.stderr, flush=True)
-
     try:
         live_world_samples(study.held_out, study.num)  # refused before hours of training, not after
-        work(runs[0])  # alone: it makes the cache that the others read
-        with ThreadPoolExecutor(options.together) as pool:
-            list(pool.map(work, runs[1:]))
-    except (ValueError, OSError, RuntimeError) as error:
+        failed = all_runs(study, runs, options.together)
+    except (ValueError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
+    if failed:
+        parser.exit(
+            1, "\n".join([*failed, f"{len(failed)} of {len(runs)} runs failed; start again to go on\n"])
+        )
     about = {"steps": options.steps, "settings": options.set, "seeds": options.seeds, "clips": options.num}
     write_report(about, findings(study, options.seeds), options.docs)
 

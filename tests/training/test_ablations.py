@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from tests.training.worlds import STORY, aloud, question
-from training import ablations
 from training.ablation_report import TITLES, table, write_report
-from training.ablations import VARIANTS, Study, against, findings, spread
+from training.ablations import VARIANTS, Study, against, all_runs, findings, spread
 from training.clips import Clip
 from training.spoken_answer import SpokenAnswer
 from training.streaming_samples import Sample, live_world_samples
@@ -108,25 +105,12 @@ def test_every_variant_has_a_title() -> None:
     assert set(TITLES) == set(VARIANTS)
 
 
-def test_a_script_that_fails_is_told_with_its_last_words(
-    held_out: list[Clip],
-    clips: list[Clip],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = [
-        "ablations.py",
-        "--clips",
-        str(clips[0].path.parent),
-        "--vision",
-        str(tmp_path / "no.safetensors"),
-    ]
-    command += ["--held-out", str(held_out[0].path.parent), "--steps", "2", "--seeds", "1"]
-    command += ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path / "docs")]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as ended:
-        ablations.main()
-    assert ended.value.code == 1
-    assert "training/sft.py ended with status" in capsys.readouterr().err
-    assert not (tmp_path / "docs").exists()
+def test_a_run_that_fails_is_told_with_its_last_words(held_out: list[Clip], tmp_path: Path) -> None:
+    folder = held_out[0].path.parent
+    # Held-out clips are refused by the trainer.
+    study = Study(
+        clips=(folder,), vision=tmp_path, held_out=folder, num=2, settings=("steps=2",), out=tmp_path
+    )
+    (why,) = all_runs(study, [("full", 1)], 1)
+    assert why.startswith("full, seed 1: training/sft.py ended with status 2")
+    assert "held out for tests" in why
