@@ -79,7 +79,7 @@ class FrameFifoReplica:
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
         from services.frame_fifo import FrameFifo
-        from services.kafka_video_log import KafkaVideoReader
+        from services.kafka_video_log import KafkaAccess, KafkaVideoReader
         from services.redis_frame_store import RedisFrameStore
 
         async def encode(pictures: list[bytes]) -> list[VisualTokens]:
@@ -91,8 +91,9 @@ class FrameFifoReplica:
             group=settings.kafka_group,
             dead_letter_topic=settings.kafka_dead_letter_topic,
             max_packet_bytes=settings.max_packet_bytes,
+            access=KafkaAccess.of(settings),
         )
-        store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
+        store = RedisFrameStore.of(settings)
         config = StreamChatConfig.load(model_folder(settings))
         meters = replica_meters("frame_fifo")
         self._fifo = FrameFifo(settings, config, reader, store, encode, meters=meters)
@@ -116,7 +117,7 @@ class LLMDecoderReplica:
         from services.llm_decoder import LLMDecoder
         from services.redis_frame_store import RedisFrameStore
 
-        store = RedisFrameStore(settings.redis_url, silent_after_s=settings.silent_after_s)
+        store = RedisFrameStore.of(settings)
         device = device_of(settings.num_gpus_per_decoder)
         meters = replica_meters("llm_decoder")
         self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, meters=meters)
@@ -179,7 +180,7 @@ class GatewayReplica:
         async def ready() -> None:
             await decoder.ready.remote()
 
-        store = RedisFrameStore(self._settings.redis_url, silent_after_s=self._settings.silent_after_s)
+        store = RedisFrameStore.of(self._settings)
         meters = replica_meters("gateway")
         return make_app(self._settings, self._model_name, store, decode, play_clip, ready, meters)
 

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import kafka
@@ -20,6 +21,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from services.messages import VideoPacket
+from services.settings import Settings
 from services.video_log import (
     LogLost,
     Place,
@@ -41,6 +43,41 @@ RETRY_S = 1.0  # between attempts to reach a broker that is away
 COMMIT_EVERY_S = 1.0
 JOIN_S = 3.5  # the embedded broker takes 3 s to let a member in
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaAccess:
+    """Who we are to a broker, and how we know that it is the right one."""
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str = "SCRAM-SHA-512"
+    username: str = ""
+    password: str = field(default="", repr=False)
+    ca_file: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> KafkaAccess:
+        """That of the settings."""
+        return cls(
+            protocol=settings.kafka_security_protocol,
+            mechanism=settings.kafka_sasl_mechanism,
+            username=settings.kafka_username,
+            password=settings.kafka_password,
+            ca_file=settings.kafka_ca_file,
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The client's."""
+        options: dict[str, Any] = {"security_protocol": self.protocol}
+        if self.protocol.startswith("SASL"):
+            options["sasl_mechanism"] = self.mechanism
+            options |= {"sasl_plain_username": self.username, "sasl_plain_password": self.password}
+        if self.protocol.endswith("SSL") and self.ca_file:
+            options["ssl_cafile"] = self.ca_file
+        return options
+
+
+OPEN = KafkaAccess()  # no password and no TLS, as the broker of `streamchat up`
 OnDrop = Callable[[RawRecord, str], None]
 
 
@@ -55,8 +92,10 @@ class KafkaVideoLog:
         max_packet_bytes: int = 4 * 2**20,
         num_partitions: int = NUM_PARTITIONS,
         on_drop: OnDrop | None = None,
+        access: KafkaAccess = OPEN,
     ) -> None:
         self.topic = topic
+        self._access = access
         self.num_dropped = 0
         self._bootstrap = bootstrap_servers
         self._max_packet_bytes = max_packet_bytes
@@ -70,6 +109,7 @@ class KafkaVideoLog:
         try:
             self._producer = client.KafkaProducer(
                 bootstrap_servers=bootstrap_servers.split(","),
+                **access.options,
                 # A live picture is worth nothing late: one attempt's order, the leader's word, no long retries.
                 acks=1,
                 enable_idempotence=False,
@@ -124,7 +164,10 @@ class KafkaVideoLog:
         """Create the topic if it is missing: at the start, and after a broker came back empty."""
         check_reachable(self._bootstrap)
         admin = client.KafkaAdminClient(
-            bootstrap_servers=self._bootstrap.split(","), bootstrap_timeout_ms=1000, request_timeout_ms=2000
+            bootstrap_servers=self._bootstrap.split(","),
+            bootstrap_timeout_ms=1000,
+            request_timeout_ms=2000,
+            **self._access.options,
         )
         try:
             admin.create_topics(
@@ -181,7 +224,9 @@ class KafkaVideoReader:
         max_packet_bytes: int = 4 * 2**20,
         fresh_s: float = 10.0,
         metadata_max_age_s: float = 2.0,
+        access: KafkaAccess = OPEN,
     ) -> None:
+        self._access = access
         self._bootstrap = bootstrap_servers
         # The client matches a pattern at a name's start; we mean the whole name, and never our own dead letters.
         self._pattern = rf"(?!{re.escape(dead_letter_topic)}$)(?:{topic_pattern})$"
@@ -230,6 +275,7 @@ class KafkaVideoReader:
             check_reachable(self._bootstrap)
             consumer = client.KafkaConsumer(
                 bootstrap_servers=self._bootstrap.split(","),
+                **self._access.options,
                 group_id=self._group,
                 enable_auto_commit=False,
                 auto_offset_reset="latest",
@@ -351,7 +397,9 @@ class KafkaVideoReader:
         if self._letters is None and now >= self._letters_retry_at:
             self._letters_retry_at = now + RETRY_S
             try:
-                self._letters = KafkaVideoLog(self._bootstrap, self._dead_letter_topic, num_partitions=1)
+                self._letters = KafkaVideoLog(
+                    self._bootstrap, self._dead_letter_topic, num_partitions=1, access=self._access
+                )
             except LogLost as error:
                 log.warning("a dead letter could not be written: %s", error)
         if self._letters is not None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from services.kafka_video_log import KafkaVideoLog
+from services.kafka_video_log import OPEN, KafkaAccess, KafkaVideoLog
 from services.messages import VideoPacket
 from services.progress import Progress
 from services.publish_metrics import PublishMetrics
@@ -156,6 +156,7 @@ def publish(
     loop: bool = False,
     metrics: str = "",
     max_packet_bytes: int = 4 * 2**20,
+    access: KafkaAccess = OPEN,
     stop: threading.Event | None = None,
     out: TextIO | None = None,
 ) -> int:
@@ -176,7 +177,7 @@ def publish(
     told = PublishMetrics(camera, metrics) if metrics else None
     try:
         open_source(source)  # a wrong source is told before a broker is asked
-        video_log = KafkaVideoLog(bootstrap_servers, topic, max_packet_bytes=max_packet_bytes)
+        video_log = KafkaVideoLog(bootstrap_servers, topic, max_packet_bytes=max_packet_bytes, access=access)
     except (SourceLost, ConnectionError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         if told is not None:

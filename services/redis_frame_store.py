@@ -12,6 +12,7 @@ A camera's keys expire together. Plain XREAD, no consumer group: every decoder g
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,17 @@ from redis.retry import Retry
 from services.frame_entry import DamagedFrame, pack, unpack
 from services.frame_store import StoreLost, fps, is_private, parse_frame_id
 from services.messages import CameraState, Frame
+from services.settings import Settings
 
 CAMERAS = "streamchat:cameras"
 FIELD = b"frame"
 SOCKET_TIMEOUT_S = 3.0
 BLOCK_S = 1.0  # of one XREAD: below the socket's timeout, or the client takes the silence for a dead server
+# What an ACL user of the store needs, and no more: `ACL SETUSER streamchat on >PASSWORD ` and this.
+ACL_RULES = (
+    "resetkeys ~streamchat:* resetchannels -@all +xadd +xrange +xrevrange +xread +xlen +zadd +zrange +zrem +hset "
+    "+hgetall +lpush +ltrim +llen +lindex +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname"
+)
 READ_ENTRIES = 64  # in one answer, so that many cameras times many frames never hit the server's output limit
 KNOWN_DAMAGED = 4096
 
@@ -42,10 +49,30 @@ log = logging.getLogger(__name__)
 class RedisFrameStore:
     """A FrameStore; reconnects by itself. `num_damaged` counts the entries that were skipped."""
 
-    def __init__(self, url: str, *, silent_after_s: float = 5.0) -> None:
+    @classmethod
+    def of(cls, settings: Settings) -> RedisFrameStore:
+        """The store of the settings."""
+        return cls(
+            settings.redis_url,
+            username=settings.redis_username,
+            password=settings.redis_password,
+            ca_file=settings.redis_ca_file,
+            silent_after_s=settings.silent_after_s,
+        )
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        username: str = "",
+        password: str = "",
+        ca_file: str = "",
+        silent_after_s: float = 5.0,
+    ) -> None:
         self._silent_after_s = silent_after_s
         pool = ConnectionPool.from_url(
             url,
+            **access(url, username, password, ca_file),
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=SOCKET_TIMEOUT_S,
             retry=Retry(NoBackoff(), 1),  # once, for a connection that a restarted server no longer knows
@@ -232,6 +259,16 @@ class RedisFrameStore:
             raise StoreLost(f"the store at {self._where} cannot be reached: {error}") from error
         except (OutOfMemoryError, ReadOnlyError) as error:
             raise StoreLost(f"the store at {self._where} takes no frames: {error}") from error
+
+
+def access(url: str, username: str, password: str, ca_file: str) -> dict[str, Any]:
+    """The client's options for who we are, and for TLS (rediss://), which checks the server's name."""
+    who = {"username": username or None, "password": password or None}
+    options: dict[str, Any] = {name: value for name, value in who.items() if value}
+    if url.startswith("rediss://"):
+        options |= {"ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
+        options |= {"ssl_ca_certs": ca_file} if ca_file else {}
+    return options
 
 
 def _frames(camera: str) -> str:

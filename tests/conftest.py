@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from services.embedded import Broker, Store, start_broker, start_store
+from tests.secured_servers import SecuredServers, secured_servers
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,13 @@ def store_server() -> Iterator[Store]:
     server = start_store()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def secured() -> Iterator[SecuredServers]:
+    """Both again, behind TLS and with a user who may do no more than a service needs."""
+    with secured_servers() as servers:
+        yield servers
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from redis import Redis
 
 from services.embedded import HOST, free_port, start_broker, start_store
+from services.redis_frame_store import ACL_RULES
 
 API_VERSIONS, SASL_HANDSHAKE, SASL_AUTHENTICATE = 18, 17, 36
 MECHANISM = "SCRAM-SHA-512"
@@ -50,15 +51,13 @@ class SecuredServers:
 
 
 @contextmanager
-def secured_servers() -> Iterator[SecuredServers]:
+def secured_servers() -> Generator[SecuredServers]:
     """Start both, each behind its door."""
     username, password = "frame-fifo", secrets.token_hex(16)
     kafka_port, redis_port = free_port(), free_port()
     broker, store = start_broker(advertised_port=kafka_port), start_store()
     with tempfile.TemporaryDirectory() as folder, Redis(port=store.port) as redis:
-        redis.acl_setuser(
-            username, enabled=True, passwords=[f"+{password}"], keys=["*"], categories=["+@all"]
-        )
+        redis.execute_command("ACL", "SETUSER", username, "on", f">{password}", *ACL_RULES.split())
         redis.acl_setuser("default", enabled=False)
         authority, context = certificates(Path(folder))
         apis = with_sasl(api_versions(broker.port))
@@ -121,7 +120,7 @@ def certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 @contextmanager
-def open_doors(doors: dict[int, tuple[int, Gate | None]], context: ssl.SSLContext) -> Iterator[None]:
+def open_doors(doors: Mapping[int, tuple[int, Gate | None]], context: ssl.SSLContext) -> Generator[None]:
     """Serve each port with TLS, passing what its gate lets in on to another port."""
     loop = asyncio.new_event_loop()
     opened = threading.Event()

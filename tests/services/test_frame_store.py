@@ -1,29 +1,64 @@
-"""One contract for every FrameStore, held against the twin in memory and against a real store."""
+"""One contract for every FrameStore, held against the twin in memory, a real store, and one behind TLS and an ACL."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from services.children import wait_for
 from services.embedded import Store
-from services.frame_store import FrameStore, MemoryFrameStore, fps, parse_frame_id
+from services.frame_store import FrameStore, MemoryFrameStore, StoreLost, fps, parse_frame_id
 from services.messages import Frame
 from services.redis_frame_store import RedisFrameStore
+from tests.secured_servers import SecuredServers, certificates
 
 START_MS = 1_700_000_000_000
 
 
-@pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest, store_server: Store) -> Iterator[FrameStore]:
-    kind = request.param
-    made = MemoryFrameStore() if kind == "memory" else RedisFrameStore(store_server.url)
-    yield made
-    made.close()
+def secured_store(servers: SecuredServers, password: str = "") -> RedisFrameStore:
+    return RedisFrameStore(
+        servers.redis_url,
+        username=servers.username,
+        password=password or servers.password,
+        ca_file=str(servers.authority),
+    )
+
+
+@pytest.fixture(params=["memory", "redis", "secured redis"])
+def store(
+    request: pytest.FixtureRequest, store_server: Store, secured: SecuredServers
+) -> Iterator[FrameStore]:
+    made: dict[str, Callable[[], FrameStore]] = {
+        "memory": MemoryFrameStore,
+        "redis": lambda: RedisFrameStore(store_server.url),
+        "secured redis": lambda: secured_store(secured),
+    }
+    store = made[request.param]()
+    yield store
+    store.close()
+
+
+def test_a_store_behind_a_door_needs_all_that_opens_it(secured: SecuredServers, tmp_path: Path) -> None:
+    other, _ = certificates(tmp_path)  # of an authority that signed nothing here
+    port = secured.redis_url.rsplit(":", 1)[1]
+    for refused in (
+        secured_store(secured, "wrong"),
+        RedisFrameStore(secured.redis_url, ca_file=str(secured.authority)),
+        RedisFrameStore(secured.redis_url, username=secured.username, password=secured.password),
+        RedisFrameStore(
+            secured.redis_url, username=secured.username, password=secured.password, ca_file=str(other)
+        ),
+        RedisFrameStore(f"redis://127.0.0.1:{port}", username=secured.username, password=secured.password),
+    ):
+        with closing(refused), pytest.raises(StoreLost) as lost:
+            refused.ping()
+        assert secured.password not in str(lost.value)
 
 
 def frame(camera: str, n: int, *, size: int = 2) -> Frame:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
+from services.children import wait_for
 from services.embedded import Broker, free_port, start_broker
-from services.kafka_video_log import PENDING_BYTES, KafkaVideoLog, KafkaVideoReader
+from services.kafka_video_log import PENDING_BYTES, KafkaAccess, KafkaVideoLog, KafkaVideoReader
 from services.messages import VideoPacket
-from services.video_log import LogLost, RawRecord, encode_packet
+from services.video_log import LogLost, RawRecord, VideoRecord, encode_packet
+from tests.secured_servers import SecuredServers, certificates
 
 # kafka-python 3.0.12 leaves the sockets of refused connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -150,3 +157,75 @@ def test_an_independent_client_reads_what_we_write_and_writes_what_we_read(
         while len(found) < 2 and time.monotonic() < deadline:
             found += [record.packet for record in reader.poll(0.2, 10) if record.packet]
     assert found == [large, theirs]
+
+
+def guarded(servers: SecuredServers, **changes: str) -> KafkaAccess:
+    who = {"username": servers.username, "password": servers.password, "ca_file": str(servers.authority)}
+    return KafkaAccess(**{"protocol": "SASL_SSL", **who, **changes})
+
+
+def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: SecuredServers, unique: str) -> None:
+    access = guarded(secured)
+    letters = f"{unique}.letters"
+    with (
+        closing(KafkaVideoLog(secured.kafka, unique, num_partitions=1, access=access)) as log,
+        closing(
+            KafkaVideoReader(
+                secured.kafka, topic_pattern=unique, group=unique, dead_letter_topic=letters, access=access
+            )
+        ) as reader,
+        closing(
+            KafkaVideoReader(
+                secured.kafka,
+                topic_pattern=re.escape(letters),
+                group=f"{unique}-letters",
+                dead_letter_topic="none",
+                access=access,
+            )
+        ) as found,
+    ):
+        send_until_read(log, reader, 0)
+        log.put(RawRecord(key=b"door", value=b"no headers", headers=(), timestamp_ms=1))
+        bad: list[VideoRecord] = []
+
+        def one_is_bad() -> bool:
+            bad.extend(record for record in reader.poll(0.2, 100) if record.problem)
+            return bool(bad)
+
+        def its_letter_is_found() -> bool:
+            reader.dead_letter(bad[0], "reason")
+            return bool(found.poll(0.2, 100))
+
+        assert wait_for(one_is_bad, 60)
+        assert wait_for(its_letter_is_found, 60)
+
+
+REFUSED = """
+import json, sys
+from services.kafka_video_log import KafkaAccess, KafkaVideoLog
+for options in json.loads(sys.argv[2]):
+    try:
+        KafkaVideoLog(sys.argv[1], "cameras", access=KafkaAccess(**options))
+        print("let in")
+    except ConnectionError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_broker_behind_a_door_needs_all_that_opens_it(secured: SecuredServers, tmp_path: Path) -> None:
+    other, _ = certificates(tmp_path)  # of an authority that signed nothing here
+    attempts = [
+        guarded(secured),
+        guarded(secured, password="wrong"),
+        guarded(secured, username="somebody"),
+        guarded(secured, ca_file=str(other)),
+        guarded(secured, protocol="SSL"),
+        KafkaAccess(),
+    ]
+    # In a process of its own: kafka-python leaves the sockets of refused connections open for long.
+    command = [sys.executable, "-c", REFUSED, secured.kafka, json.dumps([asdict(one) for one in attempts])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "let in"
+    assert [line.split()[0] for line in lines[1:]] == ["LogLost"] * 5
+    assert secured.password not in done.stdout + done.stderr + repr(attempts)
