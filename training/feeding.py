@@ -19,6 +19,8 @@ from ray.train import DataConfig
 from training.part import Part
 from training.plan import Plan, source_of
 
+CHUNK = 4096  # parts of one Ray data set: it plans all of its blocks before the first is made
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartStream:
@@ -31,24 +33,23 @@ class PartStream:
 
     def parts(self, first_step: int) -> Iterator[Part]:
         """This worker's parts from a step on, to the end of the run; those that come next are made meanwhile."""
-        per_step, total = self.plan.recipe.parts_per_step, self.plan.total_parts
-        first = first_step * per_step
-        mine = [
-            n for n in range(first, min(first + self.world_size, total)) if n % self.world_size == self.rank
-        ]
-        if not mine:
-            return
-        offset, stride = mine[0], self.world_size
-        num = -(-(total - offset) // stride)
+        first = first_step * self.plan.recipe.parts_per_step
+        left = range(first + (self.rank - first) % self.world_size, self.plan.total_parts, self.world_size)
         _quiet_and_in_order()
+        while left:
+            yield from self._made(left[:CHUNK])
+            left = left[CHUNK:]
+
+    def _made(self, numbers: range) -> Iterator[Part]:
         plan = self.plan
 
         def made(row: dict[str, Any]) -> dict[str, Any]:
-            return {"part": source_of(plan).part(offset + stride * int(row["id"])).to_bytes()}
+            return {"part": source_of(plan).part(numbers[int(row["id"])]).to_bytes()}
 
         # One part a block: so tasks make the parts that come next side by side, not one the first thousand.
-        parts = ray.data.range(num, override_num_blocks=num).map(made, num_cpus=self.task_cpus)
-        ahead = 2 * max(per_step // self.world_size, 1)
+        parts = ray.data.range(len(numbers), override_num_blocks=len(numbers))
+        parts = parts.map(made, num_cpus=self.task_cpus)
+        ahead = 2 * max(plan.recipe.parts_per_step // self.world_size, 1)
         for batch in parts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
             yield Part.from_bytes(cast(pa.Table, batch).column("part")[0].as_py())
 
