@@ -184,6 +184,7 @@ def options_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--per-window", type=int, default=1, help="requests for each row")
     add("--limit", type=int, help="take the first N rows only")
     add("--temperature", type=float, default=1.0)
+    add("--max-tokens", type=int, default=200, help="of a reply")
     add("--timeout-s", type=float, default=60.0, help="of one try")
     add("--tries", type=int, default=8, help="of a request that gets 429, 5xx or no reply; the waits double")
     add("--together", type=int, default=16, help="requests at once, of each worker")
@@ -204,6 +205,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Ask, leave out, write; returns the report. ValueError and OSError say what is wrong."""
     key = options.key_file.read_text().strip() if options.key_file else "none"
     told: dict[str, Any] = {"num_examples": options.num_examples, "temperature": options.temperature}
+    told["max_tokens"] = options.max_tokens
     told |= {"timeout_s": options.timeout_s, "tries": options.tries, "together": options.together}
     told |= {"prompt": options.prompt.read_text()} if options.prompt else {}
     told |= {"examples": read_examples(options.examples)} if options.examples else {}
