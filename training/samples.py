@@ -27,6 +27,15 @@ from training.world_language import (
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
 SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
+LESSONS = (
+    0.25,
+    0.18,
+    0.11,
+    0.09,
+    0.13,
+    0.09,
+    0.15,
+)  # shares of the kinds of question: what is hard, more often
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
 
 Ints = npt.NDArray[np.int64]
@@ -103,10 +112,13 @@ class RowMaker:
         next_times = np.append(at[1:], at[-1])
         counts = np.arange(len(ids)) >= len(prompt) - 1
         counts[-1] = False  # nothing comes after the last token
+        heard = np.array(ids)
+        if rng is not None and said.question.kind != "list":  # a list goes on from what it named last
+            heard = self.with_slips(heard, len(prompt), rng)
         return Row(
             token_ids=np.array(ids),
             weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
-            heard=self.with_slips(np.array(ids), len(prompt), rng) if rng is not None else np.array(ids),
+            heard=heard,
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, capacity or self.capacity)),
@@ -184,7 +196,7 @@ def random_rows(
     while len(rows) < num:
         earliest_s = max(begin_s, end_s - span_s)
         ask_s = float(rng.uniform(earliest_s, earliest_s + 0.5 * (end_s - earliest_s)))
-        question = pick_question(rng, world, ask_s)
+        question = pick_question(rng, world, ask_s, LESSONS)
         pace = float(rng.uniform(2.8, 6.0)) if rng.random() < 0.8 else float(rng.uniform(15.0, 100.0))
         max_words = min(int((end_s - ask_s) * pace), longest)
         said = answer(question, world, ask_s, pace, max_words, seen_s)
@@ -216,8 +228,10 @@ def caption_rows(
     rows: list[Row] = []
     newest_s = float(frame_times[-1])
     while len(rows) < num:
-        question = pick_question(rng, world, newest_s)
-        said = answer(question, world, newest_s + 0.05, 50.0, 4, lambda time_s: newest_s)
+        question = pick_question(rng, world, newest_s, LESSONS)
+        said = answer(
+            question, world, newest_s + 0.05, 50.0, 20 if question.kind == "list" else 4, lambda _: newest_s
+        )
         if said.words:
             rows.append(maker.row(question.instruction, said, frame_times, rng=rng, capacity=capacity))
     return rows
@@ -239,7 +253,7 @@ def flip_book_row(
     """
     order = rng.permutation(len(moments))
     shown = int(rng.integers(0, 5)) if capacity != 1 else 0  # index of the newest picture, others before it
-    question = pick_question(rng, world, float(moments[order[shown]]))
+    question = pick_question(rng, world, float(moments[order[shown]]), LESSONS)
     question = replace(question, keeps_on=question.kind != "list")
     asked_s, pace = 100.0, 5.0
     arrivals = [asked_s - 0.2 * (shown - before) - 0.1 for before in range(shown + 1)]

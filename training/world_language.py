@@ -17,6 +17,7 @@ from training.world import COLOURS, PLACES, THINGS, Event, State, World
 
 Kind = Literal["tell", "list", "what", "where", "colour", "count", "when"]
 KINDS: tuple[Kind, ...] = ("tell", "list", "what", "where", "colour", "count", "when")
+SHARES = (0.28, 0.10, 0.17, 0.16, 0.11, 0.08, 0.10)  # of the kinds, where none are given
 NUMBERS = ("No", "One", "Two", "Three", "Four")
 
 # State-bearing words, by what they tell. All other words of a sentence are grammar.
@@ -197,9 +198,14 @@ def _words(text: str, since_s: float) -> list[Word]:
     return [Word(text=w.text, since_s=since_s if w.slot else None) for w in words]
 
 
-def pick_question(rng: np.random.Generator, world: World, ask_s: float) -> Question:
-    """A question worth asking at that time: mostly about things and places where something is, was, or will be."""
-    kind = str(rng.choice(KINDS, p=(0.28, 0.10, 0.17, 0.16, 0.11, 0.08, 0.10)))
+def pick_question(
+    rng: np.random.Generator, world: World, ask_s: float, shares: Sequence[float] = SHARES
+) -> Question:
+    """A question worth asking at that time: mostly about things and places where something is, was, or will be.
+
+    `shares`: of the kinds of question.
+    """
+    kind = str(rng.choice(KINDS, p=shares))
     keeps_on = (kind in ("tell", "when")) or (kind != "list" and bool(rng.random() < 0.5))
     near = [e for e in world.events if ask_s - 2.0 < e.start_s < ask_s + 8.0]
     now = world.state(ask_s).things
