@@ -1,0 +1,110 @@
+"""Go through the Dockerfile without Docker: its copies and its installs, in a folder, with a fresh virtual environment.
+
+    python deploy/docker/rehearse.py cpu
+
+What it does not do: the base image, users, cache mounts and layers. It ends with the image's programs answering.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCKERFILE = Path(__file__).with_name("Dockerfile")
+NOT_HERE = ("useradd",)  # what needs an image of its own
+# What shows that it runs: the command, Serve, and the app with everything that it imports.
+ANSWERS = (
+    "streamchat --help",
+    "serve --help",
+    "python training/sft.py --help",
+    "python -c 'import services.app, services.llm_decoder, services.frame_fifo, services.kafka_video_log'",
+)
+
+
+def stages(text: str) -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage by its name, `FROM` first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    steps: list[tuple[str, str]] = []
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        instruction, _, rest = line.strip().partition(" ")
+        if instruction == "FROM":
+            source, _, name = rest.partition(" AS ")
+            steps = found[name] = [("FROM", source)]
+        elif instruction.isupper():
+            steps.append((instruction, rest))
+    return found
+
+
+def chain(found: dict[str, list[tuple[str, str]]], target: str) -> list[tuple[str, str]]:
+    """All that happens for a target, stages that it copies from first."""
+    steps: list[tuple[str, str]] = []
+    for instruction, rest in found[target]:
+        copied = re.match(r"--from=(\S+)", rest)
+        if instruction == "FROM" and rest in found:
+            steps += chain(found, rest)
+        elif copied:
+            steps = chain(found, copied[1]) + steps
+        else:
+            steps.append((instruction, rest))
+    return steps
+
+
+def rehearse(target: str, image: Path) -> None:
+    """Do it below `image`, which stands for the image's root. CalledProcessError when a step fails."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(image / "tmp")}
+    (image / "tmp").mkdir()
+    folder = image
+    for instruction, rest in chain(stages(DOCKERFILE.read_text()), target):
+        inside = re.sub(r"(?<![\w.])/(opt|app)\b", rf"{image}/\1", re.sub(r"--mount=\S+ ", "", rest))
+        if instruction == "WORKDIR":
+            folder = Path(inside)
+            folder.mkdir(parents=True, exist_ok=True)
+        elif instruction == "COPY":
+            copy(inside.split(), folder)
+        elif instruction in ("ENV", "ARG"):
+            for name, text in re.findall(r'(\w+)=("[^"]*"|\S*)', inside):
+                environment[name] = text.strip('"').replace("$PATH", environment["PATH"])
+        elif instruction == "RUN" and not inside.startswith(NOT_HERE):
+            run(inside, folder, environment)
+    for command in ANSWERS:
+        run(command, folder, environment)
+
+
+def copy(words: list[str], folder: Path) -> None:
+    """`COPY a b there`, from the root of the tree."""
+    *sources, there = words
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / there, dirs_exist_ok=True)
+        else:
+            shutil.copy(ROOT / source, folder / there)
+
+
+def run(command: str, folder: Path, environment: dict[str, str]) -> None:
+    """A line of shell, shown before it runs."""
+    print(f"+ {command}", file=sys.stderr, flush=True)
+    # People's own index settings hold here as they would in their build.
+    pip = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
+    subprocess.run(
+        command, shell=True, cwd=folder, env=pip | environment, check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("target", choices=("cpu", "gpu"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as image:
+        rehearse(options.target, Path(image))
+    print(f"{options.target}: every step went well")
+
+
+if __name__ == "__main__":
+    main()
