@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
@@ -73,17 +73,19 @@ class StreamChatModel(lmms):
                 texts.append(text)
         return texts
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Arguments are (text, continuation or a function of the document, visuals, number, task, split).
 
         Despite its name lmms-eval wants the loss, as its other models return it: it takes the choice with the smallest.
+        Loss and whether it is the likeliest come wrapped: lmms-eval 0.7.3 makes a text of a bare pair, and then fails.
         """
-        found: list[tuple[float, bool]] = []
+        found: list[GenerationResult] = []
         for (one,) in _chunks(requests, 1, self.rank):
             text, target, visuals, number, task, split = one.args
             continuation = target if isinstance(target, str) else target(self._document(task, split, number))
             asked = self._asked(text, {}, visuals, number, task, split)
-            found.append(self.answerer.loss(asked, continuation))
+            pair: Any = self.answerer.loss(asked, continuation)
+            found.append(GenerationResult(text=pair))
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
