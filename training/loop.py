@@ -53,7 +53,7 @@ class Worker:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.device = cast(torch.device, get_device())
+        self.device = get_device()
         torch.manual_seed(self.recipe.seed)
         with torch.device("meta"):
             self.model = StreamChat(StreamChatConfig.load(plan.start))
