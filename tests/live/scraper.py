@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import yaml
 
+from helm.boards import pictures
 from services import children
 from services.embedded import HOST, free_port
+from tests.helm.queries import dashboards, panels
 from tests.live.live_stack import until
 from tests.prometheus import PROMETHEUS
 
@@ -76,3 +78,13 @@ class Scraper:
             return httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
+
+
+def check_picture(name: str, scraper: Scraper, path: Path) -> None:
+    """Draw a dashboard; each of its panels must show something."""
+    board = dashboards()[name]
+    figure = pictures.drawn(board, scraper.url, 60.0)
+    figure.savefig(path)
+    empty = [axis.get_title(loc="left") for axis in figure.axes[: len(panels(board))] if not axis.lines]
+    assert empty == []
+    assert path.stat().st_size > 20_000

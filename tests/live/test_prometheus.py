@@ -1,4 +1,7 @@
-"""A live Prometheus scrapes the running stack, and every query of every panel and alert returns data from it."""
+"""A live Prometheus scrapes the running stack, and every query of every panel and alert returns data from it.
+
+The panels of training are in test_training_scraped.py.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +9,27 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-import psutil
 import pytest
 
-from helm.boards import pictures
 from services.background import Background
 from services.embedded import HOST, free_port
 from tests.helm.queries import Asked, dashboards, of_alerts, of_panels
 from tests.live.live_stack import MODEL, LiveStack, asking, look_at, until
-from tests.live.scraper import Scraper
+from tests.live.scraper import Scraper, check_picture
 from tests.services.h264 import clip_file
-from tests.training.training_job import TrainingJob
 
 pytestmark = pytest.mark.timeout(600)
 
-QUERIES = [pytest.param(asked, id=asked.where) for asked in [*of_panels(), *of_alerts()]]
+QUERIES = [
+    pytest.param(asked, id=asked.where)
+    for asked in [*of_panels(), *of_alerts()]
+    if not asked.where.startswith("training")
+]
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A training run that lasts as long as it is looked at; where its Ray tells the metrics (HOST:PORT)."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_metrics_report_interval_ms", "1000")
-        job = TrainingJob(tmp_path_factory.mktemp("training") / "run", "--set", "steps=100000")
-    try:
-        job.wait_for_step(1)
-        until(lambda: bool(telling(job)), "no agent of the training's Ray tells its metrics")
-        yield telling(job)[0]
-    finally:
-        job.kill_everything()
-
-
-def telling(job: TrainingJob) -> list[str]:
-    """Where below the job somebody tells training metrics."""
-    addresses: list[str] = []
-    for process in psutil.Process(job.process.pid).children(recursive=True):
-        if "dashboard/agent.py" not in " ".join(process.cmdline()):
-            continue
-        ports = [
-            each.laddr.port for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
-        ]
-        addresses += [f"{HOST}:{port}" for port in ports]
-    return [address for address in addresses if "ray_streamchat_train_loss" in page(address)]
-
-
-def page(address: str) -> str:
-    """What is at /metrics there; nothing when it is no such server."""
-    try:
-        return httpx.get(f"http://{address}/metrics", trust_env=False, timeout=5).text
-    except (httpx.HTTPError, UnicodeDecodeError):
-        return ""
-
-
-@pytest.fixture(scope="module")
-def scraper(live: LiveStack, training: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
-    """It has seen cameras, a publisher, a training run, and answers."""
+def scraper(live: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraper]:
+    """It has seen cameras, a publisher, and answers."""
     folder = tmp_path_factory.mktemp("prometheus")
     publisher = f"{HOST}:{free_port()}"
     clip = clip_file(folder, num_frames=150, size=(320, 240))
@@ -71,7 +39,7 @@ def scraper(live: LiveStack, training: str, tmp_path_factory: pytest.TempPathFac
         live.wait_for_frames("gate")
         scraper = Scraper(folder)
         ending.callback(scraper.close)
-        scraper.scrape(live.url.removeprefix("http://"), publisher, training)
+        scraper.scrape(live.url.removeprefix("http://"), publisher)
         ask(live)
         yield scraper
 
@@ -107,9 +75,5 @@ def test_the_headline_is_what_it_says(scraper: Scraper) -> None:
 
 
 def test_pictures_of_the_dashboards(scraper: Scraper, tmp_path: Path) -> None:
-    for name, board in dashboards().items():
-        figure = pictures.drawn(board, scraper.url, 60.0)
-        figure.savefig(tmp_path / f"{name}.png")
-        drawn = [axis for axis in figure.axes if axis.lines]
-        assert len(drawn) == sum(panel["type"] != "row" for panel in board["panels"])
-        assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+    for name in dashboards().keys() - {"training"}:
+        check_picture(name, scraper, tmp_path / f"{name}.png")
