@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CODE := model services training helm tests
 
-.PHONY: demo test setup setup-dev chromium prometheus lint bench clean
+.PHONY: demo test setup setup-dev chromium prometheus lint audit bench clean
 
 demo: setup
 	@$(BIN)/streamchat demo $(if $(ONCE),--once)
@@ -30,6 +30,13 @@ bench: setup-dev
 	@for bench in $(BENCHES); do \
 	    echo "== $$bench"; $(BIN)/python tests/bench/bench_$$bench.py $(if $(QUICK),--quick); \
 	done
+
+# What is installed, and what is known against it. Without the internet nothing can be asked, which is no failure.
+audit: setup-dev
+	@mkdir -p runs
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
+	@echo "== runs/sbom.json lists $$(grep -c '"bom-ref"' runs/sbom.json) parts"
+	@$(BIN)/python deploy/audit.py
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
