@@ -27,7 +27,7 @@ from model.network import StreamChat
 from tests.bench.crowd import FPS, Crowd
 from tests.bench.machine import seconds
 from tests.bench.peers import Llava, generate, hugging_face
-from tests.bench.report import Plot, keep, numbers, parser, setup, table
+from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
 from tests.bench.shapes import make_config, make_frames, make_model, make_text, with_frames
 
 PROMPT = 64  # tokens of the question
@@ -202,7 +202,13 @@ def main() -> None:
     if options.visual_tokens < 0:
         options.visual_tokens = 0 if device.type == "cuda" else 16
     result = measure(options, device, dtype)
-    keep("peers", result, plotted(result["looking_again"]), options, device)
+    keep(
+        name_of("peers", options.shapes.split(",")[0]),
+        result,
+        plotted(result["looking_again"]),
+        options,
+        device,
+    )
 
 
 if __name__ == "__main__":

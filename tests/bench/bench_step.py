@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.network import StreamChat
 from tests.bench.crowd import FPS, Crowd
-from tests.bench.machine import seconds
+from tests.bench.machine import median_s, seconds
 from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
 from tests.bench.shapes import SHAPES, make_config, make_model, with_frames
 
@@ -75,6 +75,7 @@ def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: i
     """Time between tokens with frames arriving at 5 FPS a camera, and without, in turn."""
     crowd = Crowd(model, cameras=cameras, dialogs=dialogs, answer=2048)
     crowd.speak(span_s / 4, FPS)
+    frame_s = median_s(crowd.see_all, crowd.engine.device, rounds) / cameras
     found: dict[float, list[float]] = {0.0: [], FPS: []}
     waits: list[float] = []
     for number in range(rounds * 2):
@@ -93,6 +94,7 @@ def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: i
         "p99 ms with": round(p99[1], 3),
         "p99 ratio": round(p99[1] / p99[0], 3),
         "tokens/s with": round(dialogs / float(with_frames.mean()) * 1e3, 1),
+        "ms/frame, all at once": round(frame_s * 1e3, 3),
         "frames/s taken": round(len(waits) / (span_s * rounds), 2),
         "frames/s offered": cameras * FPS,
         "frame to word p95 ms": round(float(torch.tensor(waits).quantile(0.95)) * 1e3, 1),

@@ -76,6 +76,12 @@ class Crowd:
         self._offer(camera)
         self.engine.add_frames(camera, [])
 
+    def see_all(self) -> None:
+        """A frame arrives at every camera at the same moment; all are taken in at once."""
+        for camera in self.cameras:
+            self._offer(camera)
+        self.engine.add_frames(self.cameras[0], [])
+
     def step(self) -> None:
         """One token for every dialog."""
         self.engine.step(self.names)
