@@ -139,7 +139,7 @@ def live_units(source: VideoSource, stop: threading.Event) -> Iterator[tuple[Acc
                 yield unit, time.time()
                 if stop.is_set():
                     return
-            problem = f"{source.address}: the stream ended"
+            problem = f"{source.shown}: the stream ended"
         except SourceLost as error:
             problem = str(error)
         log.warning("%s; trying again in %.0f s", problem, backoff_s)

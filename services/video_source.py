@@ -27,6 +27,16 @@ log = logging.getLogger(__name__)
 LONGEST_GOP_S = 2.0  # of a file that is copied
 TRANSCODED_GOP_S = 1.0
 OPEN_TIMEOUT_S = 10.0
+# What a file may be, and what may run while it is probed: no playlist, which would name other files or addresses.
+FILE_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,mjpeg,ivf"
+FILE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
+LIVE_OPTIONS = {
+    "rtsp_transport": "tcp",
+    "fflags": "nobuffer",
+    "protocol_whitelist": "rtsp,rtp,udp,tcp,tls",
+    "format_whitelist": "rtsp,rtp,sdp,h264,hevc,mjpeg",
+    "codec_whitelist": "h264,hevc,mjpeg",
+}
 FILTERS = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 PARAMETER_SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}  # NAL unit types
 START_CODE = re.compile(rb"\x00\x00\x01")
@@ -60,19 +70,32 @@ class VideoSource:
     live: bool
     transcode: bool = False
 
+    @property
+    def shown(self) -> str:
+        """The address as it may stand in a message: without a camera's password."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.address)
+
     def units(self) -> Iterator[AccessUnit]:
         """Access units in decoding order, until the source ends. SourceLost when it ends by an error."""
         with open_container(self) as container:
-            stream = video_stream(container, self.address)
+            stream = video_stream(container, self.shown)
             copied = stream.codec_context.name in CODECS and not self.transcode
             try:
                 yield from copy_units(container, stream) if copied else encode_units(container, stream)
             except FFmpegError as error:
-                raise SourceLost(f"{self.address}: the video broke off ({error.strerror})") from error
+                raise SourceLost(f"{self.shown}: the video broke off ({error.strerror})") from error
 
 
 def open_source(source: str) -> VideoSource:
-    """A path, `rtsp://...` or `/dev/videoN`. SourceLost when it is not there or has no video."""
+    """A path, `rtsp://...` or `/dev/videoN`; `@FILE` stands for what it says, which no process list shows.
+
+    SourceLost when it is not there or has no video.
+    """
+    if source.startswith("@"):
+        try:
+            return open_source(Path(source[1:]).read_text().strip().removeprefix("@"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceLost(f"{source}: cannot be read ({type(error).__name__})") from error
     if re.match(r"rtsps?://", source):
         return VideoSource(address=source, live=True)
     if source.startswith("/dev/video"):
@@ -80,7 +103,8 @@ def open_source(source: str) -> VideoSource:
             raise SourceLost(f"{source}: no such camera on this machine")
         return VideoSource(address=source, live=True)
     if re.match(r"[a-z0-9+]+://", source):
-        raise SourceLost(f"{source}: got an address, wanted a file, rtsp://... or /dev/videoN")
+        shown = VideoSource(address=source, live=True).shown
+        raise SourceLost(f"{shown}: got an address, wanted a file, rtsp://... or /dev/videoN")
     if not Path(source).is_file():
         raise SourceLost(f"{source}: no such file")
     file = VideoSource(address=source, live=False)
@@ -98,23 +122,17 @@ def open_source(source: str) -> VideoSource:
 
 def open_container(source: VideoSource) -> InputContainer:
     """Open with the options of its kind. SourceLost says what went wrong."""
-    options: dict[str, str] = {}
-    kind: str | None = None
+    options, kind = FILE_OPTIONS, None
     if source.address.startswith("/dev/"):
-        kind = "v4l2"
+        options, kind = dict[str, str](), "v4l2"
     elif source.live:
-        kind = "rtsp"
-        options = {
-            "rtsp_transport": "tcp",
-            "fflags": "nobuffer",
-            "protocol_whitelist": "rtsp,rtp,udp,tcp,tls",
-        }
+        options, kind = LIVE_OPTIONS, "rtsp"
     try:
         timeout = (OPEN_TIMEOUT_S, OPEN_TIMEOUT_S) if source.live else None
         return av.open(source.address, "r", format=kind, options=options, timeout=timeout)
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise SourceLost(f"{source.address}: cannot be opened as video ({reason})") from error
+        raise SourceLost(f"{source.shown}: cannot be opened as video ({reason})") from None
 
 
 def video_stream(container: InputContainer, address: str) -> VideoStream:
