@@ -17,7 +17,7 @@ from typing import Any
 import kafka
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownError
+from kafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, UnknownError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
 from services.messages import VideoPacket
@@ -173,8 +173,8 @@ class KafkaVideoLog:
             admin.create_topics(
                 {self.topic: {"num_partitions": self._num_partitions, "replication_factor": -1}}
             )
-        except TopicAlreadyExistsError:
-            pass
+        except (TopicAlreadyExistsError, TopicAuthorizationFailedError):
+            pass  # it is there, or those who may make topics have made it, as on a cluster with least rights
         finally:
             admin.close()
         self._topic_known = True
