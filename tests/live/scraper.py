@@ -32,7 +32,7 @@ class Scraper:
         self._targets = folder / "targets.json"
         self._targets.write_text("[]")
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": {"scrape_interval": "2s", "scrape_timeout": "2s"},
             "scrape_configs": [
                 {
                     "job_name": "streamchat",
