@@ -61,6 +61,9 @@ class DenseInstructions:
         claim.write_text(json.dumps(brief.what, indent=1) + "\n")
         self.answers = Ledger(out / "answers.jsonl")
         self.rejected = Ledger(out / "rejected.jsonl")
+        for outcome in (*self.answers, *self.rejected):  # what was so before counts on
+            if not outcome.get("again"):
+                self._count(outcome)
 
     def requests(self, per_window: int) -> list[dict[str, Any]]:
         """What is still to be asked."""
@@ -75,17 +78,18 @@ class DenseInstructions:
             self._keep(outcome)
             self._show(number, len(requests), time.monotonic() - begun_s)
         print(file=sys.stderr)
-        self.bad.finish()
 
     def _keep(self, outcome: dict[str, Any]) -> None:
-        if "turn" in outcome:
-            self.answers.add(outcome)
-            self.bad.good()
-            return
-        self.rejected.add(outcome)
+        (self.answers if "turn" in outcome else self.rejected).add(outcome)
         if outcome.get("refused"):
             raise Refused(outcome["detail"])
-        self.bad.skip(outcome["request"], BadRow(outcome["reason"], outcome["detail"]))
+        self._count(outcome)
+
+    def _count(self, outcome: dict[str, Any]) -> None:
+        if "turn" in outcome:
+            self.bad.good()
+        else:
+            self.bad.skip(outcome["request"], BadRow(outcome["reason"], outcome["detail"]))
 
     def _show(self, number: int, num: int, passed_s: float) -> None:
         left_s = passed_s / number * (num - number)
@@ -95,7 +99,8 @@ class DenseInstructions:
         print(f"\r{told}", end="", file=sys.stderr, flush=True)
 
     def finish(self, embed: Embedder, similarity: float, per_cluster: int) -> dict[str, Any]:
-        """Leave out near-duplicates, write the rows, and report."""
+        """Leave out near-duplicates, write the rows, and report. ValueError when too many replies were bad."""
+        self.bad.finish()
         usable = sorted((o for o in self.answers if _row_id(o) in self.rows), key=lambda o: o["request"])
         labels = clusters([o["turn"]["instruction"] for o in usable], embed, similarity)
         kept = first_of_each(labels, per_cluster)

@@ -163,9 +163,18 @@ def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> Non
         assert status == 1
         assert "12 of 12 replies are bad (100.0%), more than the limit of 20.0%: no JSON 12" in err
         replies[0] = 401
+        command.words += ["--max-bad-share", "1"]  # what was bad before counts on
         status, _, err = command.run()
         assert status == 1
         assert f"dense_instructions: {endpoint.url}/v1 answers 401" in err
+
+
+def test_bad_replies_of_an_earlier_try_count_on(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    made.rejected.add({"request": "a#0", "reason": "no JSON", "detail": "got ''"})
+    again = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    with pytest.raises(ValueError, match=r"1 of 1 rows are bad \(100.0%\)"):
+        again.finish(word_vectors, 0.9, 1)
 
 
 def test_another_model_needs_another_folder(tmp_path: Path) -> None:

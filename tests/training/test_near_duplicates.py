@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
+from openai import OpenAI
 
-from training.near_duplicates import clusters, first_of_each, word_vectors
+from tests.services.served_gateway import listening
+from training.near_duplicates import EndpointEmbedder, clusters, first_of_each, word_vectors
 
 TEXTS = [
     "What is the man in the red jacket doing on the pier now?",
@@ -51,3 +54,25 @@ def test_the_same_ten_thousand_times_and_nothing_at_all() -> None:
 def test_a_similarity_that_is_none(similarity: float) -> None:
     with pytest.raises(ValueError, match="wanted between 0 and 1"):
         clusters(TEXTS, word_vectors, similarity)
+
+
+def test_embeddings_of_an_endpoint() -> None:
+    app, sizes = FastAPI(), list[int]()
+
+    @app.post("/v1/embeddings")
+    def embed(body: dict[str, Any]) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        texts = body["input"]
+        sizes.append(len(texts))
+        data = [
+            {"object": "embedding", "index": n, "embedding": [float(len(text)), 1.0]}
+            for n, text in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return {"object": "list", "data": data[::-1], "model": body["model"], "usage": usage}
+
+    texts = ["x" * (1 + number % 7) for number in range(300)]
+    with listening(app) as url, OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        vectors = EndpointEmbedder(client=client, model="m")(texts)
+    assert sizes == [256, 44]
+    assert vectors.shape == (300, 2)
+    assert vectors[:, 0].tolist() == [float(len(text)) for text in texts]
