@@ -27,15 +27,11 @@ from training.world_language import (
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
 SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
-LESSONS = (
-    0.25,
-    0.18,
-    0.11,
-    0.09,
-    0.13,
-    0.09,
-    0.15,
-)  # shares of the kinds of question: what is hard, more often
+# Shares of the kinds of question: what is hard, more often.
+LESSONS = (0.25, 0.18, 0.11, 0.09, 0.13, 0.09, 0.15)
+FROZEN = (
+    0.15  # share of the dialogs to which no frame comes after the question: they tell of what was last seen
+)
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
 
 Ints = npt.NDArray[np.int64]
@@ -189,13 +185,16 @@ def random_rows(
     """
     rows: list[Row] = []
     begin_s, end_s = float(frame_times[0]), float(frame_times[-1])
+    newest_s = end_s
 
     def seen_s(time_s: float) -> float:
+        time_s = min(time_s, newest_s)
         return float(frame_times[max(np.searchsorted(frame_times, time_s + 1e-9, side="right") - 1, 0)])
 
     while len(rows) < num:
         earliest_s = max(begin_s, end_s - span_s)
         ask_s = float(rng.uniform(earliest_s, earliest_s + 0.5 * (end_s - earliest_s)))
+        newest_s = ask_s if rng.random() < FROZEN else end_s
         question = pick_question(rng, world, ask_s, LESSONS)
         pace = float(rng.uniform(2.8, 6.0)) if rng.random() < 0.8 else float(rng.uniform(15.0, 100.0))
         max_words = min(int((end_s - ask_s) * pace), longest)
@@ -209,6 +208,8 @@ def random_rows(
             told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
             history = (earlier.instruction, " ".join(w.text for w in told.words))
         row = maker.row(question.instruction, said, frame_times, history, rng)
+        if newest_s == ask_s:
+            row.visible[:] = row.visible[0]
         if rng.random() < YOUNG:
             asked_at = int(np.searchsorted(frame_times, ask_s, side="right"))
             row.visible[:, : int(rng.integers(0, asked_at))] = False
