@@ -19,7 +19,8 @@ import struct
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,30 +123,25 @@ def certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
 @contextmanager
 def open_doors(doors: Mapping[int, tuple[int, Gate | None]], context: ssl.SSLContext) -> Generator[None]:
     """Serve each port with TLS, passing what its gate lets in on to another port."""
-    loop = asyncio.new_event_loop()
-    opened = threading.Event()
-    closing = asyncio.Event()
+    opened: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
-        servers = [
-            await asyncio.start_server(_door(port, gate), HOST, listen, ssl=context, limit=2**20)
-            for listen, (port, gate) in doors.items()
-        ]
-        opened.set()
-        await closing.wait()
-        for server in servers:
-            server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
+        closing = asyncio.Event()
+        async with AsyncExitStack() as ending:
+            for listen, (port, gate) in doors.items():
+                server = await asyncio.start_server(_door(port, gate), HOST, listen, ssl=context)
+                ending.callback(server.close)
+            opened.set_result((asyncio.get_running_loop(), closing))
+            await closing.wait()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), name="doors", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="doors", daemon=True)
     thread.start()
+    loop, closing = opened.result(30.0)
     try:
-        assert opened.wait(10.0)
         yield
     finally:
         loop.call_soon_threadsafe(closing.set)
-        thread.join(10.0)
+        thread.join(30.0)
 
 
 def _door(

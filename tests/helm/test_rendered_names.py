@@ -116,6 +116,45 @@ def test_the_clusters_ray_is_the_one_that_is_installed() -> None:
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
+def test_ports_are_one_and_the_same_wherever_they_are_named(case: str) -> None:
+    chart = rendered(case)
+    served = chart.serve_config["http_options"]["port"]
+    assert cli.parser().parse_args(["up"]).port == served  # where people find it on one machine
+    (port,) = chart.one("RayService")["spec"]["serveService"]["spec"]["ports"]
+    assert port == {"name": "serve", "port": served, "targetPort": served}
+    for template in chart.ray_templates().values():
+        ports = {one["name"]: one["containerPort"] for one in template["spec"]["containers"][0]["ports"]}
+        assert ports["serve"] == served
+    for route in chart.all("HTTPRoute"):
+        assert [one["port"] for rule in route["spec"]["rules"] for one in rule["backendRefs"]] == [served]
+    for deployment in chart.all("Deployment"):
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        options = cli.parser().parse_args(container["command"][1:])
+        assert container["ports"] == [
+            {"name": "publish", "containerPort": int(options.metrics.rpartition(":")[2])}
+        ]
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_monitors_name_ports_of_the_pods_they_select(case: str) -> None:
+    chart = rendered(case)
+    pods = [
+        template["metadata"]["labels"] | {"ray.io/is-ray-node": "yes"}
+        for template in chart.pod_templates().values()
+    ]
+    ports = [
+        {port["name"] for container in template["spec"]["containers"] for port in container.get("ports", ())}
+        for template in chart.pod_templates().values()
+    ]
+    for monitor in chart.all("PodMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        selected = [names for labels, names in zip(pods, ports, strict=True) if wanted <= labels.items()]
+        named = {one["port"] for one in monitor["spec"]["podMetricsEndpoints"]}
+        assert named <= set[str]().union(*selected)
+    assert bool(chart.all("PodMonitor")) is bool(CASES[case].get("metrics", {}))
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
 def test_commands_of_pods_are_commands_of_ours(case: str) -> None:
     for template in rendered(case).pod_templates().values():
         for container in template["spec"]["containers"]:
