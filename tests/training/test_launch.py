@@ -63,7 +63,7 @@ def test_the_command_ends_with_a_folder_that_tells_how_it_was_made(undisturbed: 
     assert {"tokens_s", "frames_s", "mfu", "data_wait", "memory_gb", "lr", "left_s"} <= undisturbed.log()[
         0
     ].keys()
-    assert undisturbed.text().rstrip().endswith(f"trained: {out}")
+    assert f"trained: {out}" in undisturbed.text()
     assert "adapter" in undisturbed.text()
 
 
@@ -130,7 +130,6 @@ def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_p
     )
     assert job.finish() == 1
     assert "rows are bad, more than max_bad_share 5.0%" in job.text()
-    assert f"empty file {tmp_path}" not in job.text()
     assert "missing file" in job.text()
     assert str(tmp_path / "absent.mp4") in job.text()
     assert not (tmp_path / "out" / "config.json").exists()

@@ -57,7 +57,7 @@ def test_two_workers_have_the_curve_of_one_and_hold_half(
         assert one["samples"] == 6
     for kind, whole in alone[2].items():
         halves = [worker["held"][kind] for worker in told]
-        assert max(halves) < 0.52 * whole, kind
+        assert max(halves) <= 0.52 * whole, kind
         assert sum(halves) >= whole
     trained, wanted_model = load_model(tmp_path / "saved" / "folder"), load_model(alone[1])
     for (name, one), other in zip(trained.named_parameters(), wanted_model.parameters(), strict=True):
