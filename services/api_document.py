@@ -13,8 +13,19 @@ from starlette.responses import HTMLResponse, Response
 
 from services.chat_reply import ChatCompletionChunk
 from services.chat_request import ChatRequest
+from services.doors import PUBLIC
 
 REFERENCE = "#/components/schemas/{model}"
+ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}}
+REFUSALS = {  # of the door before every route
+    "400": {"description": "Something in the request is wrong", **ERROR},
+    "401": {"description": "No API key, or none that is known", **ERROR},
+    "403": {
+        "description": "The key may not: another's camera, an admin's route, another site's page",
+        **ERROR,
+    },
+    "429": {"description": "The key has asked too often, or has too much open: `Retry-After`", **ERROR},
+}
 EXAMPLE = """curl -N http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' -d '{
   "model": "MODEL", "stream": true, "streamchat": {"tokens_per_second": 4},
   "messages": [{"role": "user", "content": [
@@ -46,9 +57,15 @@ def api_document(app: FastAPI) -> dict[str, Any]:
     schemas.update(definitions["$defs"])
     for unused in ("HTTPValidationError", "ValidationError"):  # errors have OpenAI's shape, also these
         schemas.pop(unused, None)
-    for operations in document["paths"].values():
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"key": []}]
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            if path in PUBLIC:
+                operation["security"] = []
+            else:
+                operation["responses"] = REFUSALS | operation["responses"]
     return document
 
 

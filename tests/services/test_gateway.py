@@ -128,7 +128,7 @@ def test_the_document_describes_the_real_requests_and_errors(http: httpx.Client)
     assert set(schemas["ErrorDetail"]["properties"]) == {"message", "type", "param", "code"}
     assert "ChatCompletionChunk" in schemas
     post = document["paths"]["/v1/chat/completions"]["post"]
-    assert {"200", "400", "404", "409", "413", "429", "503"} == set(post["responses"])
+    assert {"200", "400", "401", "403", "404", "409", "413", "429", "503"} == set(post["responses"])
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert name in schemas
     page = http.get("/docs").text
