@@ -52,9 +52,10 @@ class Service:
 
     def spawn(self, container: Object, words: list[str]) -> subprocess.Popen[bytes]:
         """Run a pod's command with its variables, in the image's working folder, which is the tree's root."""
-        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         environment = self.environment(container) | path
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=False)
+        command = ["/usr/bin/env", *words]
+        return children.spawn(command, environment=environment, folder=ROOT, stdout=subprocess.PIPE)
 
 
 def here(environment: dict[str, str], folder: Path) -> dict[str, str]:
@@ -68,6 +69,7 @@ def service(secured: SecuredServers) -> Iterator[Service]:
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="sc-", dir="/tmp")))
         lay_out_secrets(chart, secured, folder)
+        lay_out_command(folder)
         template = chart.ray_templates()["cpu"]["spec"]["containers"][0]
         group = chart.one("RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
         environment = here(chart.environment(template), folder)
@@ -121,6 +123,14 @@ def lay_out_secrets(chart: Rendered, secured: SecuredServers, folder: Path) -> N
     (folder / "ray").mkdir()
 
 
+def lay_out_command(folder: Path) -> None:
+    """`streamchat`, as the image has it, of this very tree."""
+    command = folder / "bin" / "streamchat"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m services.cli "$@"\n')
+    command.chmod(0o755)
+
+
 def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=10.0, trust_env=False).status_code == 200
@@ -135,7 +145,10 @@ def test_the_helm_test_gets_its_answer(service: Service) -> None:
     words[words.index("http://streamchat:8000")] = service.url
     words[-1] = str(round(PATIENCE_S))
     asked = service.spawn(container, words)
-    said, _ = asked.communicate(timeout=PATIENCE_S + 60)
+    try:
+        said, _ = asked.communicate(timeout=PATIENCE_S + 60)
+    finally:
+        children.end(asked)
     assert asked.returncode == 0, said.decode()
     assert len(said.decode().split()) > 3
 
