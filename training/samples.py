@@ -196,7 +196,7 @@ def random_rows(
         ask_s = float(rng.uniform(earliest_s, earliest_s + 0.5 * (end_s - earliest_s)))
         newest_s = ask_s if rng.random() < FROZEN else end_s
         question = pick_question(rng, world, ask_s, LESSONS)
-        pace = float(rng.uniform(2.8, 6.0)) if rng.random() < 0.8 else float(rng.uniform(15.0, 100.0))
+        pace = float(rng.choice((5.0, rng.uniform(2.8, 6.0), rng.uniform(15.0, 100.0)), p=(0.7, 0.15, 0.15)))
         max_words = min(int((end_s - ask_s) * pace), longest)
         said = answer(question, world, ask_s, pace, max_words, seen_s)
         if not said.words:
