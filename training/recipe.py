@@ -59,7 +59,7 @@ class Recipe:
     world_share: float = 1.0  # of the parts, where there are Parquet rows too
     # Its curriculum: first one picture, then finding the newest of several, then dialogs at the world's own pace.
     one_picture_steps: int = 450
-    picture_steps: int = 1500  # before dialogs, those with one picture included
+    picture_steps: int = 1000  # before dialogs, those with one picture included
     flip_books: float = 0.65  # share of those steps, others are captions; half as many go on beside dialogs
     flip_book_frames: int = 18
     flip_book_rows: int = 4  # a clip
@@ -144,7 +144,7 @@ def live_world() -> Recipe:
         sft(),
         name="live_world",
         trainable=("adapter", "language", "visual_ffn", "gates"),
-        steps=12_000,
+        steps=3_400,
         global_batch=8,  # clips
         micro_batch=8,
         peak_lr=1.5e-3,
