@@ -7,9 +7,11 @@ Letters: F frames, P visual tokens a frame, G key/value heads, d head size, S te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,8 +87,7 @@ class FrameStore:
         self.pages, self.device = Pages(num_rings), device
         shape = (num_rings, *ring_shape(config))
         self._layers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in config.cross_layers
+            (_lasting(shape, dtype, device), _lasting(shape, dtype, device)) for _ in config.cross_layers
         ]
 
     def rings(self, layer: int, places: slice | Tensor) -> KeysValues:
@@ -124,7 +125,7 @@ class TextStore:
         self.pages, self.page_tokens = Pages(num_pages), page_tokens
         shape = (num_pages, config.num_key_value_heads, page_tokens, config.head_dim)
         self.layers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            (_lasting(shape, dtype, device), _lasting(shape, dtype, device))
             for _ in range(config.num_hidden_layers)
         ]
 
@@ -133,3 +134,11 @@ class TextStore:
         all_keys, all_values = self.layers[layer]
         all_keys[pages, :, offsets] = keys
         all_values[pages, :, offsets] = values
+
+
+def _lasting(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On a CPU their memory is promised now and taken page by page when it is first written."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    promised = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(promised).view(dtype).view(*shape)
