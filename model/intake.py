@@ -137,7 +137,7 @@ class Intake:
     def _chains(self, features: Sequence[Tensor]) -> Generator[None, None, list[Chain]]:
         """What `visual_chain` computes, some tokens and one layer at a time."""
         model = self._model
-        weight = model.adapter[0].weight
+        weight = next(model.adapter.parameters())
         rows = torch.stack(list(features)).to(weight.device, weight.dtype).flatten(0, 1)
         cos, sin = (part.repeat(len(features), 1) for part in model.rope.place(weight.device))
         parts: list[list[KeysValues]] = []

@@ -82,7 +82,7 @@ class Joined:
     def __init__(self, *parts: nn.Linear) -> None:
         self._first = parts[0]
         self._weight = self._join([part.weight for part in parts])
-        biases = [part.bias for part in parts if part.bias is not None]
+        biases = [part.bias for part in parts if part.bias is not None]  # pyright: ignore[reportUnnecessaryComparison]
         self._bias = self._join(biases) if biases else None
 
     @property
@@ -93,7 +93,7 @@ class Joined:
         return self._weight, self._bias
 
     @staticmethod
-    def _join(parts: Sequence[nn.Parameter]) -> Tensor:
+    def _join(parts: Sequence[Tensor]) -> Tensor:
         whole = torch.cat([part.detach() for part in parts])
         for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
             part.data = view

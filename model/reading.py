@@ -185,7 +185,7 @@ class FrameRows:
         self._mask = self._sees = None
         if not all(dialog.sees_all for dialog in each):
             visible = np.array([dialog.visible(dialog.ring.num_arrived - 1) for dialog in each])
-            sees = visible.any(-1)
+            sees = np.asarray(visible.any(-1))
             mask = np.where(visible | ~sees[:, None], 0.0, -np.inf).astype(np.float32)
             self._mask = torch.from_numpy(mask).to(self._device).view(shape)[:, None, :, None, :, None]
             own = np.array([any(dialog.visible(dialog.ring.num_arrived - 1)) for dialog in rows])

@@ -47,7 +47,7 @@ class Key:
             raise ValueError(f"key {self.id}: got role {self.role!r}, wanted ask or admin")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"key {self.id}: its sha256 is none: wanted 64 hexadecimal digits")
-        if not all(isinstance(pattern, str) for pattern in self.cameras):
+        if not all(isinstance(pattern, str) for pattern in self.cameras):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"key {self.id}: got cameras {self.cameras!r}, wanted texts")
         if min(self.requests_per_minute, self.requests_at_once) < 0:
             raise ValueError(f"key {self.id}: got a limit below 0, wanted 0 (the setting's) or more")
@@ -80,7 +80,8 @@ def parsed_keys(text: str) -> dict[str, Key]:
         rows = json.loads(text)["keys"]
         if strange := {name for row in rows for name in row} - known:
             raise ValueError(f"got the fields {sorted(strange)}, wanted only {sorted(known)}")
-        keys = [Key(**{**row, "cameras": tuple(row["cameras"])}) for row in rows]
+        values: list[dict[str, Any]] = [{**row, "cameras": tuple(row["cameras"])} for row in rows]
+        keys = [Key(**value) for value in values]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"wanted what `streamchat keys` writes, got something else ({type(error).__name__})"

@@ -129,7 +129,7 @@ def start_ray(folder: Path, cpus: float, labels: dict[str, str], jobs_port: int 
     services.get_node = get_node
     ray.init(
         address="local",
-        num_cpus=cpus,
+        num_cpus=cpus,  # pyright: ignore[reportArgumentType]
         labels=labels,
         object_store_memory=local_ray.OBJECT_STORE_BYTES,
         include_dashboard=jobs_port is not None,

@@ -95,7 +95,8 @@ def routes(served: Gateway) -> list[tuple[str, str]]:
             elif isinstance(route, APIRoute) or hasattr(route, "methods"):
                 found.extend((method, path) for method in sorted(getattr(route, "methods", ()) or ()))
             else:
-                walk(list(getattr(route, "routes", ()) or getattr(route, "original_router", route).routes))
+                inner: Any = getattr(route, "original_router", route)
+                walk(list(getattr(route, "routes", ()) or inner.routes))
 
     walk(list(served.app.routes))
     return found
