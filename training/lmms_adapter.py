@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,29 @@ class StreamChatModel(lmms):
             found.append(GenerationResult(text=pair))
         return found
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Raises NotImplementedError: none of the paper's benchmarks asks in rounds."""
-        raise NotImplementedError("tasks of several rounds cannot be run with the model streamchat")
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
+        """Answer, hand the task what was said so far, ask what it makes of that, until it has asked all: OVO-Bench.
+
+        Arguments are those of `generate_until`, and before the number what makes the next round of a document.
+        """
+        results: list[list[str]] = []
+        for (one,) in _chunks(requests, 1, self.rank):
+            text, options, visuals, next_round, number, task, split = one.args
+            said: list[str] = []
+            before = None
+            for round_idx in count(1):
+                said += self.answerer.answer([self._asked(text, options, visuals, number, task, split)])
+                visuals, text, is_over, told, before = next_round(
+                    self._document(task, split, number),
+                    previous_output=said,
+                    round_idx=round_idx,
+                    previous_round_info=before,
+                )
+                said = list(told)
+                if is_over:
+                    break
+            results.append(said)
+        return results
 
     def _document(self, task: str, split: str, number: int) -> Any:
         return self.task_dict[task][split][number]

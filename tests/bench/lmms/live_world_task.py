@@ -1,4 +1,4 @@
-"""What the two tasks need beside their YAML files. lmms-eval imports it; it imports nothing of ours."""
+"""What the tasks need beside their YAML files. lmms-eval imports it; it imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ def colours(doc: dict[str, Any]) -> list[str]:
 def said_right(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """1 when the answer is the right sentence, but for its full stop."""
     return {"said_right": float(results[0].strip().rstrip(".") == doc["answer"].rstrip("."))}
+
+
+def next_round(
+    doc: dict[str, Any],
+    lmms_eval_specific_kwargs: dict[str, Any] | None = None,
+    previous_output: list[str] | None = None,
+    round_idx: int | None = None,
+    previous_round_info: Any = None,
+) -> Any:
+    """The question, and in a second round how many things there are; then all was asked."""
+    if round_idx is None:
+        return doc["instruction"]
+    return [doc["video"]], "How many things are there now?", round_idx == 2, previous_output, None
+
+
+def both_right(doc: dict[str, Any], results: list[list[str]]) -> dict[str, float]:
+    """The share of the two answers that is right."""
+    wanted = (doc["answer"], doc["count"])
+    pairs = zip(results[0], wanted, strict=True)
+    return {"said_right": sum(said.strip().rstrip(".") == right.rstrip(".") for said, right in pairs) / 2}

@@ -1,4 +1,4 @@
-"""Run lmms-eval's own command on two small tasks made of live-world clips, with streamchat-tiny as the model.
+"""Run lmms-eval's own command on three small tasks made of live-world clips, with streamchat-tiny as the model.
 
     python tests/bench/lmms/run.py --python lmms/bin/python
 
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 NEAR_END_S = 0.3
 KINDS = ("where", "colour", "count", "what")
-TASKS = ("live_world_video", "live_world_picture")
+TASKS = ("live_world_video", "live_world_picture", "live_world_rounds")
 
 
 def questions_of(clip: Clip, number: int) -> list[dict[str, Any]]:
@@ -39,15 +39,18 @@ def questions_of(clip: Clip, number: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng([clip.world.seed, number])
     end_s = clip.world.duration_s - NEAR_END_S
     things = clip.world.state(end_s).things
+    count = _right_answer(Question(kind="count", keeps_on=False), clip, end_s)
     rows: list[dict[str, Any]] = []
     for kind in KINDS if things else ():
         thing = things[int(rng.integers(len(things)))]
         question = Question(kind=kind, keeps_on=False, thing=thing.name, place=thing.place)  # type: ignore[arg-type]
-        said = " ".join(word.text for word in sentence(question, clip.world, end_s))
-        rows.append(
-            {"video": str(clip.path), "instruction": question.instruction, "answer": said, "kind": kind}
-        )
+        row = {"video": str(clip.path), "instruction": question.instruction, "kind": kind, "count": count}
+        rows.append(row | {"answer": _right_answer(question, clip, end_s)})
     return rows
+
+
+def _right_answer(question: Question, clip: Clip, time_s: float) -> str:
+    return " ".join(word.text for word in sentence(question, clip.world, time_s))
 
 
 def last_picture(clip: Clip, path: Path) -> None:
@@ -60,7 +63,7 @@ def last_picture(clip: Clip, path: Path) -> None:
 
 
 def write_tasks(folder: Path, num_clips: int) -> None:
-    """Clips, pictures, questions and both tasks."""
+    """Clips, pictures, questions and the tasks."""
     write_clips(TEST_SEEDS.start + 50, num_clips, folder / "clips")
     asked: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
