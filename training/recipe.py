@@ -61,7 +61,7 @@ class Recipe:
     one_picture_steps: int = 450
     picture_steps: int = 1000  # before dialogs, those with one picture included
     flip_books: float = 0.65  # share of those steps, others are captions; half as many go on beside dialogs
-    flip_book_frames: int = 18
+    flip_book_frames: int = 24
     flip_book_rows: int = 4  # a clip
     # Losses beside the words' own, with their weights.
     grounding: float = 0.0  # `training/grounding.py`

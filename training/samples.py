@@ -30,7 +30,7 @@ SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
 # Shares of the kinds of question: what is hard, more often.
 LESSONS = (0.25, 0.18, 0.11, 0.09, 0.13, 0.09, 0.15)
 FROZEN = (
-    0.15  # share of the dialogs to which no frame comes after the question: they tell of what was last seen
+    0.2  # share of the dialogs to which no frame comes after the question: they tell of what was last seen
 )
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
 
@@ -242,38 +242,47 @@ def flip_book_row(
     rng: np.random.Generator,
     maker: RowMaker,
     world: World,
-    moments: Floats,
+    scenes: Floats,
     longest: int,
     capacity: int | None = None,
 ) -> Row:
-    """One question, and an answer that goes on while each sentence meets a new picture from any moment of the clip.
+    """One question, and an answer that goes on while each sentence meets a new scene from any moment of the clip.
 
     What was said and seen before tells nothing, so only looking at the newest frame pays; and one question gives as
-    many lessons as the answer has sentences. `moments` [F]: capture times of the clip's frames in the batch, each of
-    which the row sees at most once, in an order of its own. Times are made up: five words a second.
+    many lessons as the answer has sentences. `scenes` [S, L]: capture times of the clip's frames in the batch, L
+    successive ones of each scene; the row sees a scene at most once, in an order of its own. The first frame of a
+    scene comes just before the sentence that tells of it, as when something happens while the model speaks. Times
+    are made up: five words a second.
     """
-    order = rng.permutation(len(moments))
-    shown = int(rng.integers(0, 5)) if capacity != 1 else 0  # index of the newest picture, others before it
-    question = pick_question(rng, world, float(moments[order[shown]]), LESSONS)
+    asked_s, pace, length = 100.0, 5.0, scenes.shape[1]
+    order = rng.permutation(len(scenes))
+    shown = int(rng.integers(1, max(6 // length, 3))) if capacity != 1 else 1  # scenes before the question
+    arrivals = asked_s + 1000.0 + np.arange(scenes.size, dtype=np.float64).reshape(scenes.shape)  # or never
+    arrivals[order[:shown]] = asked_s - 0.1 - 0.2 * np.arange(shown * length)[::-1].reshape(shown, length)
+    told_s = float(scenes[order[shown - 1], -1])
+    question = pick_question(rng, world, told_s, LESSONS)
     question = replace(question, keeps_on=question.kind != "list")
-    asked_s, pace = 100.0, 5.0
-    arrivals = [asked_s - 0.2 * (shown - before) - 0.1 for before in range(shown + 1)]
     words: list[Word] = []
     last_place, complete = -1, False
-    while not complete and len(words) < longest and len(arrivals) < len(order):
-        if words and question.kind != "list":  # a list is of one picture
-            arrivals.append(asked_s + len(words) / pace - 0.01)
-        spoken = sentence(question, world, float(moments[order[len(arrivals) - 1]]), last_place)
+    while not complete and len(words) < longest and shown < len(scenes):
+        begins, shows = len(words), bool(words) and question.kind != "list"  # a list is of one picture
+        if shows:
+            told_s = float(scenes[order[shown], 0])
+        spoken = sentence(question, world, told_s, last_place)
         words += spoken
         last_place = told_place([w.text for w in spoken], last_place)
         complete = not spoken or is_last(question, [w.text for w in spoken])
-    never = [asked_s + 1000.0 + number for number in range(len(order) - len(arrivals))]
+        if shows:
+            come = np.arange(min(length, len(spoken)))  # at most one between two words
+            arrivals[order[shown], come] = asked_s + (begins + come) / pace - 0.01
+            shown += 1
     said = Answer(
         question=question, start_s=asked_s, words=tuple(words), words_per_second=pace, complete=complete
     )
-    row = maker.row(question.instruction, said, np.array(arrivals + never), rng=rng, capacity=capacity)
+    frames = np.argsort(arrivals, axis=None)
+    row = maker.row(question.instruction, said, arrivals.flat[frames], rng=rng, capacity=capacity)
     frame_index, visible = np.empty_like(row.frame_index), np.empty_like(row.visible)
-    frame_index[order], visible[:, order] = row.frame_index, row.visible
+    frame_index[frames], visible[:, frames] = row.frame_index, row.visible
     return replace(row, frame_index=frame_index, visible=visible)
 
 

@@ -111,9 +111,12 @@ class WorldParts:
         return self._made(number, clips, frames, rows)
 
     def flip_books(self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0) -> Part:
-        """Pictures of each clip in any order, and answers that go on while they are shown."""
-        num, longest = min(self.recipe.flip_book_frames, self.num_frames), int(rng.choice((12, 20, 28)))
-        frames = np.stack([rng.choice(self.num_frames, size=num, replace=False) for _ in clips])
+        """Scenes of each clip in any order, and answers that go on while they are shown."""
+        length, longest = int(rng.choice((1, 3))), int(rng.choice((12, 20, 28)))
+        starts = self.num_frames - length + 1
+        num = min(self.recipe.flip_book_frames // length, starts)
+        first = np.stack([rng.choice(starts, size=num, replace=False) for _ in clips])
+        frames = first[:, :, None] + np.arange(length)  # [C, S, L]
         rows = [
             [
                 flip_book_row(rng, self.maker, world, times, longest, capacity)
@@ -121,7 +124,7 @@ class WorldParts:
             ]
             for world, times in self._seen(clips, frames)
         ]
-        return self._made(number, clips, frames, rows)
+        return self._made(number, clips, frames.reshape(len(clips), -1), rows)
 
     def _seen(self, clips: list[int], frames: Numbers) -> Iterator[tuple[World, Floats]]:
         for clip, numbers in zip(clips, frames, strict=True):

@@ -21,7 +21,8 @@ from tests.helm.cluster import Cluster, cluster
 from tests.helm.rendered_chart import Object
 from tests.helm.test_rendered_names import job
 from tests.random_folder import make_random_folder
-from training.smoke_clips import smoke_rows
+from training.row import write_rows
+from training.smoke_clips import question_rows, smoke_rows
 
 SMALLEST = {"--recipe sft": "--recipe smoke --set steps=2 save_every=2", "--workers 1:8": "--workers 1"}
 pytestmark = pytest.mark.timeout(1800)
@@ -55,10 +56,10 @@ def fill_volume(data: Path) -> None:
     """What the earlier jobs would have left on the volume."""
     (data / "runs" / "stage2").mkdir(parents=True)
     make_random_folder(data / "runs" / "stage2")
-    (rows,) = smoke_rows(data)
+    rows = question_rows(Path(smoke_rows(data)[0]).parent)
     (data / "rows" / "dense").mkdir(parents=True)
-    for name in ("dense/rows.parquet", "offline.parquet"):
-        (data / "rows" / name).write_bytes(Path(rows).read_bytes())
+    for name, some in (("dense/rows.parquet", rows[::2]), ("offline.parquet", rows[1::2])):
+        write_rows(str(data / "rows" / name), some)
 
 
 def variables(spec: Object) -> dict[str, str]:

@@ -13,21 +13,21 @@ def deaf_to_an_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socke
     """Deaf to an answer about the camera."""
     question = {"model": MODEL, "messages": asking(look_at(camera)), "max_tokens": num_tokens, "stream": True}
     body = json.dumps(question)
-    headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return _ask(live, f"POST /v1/chat/completions HTTP/1.1\r\n{headers}\r\n\r\n{body}")
+    headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
+    return _ask(live, "POST /v1/chat/completions", f"{headers}\r\n\r\n{body}")
 
 
 def deaf_to_pictures(live: LiveStack) -> socket.socket:
     """Deaf to the pictures of all cameras, which never end."""
-    return _ask(live, "GET /v1/pictures HTTP/1.1\r\nHost: x\r\n\r\n")
+    return _ask(live, "GET /v1/pictures", "\r\n")
 
 
-def _ask(live: LiveStack, request: str) -> socket.socket:
+def _ask(live: LiveStack, route: str, rest: str) -> socket.socket:
     address = urlsplit(live.url)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # hardly anything fits on the way
     connection.settimeout(PATIENCE_S)
     connection.connect((address.hostname, address.port))
-    connection.sendall(request.encode())
+    connection.sendall(f"{route} HTTP/1.1\r\nHost: {address.netloc}\r\n{rest}".encode())
     assert connection.recv(15) == b"HTTP/1.1 200 OK"
     return connection

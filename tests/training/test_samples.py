@@ -290,14 +290,16 @@ def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
         torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
 
 
-def test_a_flip_book_shows_each_sentence_a_picture_of_its_own(maker: RowMaker) -> None:
-    """Told is what is so at the moment of the newest picture, whatever its place in the batch."""
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(maker: RowMaker, length: int) -> None:
+    """Told is what is so in the newest picture when the sentence begins, whatever its place in the batch."""
     world = make_world(3, 1)
-    moments = np.random.default_rng(1).permutation(np.arange(90) * 0.2)[:18]
+    starts = np.random.default_rng(1).permutation(87)[: 24 // length]
+    scenes = np.asarray(starts[:, None] + np.arange(length), np.float64) * 0.2
     rng = np.random.default_rng(2)
     changed = 0
     for _ in range(40):
-        row = flip_book_row(rng, maker, world, moments, 28)
+        row = flip_book_row(rng, maker, world, scenes, 28)
         newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
         assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"
         text = str(maker.tokenizer.decode(row.token_ids[row.counts.argmax() + 1 :]))
@@ -309,7 +311,7 @@ def test_a_flip_book_shows_each_sentence_a_picture_of_its_own(maker: RowMaker) -
             for i, token in enumerate(row.token_ids)
             if str(maker.tokenizer.decode([token])).strip() in NUMBERS
         ]
-        wanted = [NUMBERS[len(world.state(float(moments[newest[at - 1]])).things)] for at in places]
+        wanted = [NUMBERS[len(world.state(float(scenes.flat[newest[at - 1]])).things)] for at in places]
         assert counted == wanted
         changed += len(set(wanted)) > 1
     assert changed > 0
