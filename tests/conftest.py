@@ -11,6 +11,11 @@ from services.embedded import Broker, Store, start_broker, start_store
 from tests.secured_servers import SecuredServers, secured_servers
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on a whole running stack come last, so that it takes no time from the others."""
+    items.sort(key=lambda item: "live" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A real Kafka-protocol broker; `broker.bootstrap_servers`. Use topics of your own (`unique`)."""

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import ray
 from ray.data import DataContext, DataIterator, Dataset
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
 from training.part import Part
@@ -46,9 +47,13 @@ class PartStream:
         def made(row: dict[str, Any]) -> dict[str, Any]:
             return {"part": source_of(plan).part(numbers[int(row["id"])]).to_bytes()}
 
-        # One part a block: so tasks make the parts that come next side by side, not one the first thousand.
-        parts = ray.data.range(len(numbers), override_num_blocks=len(numbers))
-        parts = parts.map(made, num_cpus=self.task_cpus)
+        # One part a block: so tasks make the parts that come next side by side, not one the first thousand. Counting
+        # takes a whole CPU unless it is told otherwise, which a worker's share of a small machine may not have.
+        parts = ray.data.read_datasource(
+            RangeDatasource(len(numbers), block_format="arrow", column_name="id"),
+            num_cpus=self.task_cpus,
+            override_num_blocks=len(numbers),
+        ).map(made, num_cpus=self.task_cpus)
         ahead = 2 * max(plan.recipe.parts_per_step // self.world_size, 1)
         for batch in parts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
             yield Part.from_bytes(cast(pa.Table, batch).column("part")[0].as_py())

@@ -184,7 +184,8 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
     most = workers[1] if isinstance(workers, tuple) else workers
     there = ray.cluster_resources()
     on_gpus = there.get("GPU", 0) >= (workers[0] if isinstance(workers, tuple) else workers)
-    # On a small machine workers and the tasks that feed them share what processors there are.
+    # On a small machine workers and the tasks that feed them share what processors there are: half for the workers,
+    # and each worker's tasks get the same part of the rest, in which two must fit.
     share = min(1.0, 0.5 * there["CPU"] / most)
     needs: dict[str, Any] = {"CPU": share} | ({"GPU": 1} if on_gpus else {})
     TorchTrainer(
@@ -199,7 +200,7 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         datasets={"parts": ray.data.range(1)},
-        dataset_config=PartConfig(plan, task_cpus=share),
+        dataset_config=PartConfig(plan, task_cpus=0.5 * share),
     ).fit()
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,9 @@ def _prepare(folder: Path) -> None:
     """A Ray that nobody outside this machine reaches, and that writes nothing into the home folder."""
     if "ray" in sys.modules:
         raise AssertionError("Ray was imported before its environment was set")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -49,6 +53,9 @@ def _prepare(folder: Path) -> None:
             # Despite its name the switch for "this machine alone": all of Ray listens on 127.0.0.1.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Its processes would else look for it, and find whatever other Ray runs here.
+            "RAY_GCS_SERVER_PORT": str(port),
+            "RAY_ADDRESS": f"127.0.0.1:{port}",
             "RAY_worker_niceness": "0",  # Ray's own 15 would put training behind whatever else runs here
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }

@@ -11,13 +11,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from model.folder import load_model
-from tests.helm.cluster import Cluster, cluster
+from tests.helm.cluster import PATIENCE_S, Cluster, cluster
 from tests.helm.rendered_chart import Object
 from tests.helm.test_rendered_names import job
 from tests.random_folder import make_random_folder
@@ -69,10 +70,14 @@ def variables(spec: Object) -> dict[str, str]:
 
 
 def submit(ray: Cluster, entrypoint: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, as a person would who knows the token."""
+    """`ray job submit`, as a person would who knows the token: again as long as Ray still starts what takes jobs."""
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", ray.jobs_url]
     command += ["--runtime-env-json", json.dumps({"env_vars": environment}), "--", *shlex.split(entrypoint)]
     knowing = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}
-    return subprocess.run(
-        command, env=os.environ | knowing, capture_output=True, text=True, timeout=1500, check=False
-    )
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        done = subprocess.run(
+            command, env=os.environ | knowing, capture_output=True, text=True, timeout=1500, check=False
+        )
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done

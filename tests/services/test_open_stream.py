@@ -83,10 +83,10 @@ def test_a_viewer_that_does_not_read_costs_others_nothing() -> None:
         port = int(served.url.rsplit(":", 1)[1])
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         silent.connect(("127.0.0.1", port))
-        silent.sendall(b"GET /v1/pictures HTTP/1.1\r\nhost: x\r\n\r\n")
+        silent.sendall(b"GET /v1/pictures HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
         picture = bytes(200_000)
         with socket.create_connection(("127.0.0.1", port)) as lively:
-            lively.sendall(b"GET /v1/cameras/front-door/stream HTTP/1.1\r\nhost: x\r\n\r\n")
+            lively.sendall(b"GET /v1/cameras/front-door/stream HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
             lively.settimeout(10)
             seen = 0
 

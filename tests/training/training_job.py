@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 600
 
 
 class TrainingJob:
@@ -49,7 +50,11 @@ class TrainingJob:
 
     def finish(self) -> int:
         """Wait for its end; its exit status."""
-        status = self.process.wait()
+        try:
+            status = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.kill_everything()
+            raise AssertionError(f"not at its end after {PATIENCE_S} s: {self.text()}") from None
         self.said.close()
         return status
 
