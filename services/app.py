@@ -79,7 +79,8 @@ class FrameFifoReplica:
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
         from services.frame_fifo import FrameFifo
-        from services.kafka_video_log import KafkaAccess, KafkaVideoReader
+        from services.kafka_access import KafkaAccess
+        from services.kafka_video_log import KafkaVideoReader
         from services.redis_frame_store import RedisFrameStore
 
         async def encode(pictures: list[bytes]) -> list[VisualTokens]:

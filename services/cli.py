@@ -87,7 +87,7 @@ def _add_publish(commands: Any) -> None:
 
 def _publish(options: argparse.Namespace) -> int:
     from services.embedded import HOST, KAFKA_PORT
-    from services.kafka_video_log import KafkaAccess
+    from services.kafka_access import KafkaAccess
     from services.publish import publish
     from services.settings import Settings
 

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import kafka
@@ -20,8 +19,8 @@ from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, UnknownError
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
+from services.kafka_access import OPEN, KafkaAccess
 from services.messages import VideoPacket
-from services.settings import Settings
 from services.video_log import (
     LogLost,
     Place,
@@ -44,40 +43,6 @@ COMMIT_EVERY_S = 1.0
 JOIN_S = 3.5  # the embedded broker takes 3 s to let a member in
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KafkaAccess:
-    """Who we are to a broker, and how we know that it is the right one."""
-
-    protocol: str = "PLAINTEXT"
-    mechanism: str = "SCRAM-SHA-512"
-    username: str = ""
-    password: str = field(default="", repr=False)
-    ca_file: str = ""
-
-    @classmethod
-    def of(cls, settings: Settings) -> KafkaAccess:
-        """That of the settings."""
-        return cls(
-            protocol=settings.kafka_security_protocol,
-            mechanism=settings.kafka_sasl_mechanism,
-            username=settings.kafka_username,
-            password=settings.kafka_password,
-            ca_file=settings.kafka_ca_file,
-        )
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The client's."""
-        options: dict[str, Any] = {"security_protocol": self.protocol}
-        if self.protocol.startswith("SASL"):
-            options["sasl_mechanism"] = self.mechanism
-            options |= {"sasl_plain_username": self.username, "sasl_plain_password": self.password}
-        if self.protocol.endswith("SSL") and self.ca_file:
-            options["ssl_cafile"] = self.ca_file
-        return options
-
-
-OPEN = KafkaAccess()  # no password and no TLS, as the broker of `streamchat up`
 OnDrop = Callable[[RawRecord, str], None]
 
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from services.kafka_video_log import OPEN, KafkaAccess, KafkaVideoLog
+from services.kafka_access import OPEN, KafkaAccess
+from services.kafka_video_log import KafkaVideoLog
 from services.messages import VideoPacket
 from services.progress import Progress
 from services.publish_metrics import PublishMetrics

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ from training.world_judge import Verdict, judge, share_right, spoken_words
 
 PROMPT = Path(__file__).parent / "prompts" / "streaming_judge.md"
 ASPECTS = ("adherence", "helpfulness", "relevance", "accuracy")
-OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 SHOWN_MISTAKES = 6
 
 Better = Literal["1", "2", "tie"]
@@ -107,14 +105,12 @@ def _heard(answer: SpokenAnswer) -> str:
 
 def parse(raw: str) -> Judgement:
     """Read a judge's reply: one JSON object, perhaps with words or a fence around it. Raises BadJudgement."""
-    found = OBJECT.search(raw)
     try:
-        reply = as_mapping("reply", json.loads(found[0])) if found else None
+        reply = json.loads(raw[raw.find("{") : raw.rfind("}") + 1])
     except (ValueError, RecursionError) as error:
         raise BadJudgement("no JSON", f"got {raw[:200]!r}: {error}", raw) from error
-    if reply is None:
-        raise BadJudgement("no JSON", f"got {raw[:200]!r}", raw)
     try:
+        reply = as_mapping("reply", reply)
         scores = [as_mapping(f"answer_{n}", reply.get(f"answer_{n}")) for n in (1, 2)]
         pairs = {a: (_score(scores[0], a), _score(scores[1], a)) for a in ASPECTS}
         better = str(reply.get("better")).lower()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training.bad_row import BadRow, BadRows, as_list, as_mapping, as_text
 from training.json_file import read_json
-from training.row import Kind, Row, Turn, records
+from training.row import Kind, Row, Turn, good_rows, records
 
 PLACEHOLDER = re.compile(
     r"\s*<(image|video)>\s*"
@@ -24,18 +24,7 @@ SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 def conversations(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
     """A row of each conversation; bad ones are named and counted. Ids repeat in these sets: only content counts."""
-    seen: set[str] = set()
-    for where, value in _values(path):
-        try:
-            row = conversation_row(value, source)
-            if row.id in seen:
-                raise BadRow("duplicate id", f"the same conversation was there before as {row.id}")
-        except BadRow as error:
-            bad.skip(where, error)
-            continue
-        seen.add(row.id)
-        bad.good()
-        yield row
+    return good_rows(_values(path), lambda value: conversation_row(value, source), bad)
 
 
 def _values(path: Path) -> Iterator[tuple[str, object]]:

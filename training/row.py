@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -196,20 +196,26 @@ def _json(line: bytes) -> object:
 
 def read_rows(paths: Iterable[str], bad: BadRows) -> Iterator[Row]:
     """All good rows of the files; bad ones are counted in `bad`, whose limit holds. The same id counts once."""
-    seen: set[str] = set()
-    for path in paths:
-        for where, value in records(path):
-            try:
-                row = Row.from_dict(value)
-                if row.id in seen:
-                    raise BadRow("duplicate id", f"{row.id} was there before")
-            except BadRow as error:
-                bad.skip(where, error)
-                continue
-            seen.add(row.id)
-            bad.good()
-            yield row
+    yield from good_rows((place for path in paths for place in records(path)), Row.from_dict, bad)
     bad.finish()
+
+
+def good_rows(
+    places: Iterable[tuple[str, object]], row_of: Callable[[object], Row], bad: BadRows
+) -> Iterator[Row]:
+    """The rows of values with their places; those of which `row_of` makes none, or one again, are counted in `bad`."""
+    seen: set[str] = set()
+    for where, value in places:
+        try:
+            row = row_of(value)
+            if row.id in seen:
+                raise BadRow("duplicate id", f"{row.id} was there before")
+        except BadRow as error:
+            bad.skip(where, error)
+            continue
+        seen.add(row.id)
+        bad.good()
+        yield row
 
 
 def write_rows(path: str, rows: Iterable[Row]) -> int:

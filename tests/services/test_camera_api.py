@@ -17,22 +17,9 @@ from tests.services.served_gateway import (
     ScriptedDecoder,
     ScriptedPlayer,
     frame,
-    gateway,
     listening,
     wait_for,
 )
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Gateway]:
-    with gateway() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def http(served: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, verify=False, timeout=10) as client:
-        yield client
 
 
 def code(response: httpx.Response) -> tuple[int, str]:

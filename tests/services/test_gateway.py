@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -16,10 +15,8 @@ from services.gateway import make_app
 from services.settings import Settings
 from tests.services.served_gateway import (
     MODEL,
-    Gateway,
     ScriptedDecoder,
     ScriptedPlayer,
-    gateway,
     listening,
 )
 
@@ -28,18 +25,6 @@ CONTENT = [
     {"type": "text", "text": "What is happening?"},
 ]
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": CONTENT}]}
-
-
-@pytest.fixture(scope="module")
-def served() -> Iterator[Gateway]:
-    with gateway() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def http(served: Gateway) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, verify=False, timeout=10) as client:
-        yield client
 
 
 def test_the_gateway_loads_no_heavy_library() -> None:

@@ -21,7 +21,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from services.children import wait_for
 from services.embedded import Broker, free_port, start_broker
-from services.kafka_video_log import PENDING_BYTES, KafkaAccess, KafkaVideoLog, KafkaVideoReader
+from services.kafka_access import KafkaAccess
+from services.kafka_video_log import PENDING_BYTES, KafkaVideoLog, KafkaVideoReader
 from services.messages import VideoPacket
 from services.video_log import LogLost, RawRecord, VideoRecord, encode_packet
 from tests.secured_servers import SecuredServers, certificates
@@ -202,7 +203,8 @@ def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: Secured
 
 REFUSED = """
 import json, sys
-from services.kafka_video_log import KafkaAccess, KafkaVideoLog
+from services.kafka_access import KafkaAccess
+from services.kafka_video_log import KafkaVideoLog
 for options in json.loads(sys.argv[2]):
     try:
         KafkaVideoLog(sys.argv[1], "cameras", access=KafkaAccess(**options))

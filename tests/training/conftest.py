@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from model.config import preset
+from model.folder import save_folder
 from model.network import StreamChat
 from training.clips import Clip, find_clips
 from training.live_world import write_clips
@@ -64,3 +65,13 @@ def random_model(tokenizer: PreTrainedTokenizerFast) -> StreamChat:
         if name.endswith(("gate_cross", "gate_visual")):
             torch.nn.init.normal_(parameter, std=1.0)
     return model
+
+
+@pytest.fixture(scope="session")
+def random_folder(
+    random_model: StreamChat, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A StreamChat folder with random weights."""
+    out = tmp_path_factory.mktemp("model")
+    save_folder(random_model, out, tokenizer=tokenizer_folder)
+    return out

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from model.folder import save_folder
 from model.network import StreamChat
 from tests.training.worlds import STORY, aloud, question
 from training.clips import Clip
@@ -32,18 +31,8 @@ from training.world_language import KINDS, answer
 STORY_CLIP = Clip(path=Path(), world=STORY)
 
 
-@pytest.fixture(scope="module")
-def folder(
-    random_model: StreamChat, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A StreamChat folder with random weights."""
-    out = tmp_path_factory.mktemp("model")
-    save_folder(random_model, out, tokenizer=tokenizer_folder)
-    return out
-
-
 def test_a_random_model_is_examined_and_the_files_are_written(
-    folder: Path,
+    random_folder: Path,
     held_out: list[Clip],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -51,7 +40,7 @@ def test_a_random_model_is_examined_and_the_files_are_written(
 ) -> None:
     clips = str(held_out[0].path.parent)
     monkeypatch.setattr(
-        sys, "argv", ["eval", "--model", str(folder), "--clips", clips, "--out", str(tmp_path)]
+        sys, "argv", ["eval", "--model", str(random_folder), "--clips", clips, "--out", str(tmp_path)]
     )
     main()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -65,7 +54,7 @@ def test_a_random_model_is_examined_and_the_files_are_written(
 
 
 def test_clips_that_are_not_held_out_are_refused(
-    folder: Path,
+    random_folder: Path,
     clips: list[Clip],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -73,7 +62,7 @@ def test_clips_that_are_not_held_out_are_refused(
 ) -> None:
     training = str(clips[0].path.parent)
     monkeypatch.setattr(
-        sys, "argv", ["eval", "--model", str(folder), "--clips", training, "--out", str(tmp_path)]
+        sys, "argv", ["eval", "--model", str(random_folder), "--clips", training, "--out", str(tmp_path)]
     )
     with pytest.raises(SystemExit):
         main()

@@ -10,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from model.folder import save_folder
-from model.network import StreamChat
 from training.bad_row import BadRow
 from training.clips import Clip
 from training.offline_answerer import Asked, OfflineAnswerer
@@ -21,19 +19,9 @@ BLUE = Image.new("L", (50, 200), 40)
 
 
 @pytest.fixture(scope="module")
-def folder(
-    random_model: StreamChat, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A StreamChat folder with random weights."""
-    out = tmp_path_factory.mktemp("model")
-    save_folder(random_model, out, tokenizer=tokenizer_folder)
-    return out
-
-
-@pytest.fixture(scope="module")
-def answerer(folder: Path) -> OfflineAnswerer:
+def answerer(random_folder: Path) -> OfflineAnswerer:
     """The folder, with more frames than its cameras keep."""
-    return OfflineAnswerer(folder, num_frames=20, together=4, device="cpu", dtype=torch.float32)
+    return OfflineAnswerer(random_folder, num_frames=20, together=4, device="cpu", dtype=torch.float32)
 
 
 def asked(*visuals: Image.Image | str, text: str = "What do you see now?") -> Asked:
