@@ -113,13 +113,14 @@ def start_ray(folder: Path, cpus: float, labels: dict[str, str], jobs_port: int 
     import ray
     from ray._private import parameter, services
 
-    fill_in = parameter.RayParams.__init__
+    ray_params: Any = parameter.RayParams
+    fill_in = ray_params.__init__
 
     def any_port(params: Any, *words: Any, **named: Any) -> None:
         """Ray's own gives every node's agent the same port, so only one Ray of a machine could take jobs."""
         fill_in(params, *words, **{"dashboard_agent_listen_port": 0} | named)
 
-    parameter.RayParams.__init__ = any_port
+    ray_params.__init__ = any_port
     registered = services.get_node
 
     def get_node(*place: Any) -> Any:
