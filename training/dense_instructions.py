@@ -224,7 +224,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     made = DenseInstructions(rows, brief, options.out, replies, price)
     requests = made.requests(options.per_window)
     if requests:
-        connect(options.ray)
+        connect(options.ray, trains=False)
         made.ask(requests, options.workers)
     embed: Embedder = word_vectors
     if options.embedding_model:

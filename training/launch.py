@@ -172,7 +172,7 @@ def _workers(text: str) -> int | tuple[int, int]:
 
 def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace) -> None:
     """Run Ray Train until the end."""
-    connect(options.ray)
+    connect(options.ray, trains=True)
     # Only now: Ray reads its settings from the environment when it is imported.
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
