@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,10 +94,12 @@ def main() -> None:
         out.flush()
         while os.getppid() == parent:
             time.sleep(0.2)
+    except Exception:
+        traceback.print_exc()  # here: Ray's own hook would tell it to what has ended, and wait for that
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         children.end_descendants(patience_s=10.0)
-    os._exit(0)  # Ray's exit hooks would wait for what has ended
+        os._exit(0)  # so would Ray's exit hooks
 
 
 def end(number: int, frame: object) -> None:
