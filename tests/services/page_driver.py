@@ -89,7 +89,7 @@ def page_at(
     context.close()
 
 
-def see_cameras_move(page: Page, seen: PageSeen, *, times: int = 3, num_cameras: int = 1) -> None:
+def see_cameras_move(page: Page, seen: PageSeen, *, times: int = 3, num_cameras: int) -> None:
     """Wait until the pictures of all cameras have changed that many times."""
     page.wait_for_function("num => document.querySelectorAll('.camera').length >= num", arg=num_cameras)
     page.wait_for_function(MOVING, arg=times, polling=50)

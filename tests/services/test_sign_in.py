@@ -10,7 +10,7 @@ import pytest
 from services.keyring import changing, make_key
 from services.settings import Settings
 from services.sign_in import COOKIE
-from tests.services.page_driver import PageSeen, ask, browser, page_at, see_cameras_move
+from tests.services.page_driver import PageSeen, ask, browser, page_at
 from tests.services.served_gateway import Gateway, gateway
 
 HTML = {"Accept": "text/html,*/*"}
@@ -70,7 +70,6 @@ def test_the_page_works_after_signing_in(key_and_gateway: tuple[str, Gateway]) -
     with browser() as chromium, page_at(chromium, f"{served.url}/sign-in", seen) as page:
         page.get_by_label("API key").fill(text)
         page.get_by_role("button", name="Sign in").click()
-        see_cameras_move(page, seen, times=0)
         ask(page, seen, "front-door", "What is happening?")
     assert seen.answer
     assert seen.problems == []
