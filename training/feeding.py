@@ -7,6 +7,7 @@ an iterator of its own, and the worker says from which step on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,7 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, DataIterator, Dataset
 from ray.data._internal.datasource.range_datasource import RangeDatasource
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from training.part import Part
@@ -88,8 +90,17 @@ class PartConfig(DataConfig):
         return [{name: cast(DataIterator, stream) for name in datasets} for stream in streams]
 
 
+class Breath(ExecutionCallback):
+    """Ray Data's scheduler turns without pause while no task runs, in the worker's own process: it would train half."""
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called at each turn."""
+        time.sleep(0.02)
+
+
 def _quiet_and_in_order() -> None:
     context = DataContext.get_current()
+    context.custom_execution_callback_classes = [Breath]
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
