@@ -29,9 +29,8 @@ SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that 
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
 # Shares of the kinds of question: what is hard, more often.
 LESSONS = (0.25, 0.18, 0.11, 0.09, 0.13, 0.09, 0.15)
-FROZEN = (
-    0.2  # share of the dialogs to which no frame comes after the question: they tell of what was last seen
-)
+# Share of the dialogs to which no frame comes after the question: they tell of what was last seen.
+FROZEN = 0.25
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
 
 Ints = npt.NDArray[np.int64]
@@ -245,17 +244,18 @@ def flip_book_row(
     scenes: Floats,
     longest: int,
     capacity: int | None = None,
+    in_turn: int = 1,
 ) -> Row:
     """One question, and an answer that goes on while each sentence meets a new scene from any moment of the clip.
 
     What was said and seen before tells nothing, so only looking at the newest frame pays; and one question gives as
     many lessons as the answer has sentences. `scenes` [S, L]: capture times of the clip's frames in the batch, L
-    successive ones of each scene; the row sees a scene at most once, in an order of its own. The first frame of a
-    scene comes just before the sentence that tells of it, as when something happens while the model speaks. Times
-    are made up: five words a second.
+    successive ones of each scene; the row sees a scene at most once, in an order of its own, in which so many keep
+    together as stand `in_turn`. The first frame of a scene comes just before the sentence that tells of it, as when
+    something happens while the model speaks. Times are made up: five words a second.
     """
     asked_s, pace, length = 100.0, 5.0, scenes.shape[1]
-    order = rng.permutation(len(scenes))
+    order = (rng.permutation(len(scenes) // in_turn)[:, None] * in_turn + np.arange(in_turn)).reshape(-1)
     shown = int(rng.integers(1, max(6 // length, 3))) if capacity != 1 else 1  # scenes before the question
     arrivals = asked_s + 1000.0 + np.arange(scenes.size, dtype=np.float64).reshape(scenes.shape)  # or never
     arrivals[order[:shown]] = asked_s - 0.1 - 0.2 * np.arange(shown * length)[::-1].reshape(shown, length)

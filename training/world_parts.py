@@ -112,19 +112,33 @@ class WorldParts:
 
     def flip_books(self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0) -> Part:
         """Scenes of each clip in any order, and answers that go on while they are shown."""
-        length, longest = int(rng.choice((1, 3))), int(rng.choice((12, 20, 28)))
-        starts = self.num_frames - length + 1
-        num = min(self.recipe.flip_book_frames // length, starts)
+        length, in_turn = ((1, 1), (3, 1), (3, 2))[int(rng.choice(3, p=(0.3, 0.2, 0.5)))]
+        longest = int(rng.choice((12, 20, 28)))
+        starts = self.num_frames - length * in_turn + 1
+        num = min(self.recipe.flip_book_frames // (length * in_turn), starts)
         first = np.stack([rng.choice(starts, size=num, replace=False) for _ in clips])
-        frames = first[:, :, None] + np.arange(length)  # [C, S, L]
+        if in_turn > 1:  # between the two something begins or ends
+            for clip, chosen in zip(clips, first, strict=True):
+                there = np.intersect1d(self._changes(clip) - length, np.arange(starts))
+                some = rng.permutation(there)[:num]
+                chosen[: len(some)] = some
+        frames = (first[:, :, None] + np.arange(length * in_turn)).reshape(
+            len(clips), -1, length
+        )  # [C, S, L]
         rows = [
             [
-                flip_book_row(rng, self.maker, world, times, longest, capacity)
+                flip_book_row(rng, self.maker, world, times, longest, capacity, in_turn)
                 for _ in range(self.recipe.flip_book_rows)
             ]
             for world, times in self._seen(clips, frames)
         ]
         return self._made(number, clips, frames.reshape(len(clips), -1), rows)
+
+    def _changes(self, clip: int) -> Numbers:
+        """The frames of a clip that are the first to show that something has begun or ended."""
+        times = frame_times(clip, self.num_frames, self.config.frames_per_second)
+        events = self.clips[clip].world.events
+        return np.searchsorted(times, [t for event in events for t in (event.start_s, event.end_s)])
 
     def _seen(self, clips: list[int], frames: Numbers) -> Iterator[tuple[World, Floats]]:
         for clip, numbers in zip(clips, frames, strict=True):

@@ -295,11 +295,12 @@ def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(maker: RowMaker, len
     """Told is what is so in the newest picture when the sentence begins, whatever its place in the batch."""
     world = make_world(3, 1)
     starts = np.random.default_rng(1).permutation(87)[: 24 // length]
+    in_turn = 1 if length == 1 else 2
     scenes = np.asarray(starts[:, None] + np.arange(length), np.float64) * 0.2
     rng = np.random.default_rng(2)
     changed = 0
     for _ in range(40):
-        row = flip_book_row(rng, maker, world, scenes, 28)
+        row = flip_book_row(rng, maker, world, scenes, 28, in_turn=in_turn)
         newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
         assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"
         text = str(maker.tokenizer.decode(row.token_ids[row.counts.argmax() + 1 :]))
