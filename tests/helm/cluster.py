@@ -163,7 +163,12 @@ def start_serve(config: dict[str, Any]) -> None:
         proxy_location=config["proxy_location"],
         global_logging_config=LoggingConfig.model_validate(config["logging_config"]),
     )
-    client.deploy_apps(schema, _blocking=True)
+    client.deploy_apps(schema)  # its own waiting ends after a minute
+    deadline = time.monotonic() + PATIENCE_S
+    while {str(one.app_status.status.value) for one in client.list_serve_statuses()} != {"RUNNING"}:
+        assert time.monotonic() < deadline, [str(one) for one in client.list_serve_statuses()]
+        time.sleep(0.2)
+    client.wait_for_proxies_serving(wait_for_applications_running=True)
 
 
 if __name__ == "__main__":
