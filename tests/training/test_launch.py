@@ -16,6 +16,7 @@ from training import launch
 from training.clips import Clip
 from training.recipe import TUNING
 from training.row import Row, Turn, write_rows
+from training.smoke_clips import smoke_rows
 
 TOLERANCE = 1e-3  # relative: sums are taken in another order, and steps build on each other
 STEPS = 12
@@ -25,8 +26,9 @@ SETTINGS = ("--set", "global_batch=6", "micro_batch=2", "save_every=3", "peak_lr
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Of every run: a model that knows nothing, so that its curve is steep and tells every difference."""
-    return "--model", str(make_random_folder(tmp_path_factory.mktemp("start"))), *SETTINGS
+    """Of every run: the same rows, and a model that knows nothing: its curve is steep and tells every difference."""
+    rows = smoke_rows(tmp_path_factory.mktemp("rows"))
+    return "--rows", *rows, "--model", str(make_random_folder(tmp_path_factory.mktemp("start"))), *SETTINGS
 
 
 @pytest.fixture(scope="module")
