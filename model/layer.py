@@ -94,7 +94,8 @@ class Joined:
 
     @staticmethod
     def _join(parts: Sequence[Tensor]) -> Tensor:
-        whole = torch.cat([part.detach() for part in parts])
+        with torch.inference_mode(False):  # they may be trained afterwards
+            whole = torch.cat([part.detach() for part in parts])
         for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
             part.data = view
         return whole

@@ -184,7 +184,7 @@ def test_a_run_goes_on_only_with_the_recipe_that_it_was_begun_with(
     with pytest.raises(SystemExit):
         launch.main(TUNING, "")
     assert "was begun with another recipe (peak_lr)" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", same)
+    monkeypatch.setattr(sys, "argv", [*same, "peak_lr=1e-3"])
     with pytest.raises(SystemExit) as end:
         launch.main(TUNING, "")
     assert end.value.code == 0
