@@ -8,7 +8,6 @@ each sentence was spoken.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from openai import AsyncOpenAI, OpenAIError
 
-from training.bad_row import BadRow, as_mapping, as_number, as_text
+from training.bad_row import BadRow, as_mapping, as_number, as_text, object_in
 from training.spoken_answer import SpokenAnswer
 from training.streaming_samples import Sample
 from training.world_judge import Verdict, judge, share_right, spoken_words
@@ -106,11 +105,7 @@ def _heard(answer: SpokenAnswer) -> str:
 def parse(raw: str) -> Judgement:
     """Read a judge's reply: one JSON object, perhaps with words or a fence around it. Raises BadJudgement."""
     try:
-        reply = json.loads(raw[raw.find("{") : raw.rfind("}") + 1])
-    except (ValueError, RecursionError) as error:
-        raise BadJudgement("no JSON", f"got {raw[:200]!r}: {error}", raw) from error
-    try:
-        reply = as_mapping("reply", reply)
+        reply = object_in(raw)
         scores = [as_mapping(f"answer_{n}", reply.get(f"answer_{n}")) for n in (1, 2)]
         pairs = {a: (_score(scores[0], a), _score(scores[1], a)) for a in ASPECTS}
         better = str(reply.get("better")).lower()

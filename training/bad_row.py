@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -113,3 +114,12 @@ def as_interval(name: str, value: object) -> tuple[float, float]:
 
 def _wrong(name: str, value: object, wanted: str) -> BadRow:
     return BadRow("wrong type", f"{name}: got {value!r:.80}, wanted {wanted}")
+
+
+def object_in(text: str) -> Mapping[str, Any]:
+    """The JSON object that begins with a reply's first brace, whatever stands around it; raises BadRow."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text, max(text.find("{"), 0))
+    except (ValueError, RecursionError) as error:
+        raise BadRow("no JSON", f"got {text!r:.120}: {error}") from error
+    return as_mapping("reply", value)

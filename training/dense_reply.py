@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from training.bad_row import BadRow, as_list, as_mapping, as_number, as_text
+from training.bad_row import BadRow, as_list, as_mapping, as_number, as_text, object_in
 from training.row import Row, Turn
 
 NEAR_S = 0.5  # a moment is a caption's when it is no further outside it: prompts show tenths of seconds
@@ -77,7 +76,7 @@ def captions_text(captions: Sequence[tuple[float, float, str]]) -> str:
 
 def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
     """The turn that a reply proposes, with its interval; raises BadRow when it is none that fits the row's captions."""
-    fields = _object(text)
+    fields = object_in(text)
     start_s = as_number("start_s", fields.get("start_s"))
     instruction = as_text("instruction", fields.get("instruction")).strip()
     answer = as_text("answer", fields.get("answer")).strip()
@@ -108,15 +107,6 @@ def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
         video=row.video, time_range=row.time_range, turns=(turn,), kind="dense", source=row.source
     )  # checks it
     return turn
-
-
-def _object(text: str) -> Mapping[str, Any]:
-    """The object that begins with the first brace, whatever stands around it."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, max(text.find("{"), 0))
-    except (ValueError, RecursionError) as error:
-        raise BadRow("no JSON", f"got {text!r:.120}: {error}") from error
-    return as_mapping("reply", value)
 
 
 def _caption_at(row: Row, start_s: float) -> Turn:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # what only makes parts need not load the encoder's code
     from model.vision import VisionTower
 
 SPAN_S = 8.0  # a window of frames: this long from the first question on, and one FIFO before it
+# Of flip books: frames of a scene, and how many scenes follow each other; at the second, something begins or ends.
+SCENES, SCENE_SHARES = ((1, 1), (3, 1), (3, 2)), (0.3, 0.2, 0.5)
 Numbers = np.ndarray[Any, Any]
 
 
@@ -112,19 +114,10 @@ class WorldParts:
 
     def flip_books(self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0) -> Part:
         """Scenes of each clip in any order, and answers that go on while they are shown."""
-        length, in_turn = ((1, 1), (3, 1), (3, 2))[int(rng.choice(3, p=(0.3, 0.2, 0.5)))]
+        length, in_turn = SCENES[int(rng.choice(len(SCENES), p=SCENE_SHARES))]
         longest = int(rng.choice((12, 20, 28)))
-        starts = self.num_frames - length * in_turn + 1
-        num = min(self.recipe.flip_book_frames // (length * in_turn), starts)
-        first = np.stack([rng.choice(starts, size=num, replace=False) for _ in clips])
-        if in_turn > 1:  # between the two something begins or ends
-            for clip, chosen in zip(clips, first, strict=True):
-                there = np.intersect1d(self._changes(clip) - length, np.arange(starts))
-                some = rng.permutation(there)[:num]
-                chosen[: len(some)] = some
-        frames = (first[:, :, None] + np.arange(length * in_turn)).reshape(
-            len(clips), -1, length
-        )  # [C, S, L]
+        num = self.recipe.flip_book_frames // (length * in_turn)
+        frames = np.stack([self._scenes(rng, clip, num, length, in_turn) for clip in clips])  # [C, S, L]
         rows = [
             [
                 flip_book_row(rng, self.maker, world, times, longest, capacity, in_turn)
@@ -134,7 +127,16 @@ class WorldParts:
         ]
         return self._made(number, clips, frames.reshape(len(clips), -1), rows)
 
-    def _changes(self, clip: int) -> Numbers:
+    def _scenes(self, rng: np.random.Generator, clip: int, num: int, length: int, in_turn: int) -> Numbers:
+        """Frames [S, L] of `num` times `in_turn` scenes; where two follow each other, at a change if there is one."""
+        starts = np.arange(self.num_frames - length * in_turn + 1)
+        first = rng.permutation(starts)[:num]
+        if in_turn > 1:
+            changes = rng.permutation(np.intersect1d(self.changes(clip) - length, starts))[:num]
+            first[: len(changes)] = changes
+        return (first[:, None] + np.arange(length * in_turn)).reshape(-1, length)
+
+    def changes(self, clip: int) -> Numbers:
         """The frames of a clip that are the first to show that something has begun or ended."""
         times = frame_times(clip, self.num_frames, self.config.frames_per_second)
         events = self.clips[clip].world.events

@@ -290,12 +290,13 @@ def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
         torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("length", [1, 3])
-def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(maker: RowMaker, length: int) -> None:
+@pytest.mark.parametrize(("length", "in_turn"), [(1, 1), (3, 1), (3, 2)])
+def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(
+    maker: RowMaker, length: int, in_turn: int
+) -> None:
     """Told is what is so in the newest picture when the sentence begins, whatever its place in the batch."""
     world = make_world(3, 1)
     starts = np.random.default_rng(1).permutation(87)[: 24 // length]
-    in_turn = 1 if length == 1 else 2
     scenes = np.asarray(starts[:, None] + np.arange(length), np.float64) * 0.2
     rng = np.random.default_rng(2)
     changed = 0

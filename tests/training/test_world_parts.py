@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.config import preset
 from model.vision import VisionTower
+from training import world_parts
 from training.clips import Clip, clip_truths
 from training.part import Part
 from training.recipe import TUNING, Recipe
@@ -58,6 +59,19 @@ def test_first_one_picture_then_several_then_dialogs(
     num_frames = {part.batch.visible.shape[2] for part in map(parts.part, range(8, 40))}
     assert parts.window in num_frames
     assert all(parts.part(number).batch.visible.shape[2] < parts.window for number in range(8))
+
+
+def test_scenes_that_follow_each_other_meet_where_something_changes(
+    clips: list[Clip], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world_parts, "SCENE_SHARES", (0.0, 0.0, 1.0))
+    parts = parts_of(clips, tokenizer)
+    part = parts.flip_books(np.random.default_rng(1), [1], capacity=16)
+    assert part.features is not None
+    numbers = part.features[0, :, 0, 0].astype(int) - 100  # of the second clip
+    first, second = numbers.reshape(-1, 2, 3).transpose(1, 0, 2)
+    assert np.array_equal(second, first + 3)
+    assert set(second[:, 0]) <= set(parts.changes(1))
 
 
 def test_without_dense_instructions_all_is_answered_at_once(
