@@ -94,6 +94,7 @@ def stop() -> None:
 
 
 def _privacy(folder: Path, token: Path) -> dict[str, str]:
+    port = free_port()
     return {
         "RAY_TMPDIR": str(folder),
         # Without a mode, Ray writes a world-readable token to the home folder, or trusts one that lies there.
@@ -101,6 +102,9 @@ def _privacy(folder: Path, token: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         # Despite its name the switch for "this machine alone": all of Ray listens on 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Its processes would else look for it, and find whatever other Ray runs here.
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_ADDRESS": f"{HOST}:{port}",
         "AUTOSCALER_METRIC_PORT": str(free_port()),
         "DASHBOARD_METRIC_PORT": str(free_port()),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -113,8 +113,6 @@ def start_ray(folder: Path, cpus: float, labels: dict[str, str], jobs_port: int 
     from services.settings import Settings
 
     local_ray.prepare(folder, Settings.from_environment())
-    port = free_port()  # told to its processes, which would else look for it and might find another Ray
-    os.environ |= {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{HOST}:{port}"}
     import ray
     from ray._private import parameter, services
 
