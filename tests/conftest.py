@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -10,10 +11,22 @@ import pytest
 from services.embedded import Broker, Store, start_broker, start_store
 from tests.secured_servers import SecuredServers, secured_servers
 
+ORDER = ("training", "services", "model", "helm", "bench", "live")
 
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on a whole running stack come last, so that it takes no time from the others."""
-    items.sort(key=lambda item: "live" in item.path.parts)
+    """A file's tests stay in one process, and those on a whole running stack: they share what they started.
+
+    The longest come first, and that stack last, so that it takes no time from the others.
+    """
+
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("live" if folder(item) == "live" else str(item.path)))
 
 
 @pytest.fixture(scope="session")

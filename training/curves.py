@@ -9,11 +9,6 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 NO_CURVE = {"step", "elapsed_s", "done", "lr", "norm", "bad", "left_s", "memory_gb"} | {
     *("tokens_s", "frames_s", "mfu", "data_wait")  # of the machine, not of the model
 }
@@ -46,6 +41,8 @@ def names_of(rows: Rows) -> tuple[list[str], list[str]]:
 
 def draw(rows: Rows, out: Path) -> None:
     """Write the picture: losses to the left, shares to the right, over the steps."""
+    from matplotlib import pyplot
+
     losses, shares = names_of(rows)
     figure, left = pyplot.subplots(figsize=(7.2, 3.6), dpi=120)
     right = left.twinx()

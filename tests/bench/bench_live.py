@@ -35,6 +35,7 @@ from services.frame_store import BEFORE_ALL
 from services.redis_frame_store import RedisFrameStore
 
 ROOT = Path(__file__).parent.parent.parent
+COMMAND = (sys.executable, "-m", "services.cli")
 NUM_CAMERAS = 4
 FPS = 5.0
 QUESTION = "Tell me what happens from now on."
@@ -65,8 +66,8 @@ def running(
 class FrameCounter:
     """Follows the cameras' FIFOs and counts frames that should be there and are not."""
 
-    def __init__(self, url: str, cameras: Sequence[str]) -> None:
-        self._store = RedisFrameStore(url)
+    def __init__(self, url: str, cameras: Sequence[str], fps: float = FPS) -> None:
+        self._store, self._fps = RedisFrameStore(url), fps
         self._positions = dict.fromkeys(cameras, BEFORE_ALL)
         self.captured: dict[str, list[float]] = {camera: [] for camera in cameras}
         self._ended = threading.Event()
@@ -86,12 +87,12 @@ class FrameCounter:
         self._store.close()
 
     def missing(self, begin_s: float, end_s: float) -> tuple[int, int]:
-        """Frames that came between two wall-clock times, and those that a 5 FPS camera lacks between them."""
+        """Frames that came between two wall-clock times, and those that a camera of `fps` lacks between them."""
         came = lost = 0
         for times in self.captured.values():
             inside = [t for t in times if begin_s <= t <= end_s]
             came += len(inside)
-            lost += sum(max(round((b - a) * FPS) - 1, 0) for a, b in pairwise(inside))
+            lost += sum(max(round((b - a) * self._fps) - 1, 0) for a, b in pairwise(inside))
         return came, lost
 
 
@@ -198,52 +199,51 @@ def wait_live(url: str, cameras: Sequence[str]) -> None:
     raise TimeoutError(f"not all cameras were live: {sorted(states)}")
 
 
-def run(seconds: float, rounds: int) -> dict[str, Any]:
-    """Start everything, measure, stop everything."""
-    cameras = [f"bench-{i}" for i in range(NUM_CAMERAS)]
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running `streamchat up` and what it stands on."""
+
+    process: psutil.Process
+    url: str
+    kafka: str
+    redis: str
+
+
+@contextlib.contextmanager
+def served(**settings: str) -> Generator[Served]:
+    """A broker, a store and `streamchat up` with some settings, ended with the block."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        make = [
-            sys.executable,
-            "training/live_world.py",
-            "--seed",
-            "77",
-            "--num",
-            str(NUM_CAMERAS),
-            "--out",
-            folder,
-        ]
-        subprocess.run(make, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         broker, store = start_broker(), start_store()
         stack.callback(broker.stop)
         stack.callback(store.stop)
         environment = {
             "STREAMCHAT_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "STREAMCHAT_REDIS_URL": store.url,
+            **settings,
         }
-        command = [sys.executable, "-m", "services.cli"]
-        starting = running([*command, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE)
+        starting = running([*COMMAND, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE)
         up = stack.enter_context(starting)
-        url = wait_ready(up)
+        yield Served(psutil.Process(up.pid), wait_ready(up), broker.bootstrap_servers, store.url)
+
+
+def run(seconds: float, rounds: int) -> dict[str, Any]:
+    """Start everything, measure, stop everything."""
+    cameras = [f"bench-{i}" for i in range(NUM_CAMERAS)]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        make = [sys.executable, "training/live_world.py", "--seed", "77", "--num", str(NUM_CAMERAS)]
+        subprocess.run([*make, "--out", folder], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        up = stack.enter_context(served())
         for number, camera in enumerate(cameras):
-            clip = str(folder / f"{number:04d}.mp4")
-            publish = [
-                *command,
-                "publish",
-                clip,
-                "--camera",
-                camera,
-                "--loop",
-                "--kafka",
-                broker.bootstrap_servers,
-            ]
+            publish = [*COMMAND, "publish", str(folder / f"{number:04d}.mp4"), "--camera", camera]
+            publish += ["--loop", "--kafka", up.kafka]
             stack.enter_context(running(publish, cwd=ROOT, stderr=subprocess.DEVNULL))
-        wait_live(url, cameras)
-        counter = FrameCounter(store.url, cameras)
+        wait_live(up.url, cameras)
+        counter = FrameCounter(up.redis, cameras)
         stack.callback(counter.stop)
-        before = processes(psutil.Process(up.pid))
-        result = asyncio.run(measure(url, cameras, seconds, rounds))
-        after = processes(psutil.Process(up.pid))
+        before = processes(up.process)
+        result = asyncio.run(measure(up.url, cameras, seconds, rounds))
+        after = processes(up.process)
         came, lost = counter.missing(result.pop("begin_s"), result.pop("end_s"))
         result |= {"frames": came, "frames_dropped": lost}
         result["processes"] = {

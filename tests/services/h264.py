@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,16 @@ def camera_packets(
     ]
 
 
+@contextlib.contextmanager
+def same_scheduling() -> Generator[None]:
+    """For root, SVT-AV1 makes the thread that encodes a real-time one, and with it every process started later."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def clip(
     num_frames: int,
     *,
@@ -89,7 +101,7 @@ def clip(
 ) -> bytes:
     """A whole video file."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as out:
+    with same_scheduling(), av.open(file, "w", format=container) as out:
         stream: Any = out.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
