@@ -16,7 +16,7 @@ demo: setup
 test: setup-dev chromium prometheus
 	@$(MAKE) --no-print-directory lint
 	@echo "== tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: setup-dev
 	@echo "== ruff"

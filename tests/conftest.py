@@ -7,26 +7,36 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from services.embedded import Broker, Store, start_broker, start_store
 from tests.secured_servers import SecuredServers, secured_servers
 
-ORDER = ("training", "services", "model", "helm", "bench", "live")
+ORDER = ("training", "services", "model", "helm", "bench", "live")  # the longest first
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay in one process, and those on a whole running stack: they share what they started.
+    """The tests on a whole running stack come last, so that it takes no time from the others."""
 
-    The longest come first, and that stack last, so that it takes no time from the others.
-    """
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return ORDER.index(folder) if folder in ORDER else 0
 
-    def folder(item: pytest.Item) -> str:
-        return item.path.relative_to(Path(__file__).parent).parts[0]
+    items.sort(key=place)
 
-    items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("live" if folder(item) == "live" else str(item.path)))
+
+class Together(LoadFileScheduling):
+    """A file's tests stay in one process, and all those on the running stack: they share what they started."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tests/live" if file.startswith("tests/live/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    """Who gives the tests to the processes of `pytest -n 2`."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

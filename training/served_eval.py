@@ -6,8 +6,9 @@
 
 Each clip is published as a camera; its questions are asked when their time has come, at a human pace. Every
 state-bearing word is judged by the world's truth at the capture time of the newest frame that its token could see, as
-the token itself says (the rule stands in `training/world_judge.py`). The training forward's accuracy on the same clips
-and questions is measured beside it.
+the token itself says (the rule stands in `training/world_judge.py`). Beside it, on the same clips and questions: what
+the model says without any service, in simulated time, and how much of the right answers the training forward predicts
+word by word, which hears no mistake of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from training.answer_judge import truth_of
 from training.broadcast import Broadcast
 from training.candidate import Candidate, ask_camera, first_model
 from training.clips import find_clips
-from training.live_world_eval import MAX_TOKENS, TICK_S, Examiner, summary, table
+from training.live_world_eval import MAX_TOKENS, TICK_S, Examiner, summary, table, verdicts_of
 from training.streaming_samples import Sample, live_world_samples
 from training.world_judge import Verdict, share_right
 
@@ -100,12 +101,16 @@ def main() -> None:
     examiner = Examiner(load_model(options.model), tokenizer)
     forward = [examiner.forward_right(c, asked[c.path.name]) for c in clips]
     right, num = (sum(part) for part in zip(*forward, strict=True))
+    alone: list[Verdict] = []
+    for clip in clips:
+        alone += verdicts_of(clip, examiner.ask(clip, asked[clip.path.name], ("live",)))["live"]
     options.out.mkdir(parents=True, exist_ok=True)
     ages = sorted(exam.ages_ms)
     results = {
         "clips": len(clips),
         "words": len(verdicts),
         "served": round(share_right(verdicts), 4),
+        "without_services": round(share_right(alone), 4),
         "training_forward": round(right / num, 4),
         "frame_age_p50_ms": round(ages[len(ages) // 2]),
         "frame_age_p95_ms": round(ages[int(len(ages) * 0.95)]),

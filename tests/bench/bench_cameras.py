@@ -108,13 +108,16 @@ def main() -> None:
     options.add_argument("--publish", nargs="+", help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.publish:
-        publish(*given.publish[:2], given.publish[2:])
+        source, kafka, *names = given.publish
+        publish(source, kafka, names)
         return
     rows: list[dict[str, Any]] = []
     plot = Plot(f"{given.fps} FPS cameras on this machine", 2)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clip = clip_file(folder, num_frames=60 * given.fps, fps=given.fps, gop=5, size=(given.size[0], given.size[1]))
+        clip = clip_file(
+            folder, num_frames=60 * given.fps, fps=given.fps, gop=5, size=(given.size[0], given.size[1])
+        )
         up = stack.enter_context(served())
         cameras: list[str] = []
         for num in given.cameras:

@@ -70,6 +70,7 @@ def test_the_headline_is_what_it_says(scraper: Scraper) -> None:
     ages = (
         'histogram_quantile(0.5, sum by (le) (streamchat_frame_age_at_decode_seconds_bucket{camera="gate"}))'
     )
+    until(lambda: bool(scraper.values(ages)), "no median of the ages")
     assert 0.0 < scraper.values(ages)[0] < 5.0
     up = 'max by (camera) (streamchat_camera_up{camera=~"door|yard|gate"})'
     assert scraper.values(up) == [1.0, 1.0, 1.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -26,9 +24,6 @@ from services.kafka_video_log import PENDING_BYTES, KafkaVideoLog, KafkaVideoRea
 from services.messages import VideoPacket
 from services.video_log import LogLost, RawRecord, VideoRecord, encode_packet
 from tests.secured_servers import SecuredServers, certificates
-
-# kafka-python 3.0.12 leaves the sockets of refused connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 PACKET = VideoPacket(
     camera="door",
@@ -48,9 +43,6 @@ def own_broker() -> Iterator[Broker]:
     server = start_broker()
     yield server
     server.stop()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def send_until_read(log: KafkaVideoLog, reader: KafkaVideoReader, first_seq: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -74,7 +75,8 @@ class TrainingJob:
         """SIGKILL for the command, its workers and all of its Ray at once."""
         family = [psutil.Process(self.process.pid), *self._family()]
         for process in family:
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself meanwhile
+                process.send_signal(signal.SIGKILL)
         psutil.wait_procs(family)
         self.finish()
 
