@@ -231,6 +231,7 @@ class Engine:
                 f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}"
             )
         self._check_tokens([*token_ids, *(token.token_id for token in spoken)])
+        self._check_bias(options)
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
         if len(self._dialogs) - len(self._resting) >= self.max_dialogs:
@@ -266,6 +267,7 @@ class Engine:
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
         self._check_tokens(token_ids)
+        self._check_bias(options or dialog.options)
         before, dialog.options = dialog.options, options or dialog.options
         try:
             self._admit(dialog, len(token_ids) + 1)
@@ -292,6 +294,8 @@ class Engine:
         self._unlook(dialog)
         self._text.pages.ask(dialog, self._text.pages.held(dialog))
         self._resting[dialog_id] = None
+        if len(self._resting) > self.max_dialogs:
+            self.close(next(iter(self._resting)))
 
     def close(self, dialog_id: str) -> None:
         """End a dialog and free its place."""
@@ -481,6 +485,13 @@ class Engine:
             raise ValueError(f"token_ids: got {len(token_ids)} tokens, wanted at most {room}")
         if wrong := [token for token in token_ids if not 0 <= token < self.config.vocab_size]:
             raise ValueError(f"token_ids: got {wrong[0]}, wanted 0 to {self.config.vocab_size - 1}")
+
+    def _check_bias(self, options: Options) -> None:
+        for token_id, _ in options.logit_bias:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise ValueError(
+                    f"logit_bias: got token {token_id}, wanted 0 to {self.config.vocab_size - 1}"
+                )
 
     def _ring(self, camera: str) -> FrameRing:
         if camera not in self._rings:

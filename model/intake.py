@@ -92,7 +92,11 @@ class Intake:
         if not self._batch:
             self._begin()
         began, self._wanted = time.perf_counter(), self.pace.amount(allowed_s)
-        done = self._poll() if self._stream is not None else self._advance()
+        try:
+            done = self._poll() if self._stream is not None else self._advance()
+        except BaseException:  # these frames are lost, and must not stop those that come after them
+            self._batch, self._work, self._beside = [], None, None
+            raise
         self.pace.learn(self._num_rows, time.perf_counter() - began)
         if done is None:
             return []

@@ -100,6 +100,7 @@ class Answer:
     def __init__(self, decode: Decode, request: DialogRequest, metrics: GatewayMetrics) -> None:
         self.request = request
         self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0  # of them: read in earlier turns
         self.tokens: list[TokenEvent] = []  # handed to the reader so far
         self.ended: DialogEnded | None = None
         self._events = steadfast(decode, request, metrics)
@@ -123,6 +124,7 @@ class Answer:
             if not isinstance(events[0], DialogStarted):
                 raise ApiError(500, "decoder_confused", "the decoder spoke before it had started")
             self.num_prompt_tokens = events[0].num_prompt_tokens
+            self.num_cached_tokens = events[0].num_cached_tokens
             self._metrics.meters.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
             self._waiting = events[1:]
         except BaseException:

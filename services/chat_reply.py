@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from services.messages import DialogRequest, PlayedClip, TokenEvent
+from services.answer import Answer
+from services.messages import DialogRequest, Likely, PlayedClip, TokenEvent
 
 
 class TokenFacts(BaseModel):
@@ -36,12 +37,40 @@ class AnswerFacts(TokensFacts):
     frame_age_p95_ms: float | None = Field(description="19 of 20 frames were younger")
 
 
+class PromptTokensDetails(BaseModel):
+    """OpenAI's."""
+
+    cached_tokens: int = Field(description="read in earlier turns, and not again")
+
+
 class Usage(BaseModel):
     """OpenAI's; visual tokens are not counted, they cost a text token nothing."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(BaseModel):
+    """OpenAI's: a likely token."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """OpenAI's: the token that was made, and the likeliest ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """OpenAI's."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
 
 
 class ReplyMessage(BaseModel):
@@ -58,7 +87,7 @@ class Choice(BaseModel):
     index: int = 0
     message: ReplyMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -86,6 +115,7 @@ class ChunkChoice(BaseModel):
     index: int = 0
     delta: Delta
     finish_reason: Literal["stop", "length"] | None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -100,10 +130,30 @@ class ChatCompletionChunk(BaseModel):
     streamchat: TokensFacts | None = None
 
 
-def usage_of(num_prompt_tokens: int, num_completion_tokens: int) -> Usage:
-    """OpenAI's three counts."""
-    total = num_prompt_tokens + num_completion_tokens
-    return Usage(prompt_tokens=num_prompt_tokens, completion_tokens=num_completion_tokens, total_tokens=total)
+def usage_of(answer: Answer) -> Usage:
+    """OpenAI's counts of a whole answer."""
+    return Usage(
+        prompt_tokens=answer.num_prompt_tokens,
+        completion_tokens=len(answer.tokens),
+        total_tokens=answer.num_prompt_tokens + len(answer.tokens),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=answer.num_cached_tokens),
+    )
+
+
+def logprobs_of(tokens: Sequence[TokenEvent]) -> Logprobs | None:
+    """OpenAI's shape; None when nobody asked."""
+
+    def facts(likely: Likely) -> dict[str, Any]:
+        return {"token": likely.text, "logprob": likely.log_chance, "bytes": list(likely.text.encode())}
+
+    content = [
+        TokenLogprob(
+            **facts(token.likely[0]), top_logprobs=[TopLogprob(**facts(t)) for t in token.likely[1:]]
+        )
+        for token in tokens
+        if token.likely
+    ]
+    return Logprobs(content=content) if content else None
 
 
 def facts_of(token: TokenEvent, clip: PlayedClip | None) -> TokenFacts:
@@ -150,6 +200,8 @@ class Reply:
             delta = Delta(content="".join(token.text for token in tokens))
         facts = TokensFacts(tokens=[facts_of(token, self._clip) for token in tokens])
         choice = ChunkChoice(index=0, delta=delta, finish_reason=finish_reason)
+        if (logprobs := logprobs_of(tokens)) is not None:
+            choice.logprobs = logprobs
         chunk = self._chunk([choice])
         return chunk.model_copy(update={"streamchat": facts}) if tokens else chunk
 
@@ -168,7 +220,7 @@ class Reply:
             id=self.id,
             created=self._created,
             model=self._model,
-            choices=[Choice(message=message, finish_reason=finish_reason)],
+            choices=[Choice(message=message, finish_reason=finish_reason, logprobs=logprobs_of(tokens))],
             usage=usage,
             streamchat=AnswerFacts(
                 tokens=facts,

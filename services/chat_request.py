@@ -19,22 +19,17 @@ MAX_MESSAGES = 1000
 # Not implemented; the values that change nothing are accepted.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -72,6 +67,12 @@ class StreamChatOptions(Strict):
     )
     max_frame_age_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
         default=None, description="a token whose newest frame is older than this says `stale: true`"
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="only tokens at least this likely, as a share of the likeliest one's chance"
+    )
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
+        default=None, description="above 1: what was said or asked before is less likely to be said"
     )
 
 
@@ -135,6 +136,11 @@ class ChatRequest(BaseModel):
         default=None, description="default 0: the likeliest word"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
     streamchat: StreamChatOptions | None = None

@@ -1,7 +1,7 @@
 """A decoder replica's engine thread: frames in, one step for all dialogs that are due, tokens out. Again and again.
 
-The thread owns the engine: others only hand it frames, new dialogs and cancellations. Before every step it moves the
-frames that have arrived into the cameras' rings, so each token is made from the newest picture there is.
+The thread owns the engine: others only hand it frames, new dialogs and cancellations. Between steps it takes in frames
+and reads prompts, in pieces: neither a frame nor a long prompt makes anyone wait for more than part of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.dialog import Options, Spoken
-from model.engine import Engine, Made
+from model.engine import Engine, EngineFull, Made
 from services.frame_store import is_private, parse_frame_id
 from services.messages import (
     DialogEnded,
@@ -29,6 +29,7 @@ from services.messages import (
     DialogRequest,
     DialogStarted,
     Frame,
+    Likely,
     TokenEvent,
 )
 from services.meters import CLIP, Meters
@@ -44,12 +45,16 @@ from services.metrics import (
     STEP,
     STEP_DIALOGS,
 )
+from services.resting_dialogs import RestingDialogs
 from services.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.5  # how often an idle loop looks whether cameras can be forgotten
 REPORT_EVERY_S = 1.0
+BESIDE = 0.5  # of a step's time, for frames and prompts after each step
+FIRST_BESIDE_S = 0.01  # as long as no step was made
+RETRY_AFTER_S = 2.0
 
 
 def frame_features(frame: Frame) -> Tensor:
@@ -76,12 +81,21 @@ class LiveDialog:
 
     request: DialogRequest
     prompt: list[int]
+    prompt_text: str  # all messages through the chat template, those too that did not fit into `prompt`
+    num_kept: int  # first tokens of the prompt that are never dropped
     text: TextStream
     emit: Callable[[list[DialogEvent]], None]
     next_due_s: float = 0.0  # wall clock
     num_made: int = 0
     clip_end_s: float | None = None  # set for a private clip, whose clock stands still at its end
     started_s: float = 0.0
+    name: str = ""  # of the engine's dialog: that of its first turn
+    awaits: tuple[int, int] | None = None  # frame that must be in the ring before the question is read
+    answer: str = ""  # said so far
+
+
+def _refusal(status: int, code: str, message: str) -> DialogFailed:
+    return DialogFailed(status=status, code=code, message=message, retry_after_s=RETRY_AFTER_S)
 
 
 @dataclass(slots=True)
@@ -99,6 +113,8 @@ class DecodeLoop:
         engine: Engine,
         *,
         stop_ids: Sequence[int],
+        resting: RestingDialogs,
+        token_text: Callable[[int], str],
         stale_after_s: float,
         forget_after_s: float,
         forgotten: Callable[[str], None],
@@ -106,16 +122,20 @@ class DecodeLoop:
     ) -> None:
         self._engine = engine
         self._stop_ids = frozenset(stop_ids)
+        self._resting, self._token_text = resting, token_text
         self._stale_after_s, self._forget_after_s = stale_after_s, forget_after_s
         self._forgotten, self._meters = forgotten, meters
         self._inbox = _Inbox()
         self._changed = threading.Condition()
-        self._dialogs: dict[str, LiveDialog] = {}
-        self._newest: dict[str, tuple[int, int]] = {}  # newest frame id in each camera's ring
+        self._dialogs: dict[str, LiveDialog] = {}  # by the names of the engine's dialogs
+        self._asking: list[LiveDialog] = []  # their cameras' frames are on their way into the ring
+        self._working = False  # frames or prompts wait
+        self._newest: dict[str, tuple[int, int]] = {}  # newest frame id of each camera
         self._used_s: dict[str, float] = {}
         self._ended = False
         self._reported_at = float("-inf")  # monotonic
         self._shown: set[str] = set()  # cameras that the gauge tells of
+        self._num_begun = 0
         self.num_steps = 0
         self.num_tokens = 0
         self.num_frames = 0
@@ -144,9 +164,10 @@ class DecodeLoop:
             self._inbox.frames.extend(frames)
             self._changed.notify()
 
-    def put_dialog(self, dialog: LiveDialog) -> None:
-        """A dialog to be answered; its camera's frames must have been put before. From any thread."""
+    def put_dialog(self, dialog: LiveDialog, frames: Sequence[Frame] = ()) -> None:
+        """A dialog to be answered, and its camera's frames unless they were put before. From any thread."""
         with self._changed:
+            self._inbox.frames.extend(frames)
             self._inbox.dialogs.append(dialog)
             self._changed.notify()
 
@@ -163,15 +184,16 @@ class DecodeLoop:
     def _run(self) -> None:
         while (inbox := self._wait()) is not None:
             self._take_frames(inbox.frames)
-            for request_id in inbox.cancelled:  # first: they give back the places that new dialogs take
-                self._close(request_id)
-            for dialog in inbox.dialogs:
-                if dialog.request.request_id not in inbox.cancelled:
-                    self._open(dialog)
+            # Cancellations first: they give back the places that new dialogs take.
+            for request_id in inbox.cancelled:
+                self._cancel(request_id)
+            self._asking += [d for d in inbox.dialogs if d.request.request_id not in inbox.cancelled]
+            self._open_all()
             now_s = time.time()
             due = [name for name, dialog in self._dialogs.items() if dialog.next_due_s <= now_s]
-            if due:
+            if due := [name for name in due if self._engine.ready(name)]:
                 self._step(due)
+            self._work()
             self._forget_cameras(now_s)
             self._report()
 
@@ -179,15 +201,27 @@ class DecodeLoop:
         """Sleep until there is something to do; what has arrived, or None at the end."""
         with self._changed:
             inbox = self._inbox
-            if not (inbox.frames or inbox.dialogs or inbox.cancelled or self._ended):
+            arrived = inbox.frames or inbox.dialogs or inbox.cancelled
+            if not (self._working or self._asking or arrived or self._ended):
                 due_s = min((d.next_due_s for d in self._dialogs.values()), default=time.time() + IDLE_S)
                 if (wait_s := due_s - time.time()) > 0:
                     self._changed.wait(wait_s)
             taken, self._inbox = self._inbox, _Inbox()
             return None if self._ended else taken
 
+    def _work(self) -> None:
+        """Frames and prompts, for part of a step's time."""
+        try:
+            self._working = self._engine.work(BESIDE * self._engine.step_s or FIRST_BESIDE_S)
+        except Exception as error:
+            log.exception("frames or prompts could not be read; the dialogs whose prompts they were end")
+            self._working = True
+            for name, dialog in list(self._dialogs.items()):
+                if not self._engine.ready(name):
+                    self._fail(dialog, error)
+
     def _take_frames(self, frames: deque[Frame]) -> None:
-        """Move frames into the rings, all of one camera that lie together in one go."""
+        """Offer frames to the engine, all of one camera that lie together in one go."""
         by_camera: dict[str, list[Frame]] = {}
         for frame in frames:
             position = parse_frame_id(frame.frame_id)
@@ -197,49 +231,97 @@ class DecodeLoop:
         for camera, new in by_camera.items():
             self._used_s.setdefault(camera, time.monotonic())
             try:
-                if camera not in self._engine.cameras:
-                    self._engine.add_camera(camera)
-                self._engine.add_frames(camera, [(f.frame_id, f.captured_s, frame_features(f)) for f in new])
+                if camera not in self._engine.cameras and (dropped := self._engine.add_camera(camera)):
+                    self._forget(dropped)
+                self._engine.offer_frames(
+                    camera, [(f.frame_id, f.captured_s, frame_features(f)) for f in new]
+                )
+                self._working = True
                 self.num_frames += len(new)
                 self._meters.count(REFRESHES, by=len(new))
             except Exception:
                 log.exception("frames of camera %s could not be taken in", camera)
+                if camera not in self._engine.cameras:
+                    self._forget(camera)
+
+    def _open_all(self) -> None:
+        """Open the dialogs whose cameras' frames are there. Their prompts are read later, in pieces."""
+        asking, self._asking = self._asking, []
+        for dialog in asking:
+            camera = dialog.request.camera
+            dialog.awaits = dialog.awaits or self._newest.get(camera)
+            newest = self._engine.cameras.get(camera)
+            if newest is not None and dialog.awaits and parse_frame_id(newest.frame_id) >= dialog.awaits:
+                self._open(dialog)
+            elif self._working and camera in self._engine.cameras:
+                self._asking.append(dialog)
+            else:
+                message = (
+                    "all places for cameras are taken, or this one's frames are unusable: ask again shortly"
+                )
+                dialog.emit([_refusal(429, "decoder_full", message)])
 
     def _open(self, dialog: LiveDialog) -> None:
         request = dialog.request
         dialog.started_s = dialog.next_due_s = time.time()
-        spoken = [Spoken(token.token_id, token.made_s) for token in request.spoken]
-        asked_s = request.asked_s or dialog.started_s
         try:
-            self._engine.open(
-                request.request_id,
-                request.camera,
-                dialog.prompt,
-                self._options(request),
-                spoken=spoken,
-                asked_s=asked_s,
-            )
+            num_cached = self._go_on(dialog)
+            if num_cached is None:
+                num_cached = self._begin(dialog)
+        except EngineFull as error:
+            dialog.emit([_refusal(429, "decoder_full", f"{error}: ask again shortly")])
+            return
         except ValueError as error:
             dialog.emit([DialogFailed(status=400, code="bad_option", message=str(error))])
             return
         except Exception as error:
             log.exception("dialog %s could not be opened", request.request_id)
-            dialog.emit(
-                [
-                    DialogFailed(
-                        status=500,
-                        code="decoder_error",
-                        message=f"the decoder failed: {type(error).__name__}",
-                    )
-                ]
-            )
+            self._fail(dialog, error)
             return
         for token in request.spoken:
             dialog.text.push(token.token_id)
             dialog.num_made += 1
+        self._working = True
         self._used_s[request.camera] = time.monotonic()
-        self._dialogs[request.request_id] = dialog
-        dialog.emit([DialogStarted(num_prompt_tokens=len(dialog.prompt))])
+        self._dialogs[dialog.name] = dialog
+        dialog.emit([DialogStarted(num_prompt_tokens=len(dialog.prompt), num_cached_tokens=num_cached)])
+
+    def _go_on(self, dialog: LiveDialog) -> int | None:
+        """Ask the dialog at rest that knows all but the last question; how many tokens it knew, None: there is none."""
+        request, engine = dialog.request, self._engine
+        if request.spoken:
+            return None
+        found = self._resting.take(request.camera, request.messages, dialog.prompt_text, engine.dialogs)
+        if found is None:
+            return None
+        name, new = found
+        before = engine.dialogs[name]
+        if new and new[0] == before.pending:  # the end of the answer: it was said
+            del new[0]
+        num_held = before.num_held
+        try:
+            engine.ask(name, new, self._options(request), at_once=False)
+        except EngineFull:
+            engine.close(name)
+            return None
+        dialog.name = name
+        return min(num_held, len(dialog.prompt))
+
+    def _begin(self, dialog: LiveDialog) -> int:
+        request = dialog.request
+        self._num_begun += 1
+        dialog.name = f"{request.request_id}/{self._num_begun}"  # a request may come again, after it was lost
+        self._engine.open(
+            dialog.name,
+            request.camera,
+            dialog.prompt,
+            self._options(request),
+            spoken=[Spoken(token.token_id, token.made_s) for token in request.spoken],
+            asked_s=request.asked_s or dialog.started_s,
+            num_kept=dialog.num_kept,
+            at_once=False,
+        )
+        return 0
 
     def _options(self, request: DialogRequest) -> Options:
         return Options(
@@ -247,16 +329,40 @@ class DecodeLoop:
             num_frames=request.num_frames,
             temperature=request.temperature,
             top_p=request.top_p,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            logit_bias=tuple(request.logit_bias),
+            num_top=request.num_top,
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_ids=self._stop_ids,
         )
 
-    def _close(self, request_id: str) -> None:
-        dialog = self._dialogs.pop(request_id, None)
-        if dialog is not None:
-            self._engine.close(request_id)
-            self._used_s[dialog.request.camera] = time.monotonic()
+    def _cancel(self, request_id: str) -> None:
+        self._asking = [dialog for dialog in self._asking if dialog.request.request_id != request_id]
+        for dialog in list(self._dialogs.values()):
+            if dialog.request.request_id == request_id:
+                self._end(dialog)
+
+    def _end(self, dialog: LiveDialog) -> None:
+        """A turn is over. Its dialog rests if all that it said was heard, so that a next turn can go on from it."""
+        del self._dialogs[dialog.name]
+        request = dialog.request
+        self._used_s[request.camera] = time.monotonic()
+        heard = not (dialog.text.stopped or request.spoken or is_private(request.camera))
+        if not heard or not self._engine.ready(dialog.name):
+            self._engine.close(dialog.name)
+            return
+        self._engine.rest(dialog.name)
+        self._resting.put(dialog.name, request.camera, request.messages, dialog.prompt_text, dialog.answer)
+
+    def _fail(self, dialog: LiveDialog, error: Exception) -> None:
+        message = f"the decoder failed: {type(error).__name__}"
+        dialog.emit([DialogFailed(status=500, code="decoder_error", message=message)])
+        if self._dialogs.pop(dialog.name, None) is not None:
+            self._engine.close(dialog.name)
 
     def _step(self, due: list[str]) -> None:
         try:
@@ -265,9 +371,7 @@ class DecodeLoop:
         except Exception as error:
             log.exception("a step failed; its dialogs end")
             for name in due:
-                message = f"the decoder failed: {type(error).__name__}"
-                self._dialogs[name].emit([DialogFailed(status=500, code="decoder_error", message=message)])
-                self._close(name)
+                self._fail(self._dialogs[name], error)
             return
         self.num_steps += 1
         self.num_tokens += len(made)
@@ -289,6 +393,7 @@ class DecodeLoop:
         finished = "stop" if dialog.text.stopped else made.finished
         if finished:
             text += dialog.text.finish()
+        dialog.answer += text
         assert made.frame_id is not None  # no dialog opens on an empty ring
         assert made.captured_s is not None
         now_s = made_s if dialog.clip_end_s is None else dialog.clip_end_s
@@ -303,6 +408,7 @@ class DecodeLoop:
             captured_s=made.captured_s,
             frame_age_ms=age_s * 1000,
             stale=age_s * 1000 > limit_ms,
+            likely=self._likely(made),
         )
         if dialog.clip_end_s is None and request.visual_context == "live":
             self._meters.observe(FRAME_AGE, max(0.0, age_s), request.camera)
@@ -310,19 +416,29 @@ class DecodeLoop:
         if finished:
             counts = {"num_prompt_tokens": len(dialog.prompt), "num_completion_tokens": dialog.num_made}
             events.append(DialogEnded(finish_reason=finished, **counts))
-            self._close(request.request_id)
+            self._end(dialog)
         dialog.emit(events)
+
+    def _likely(self, made: Made) -> tuple[Likely, ...]:
+        if made.chances is None:
+            return ()
+        pairs = [(made.token_id, made.chances.token), *made.chances.top]
+        return tuple(Likely(text=self._token_text(token), log_chance=chance) for token, chance in pairs)
 
     def _forget_cameras(self, now_s: float) -> None:
         """Drop the rings of cameras that nobody has asked about for a while; private clips at once."""
-        asked = {dialog.request.camera for dialog in self._dialogs.values()}
+        asked = {dialog.request.camera for dialog in [*self._dialogs.values(), *self._asking]}
         for camera, used_s in list(self._used_s.items()):
             keep_s = 0.0 if is_private(camera) else self._forget_after_s
             if camera not in asked and time.monotonic() - used_s > keep_s:
-                self._engine.drop_camera(camera)
-                self._newest.pop(camera, None)
-                self._used_s.pop(camera, None)
-                self._forgotten(camera)
+                if camera in self._engine.cameras:
+                    self._engine.drop_camera(camera)
+                self._forget(camera)
+
+    def _forget(self, camera: str) -> None:
+        self._newest.pop(camera, None)
+        self._used_s.pop(camera, None)
+        self._forgotten(camera)
 
     def _report(self) -> None:
         """Tell how many dialogs there are on each camera; one that has no more gets its 0."""

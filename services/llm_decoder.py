@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +12,43 @@ import torch
 
 from model.engine import Engine
 from model.folder import load_model, load_tokenizer
+from model.network import StreamChat
+from model.retention import Retention
 from services.decode_loop import DecodeLoop, LiveDialog
 from services.frame_follower import FrameFollower
 from services.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
-from services.messages import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Frame
+from services.messages import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Frame, Message
 from services.meters import Meters, PrometheusMeters
 from services.metrics import DIALOG_PLACES
+from services.resting_dialogs import RestingDialogs
 from services.settings import Settings
 from services.text_stream import TextStream
 
 RETRY_AFTER_S = 2.0
+GPU_SHARE = 0.85  # of what the weights leave free: the rest is for what a forward needs meanwhile
+
+
+def engine_of(model: StreamChat, settings: Settings) -> Engine:
+    """The engine, with all memory that the settings speak of; on a GPU, with what the weights left of it."""
+    retention = Retention.parse(settings.fifo_tiers, model.config.fifo_frames)
+    page_tokens, cache_bytes = 64, settings.cache_bytes or None
+    if model.language.embed_tokens.weight.is_cuda:
+        page_tokens = 256
+        cache_bytes = cache_bytes or int(torch.cuda.mem_get_info()[0] * GPU_SHARE)
+    return Engine(
+        model,
+        max_dialogs=settings.max_dialogs,
+        max_cameras=settings.decoder_cameras,
+        cache_bytes=cache_bytes,
+        page_tokens=page_tokens,
+        retention=retention,
+    )
+
+
+def oldest_turn(messages: Sequence[Message]) -> range | None:
+    """Which messages go first when not all fit: the oldest question and its answers. None: only one is left."""
+    asked = [number for number, message in enumerate(messages) if message.role == "user"]
+    return range(asked[0], asked[1]) if len(asked) > 1 else None
 
 
 class Outbox:
@@ -75,7 +102,9 @@ class LLMDecoder:
         self.meters.set(DIALOG_PLACES, settings.max_dialogs)
         stops = [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<|im_end|>")]
         self._loop = DecodeLoop(
-            Engine(model, max_dialogs=settings.max_dialogs),
+            engine_of(model, settings),
+            resting=RestingDialogs(self.tokenizer),
+            token_text=lambda token: str(self.tokenizer.decode([token])),
             stop_ids=[stop for stop in stops if isinstance(stop, int)],
             stale_after_s=settings.silent_after_s,
             forget_after_s=settings.forget_after_s,
@@ -135,8 +164,12 @@ class LLMDecoder:
             self._loop.cancel(request.request_id)
 
     async def _begin(self, request: DialogRequest, outbox: Outbox) -> DialogFailed | None:
-        prompt = self._prompt(request)
         longest = self._settings.max_prompt_tokens
+        whole = self._template(request.messages)
+        messages, prompt = list(request.messages), self._tokens(whole)
+        while len(prompt) > longest and (oldest := oldest_turn(messages)):
+            messages = [message for number, message in enumerate(messages) if number not in oldest]
+            prompt = self._tokens(self._template(messages))
         if len(prompt) > longest:
             message = f"the prompt has {len(prompt)} tokens; at most {longest} fit"
             return DialogFailed(status=400, code="prompt_too_long", message=message)
@@ -156,21 +189,31 @@ class LLMDecoder:
             if not frames:
                 message = f"camera {request.camera!r} has no frame yet: publish to it and ask again"
                 return DialogFailed(status=409, code="no_frame", message=message, retry_after_s=RETRY_AFTER_S)
-            self._loop.put_frames(frames)
         private = is_private(request.camera)
         if not private:
             self._follower.watch(request.camera, frames[-1].frame_id if frames else BEFORE_ALL)
         dialog = LiveDialog(
             request=request,
             prompt=prompt,
+            prompt_text=whole,
+            num_kept=self._num_instructions(messages, prompt),
             text=TextStream(self.tokenizer, request.stop),
             emit=outbox.put,
             clip_end_s=frames[-1].captured_s if private and frames else None,
         )
-        self._loop.put_dialog(dialog)
+        self._loop.put_dialog(dialog, frames)
         return None
 
-    def _prompt(self, request: DialogRequest) -> list[int]:
-        messages = [{"role": message.role, "content": message.text} for message in request.messages]
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(str(text), add_special_tokens=False)["input_ids"])
+    def _template(self, messages: Sequence[Message], *, ask: bool = True) -> str:
+        plain = [{"role": message.role, "content": message.text} for message in messages]
+        return str(self.tokenizer.apply_chat_template(plain, add_generation_prompt=ask, tokenize=False))
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _num_instructions(self, messages: Sequence[Message], prompt: list[int]) -> int:
+        """First tokens that are the system's: they stay when old turns are dropped."""
+        if messages[0].role != "system":
+            return 0
+        own = self._tokens(self._template(messages[:1], ask=False))
+        return len(own) if prompt[: len(own)] == own else 0

@@ -84,6 +84,12 @@ class DialogRequest:
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Sequence[tuple[int, float]] = ()  # token, and what is added to its logit
+    num_top: int | None = None  # log chances: None: none; n: each token's, and the n likeliest ones
     seed: int | None = None
     stop: Sequence[str] = ()
     visual_context: Literal["live", "frozen"] = "live"
@@ -99,6 +105,15 @@ class DialogStarted:
     """First event of a dialog that was admitted."""
 
     num_prompt_tokens: int
+    num_cached_tokens: int = 0  # of them: read in earlier turns, and not again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likely:
+    """A token as text, and the natural logarithm of its chance."""
+
+    text: str
+    log_chance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +128,7 @@ class TokenEvent:
     captured_s: float
     frame_age_ms: float  # made_s - captured_s
     stale: bool
+    likely: Sequence[Likely] = ()  # when asked for: this token, then the likeliest ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

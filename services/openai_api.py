@@ -89,7 +89,7 @@ async def server_sent_events(
         assert answer.ended is not None
         yield event(reply.chunk(finish_reason=answer.ended.finish_reason))
         if include_usage:
-            yield event(reply.usage_chunk(usage_of(answer.num_prompt_tokens, len(answer.tokens))))
+            yield event(reply.usage_chunk(usage_of(answer)))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         desk.metrics.failed(error.code, error.status)
@@ -101,7 +101,7 @@ async def whole(answer: Answer, reply: Reply) -> ChatCompletion:
     while await answer.next_tokens() is not None:
         pass
     assert answer.ended is not None
-    usage = usage_of(answer.num_prompt_tokens, len(answer.tokens))
+    usage = usage_of(answer)
     return reply.completion(answer.tokens, answer.ended.finish_reason, usage)
 
 

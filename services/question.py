@@ -151,6 +151,23 @@ def stops_wanted(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
+def biases_wanted(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """OpenAI's `logit_bias`: token ids as text, and what is added to their logits."""
+    for token in logit_bias or {}:
+        if not token.isascii() or not token.isdigit():
+            message = f"logit_bias: got {token[:40]!r}, wanted token ids"
+            raise ApiError(400, "invalid_option", message, param="logit_bias")
+    return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())
+
+
+def num_top_wanted(chat: ChatRequest) -> int | None:
+    """How many likely tokens to tell beside the one that was made; None: no log chances at all."""
+    if chat.top_logprobs and not chat.logprobs:
+        message = "top_logprobs: wanted with `logprobs: true` only"
+        raise ApiError(400, "invalid_option", message, param="top_logprobs")
+    return (chat.top_logprobs or 0) if chat.logprobs else None
+
+
 def dialog_request(
     camera: str, messages: Sequence[Message], options: StreamChatOptions, *, max_tokens: int
 ) -> DialogRequest:
@@ -164,6 +181,8 @@ def dialog_request(
         num_frames=options.frames,
         tokens_per_second=options.tokens_per_second,
         max_frame_age_ms=options.max_frame_age_ms,
+        min_p=options.min_p or 0.0,
+        repetition_penalty=options.repetition_penalty or 1.0,
         asked_s=time.time(),
     )
 
@@ -178,6 +197,7 @@ async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
     check_words(words, desk.settings.max_prompt_tokens)
     max_tokens = num_tokens_wanted(chat, desk.settings.max_completion_tokens)
     stops = stops_wanted(chat.stop)
+    biases, num_top = biases_wanted(chat.logit_bias), num_top_wanted(chat)
     options = chat.streamchat or StreamChatOptions()
     source = visual_source(chat.messages)
     camera = camera_named(source)
@@ -193,6 +213,10 @@ async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
         stop=stops,
         temperature=chat.temperature or 0.0,
         top_p=1.0 if chat.top_p is None else chat.top_p,
+        frequency_penalty=chat.frequency_penalty or 0.0,
+        presence_penalty=chat.presence_penalty or 0.0,
+        logit_bias=biases,
+        num_top=num_top,
         seed=chat.seed,
     )
     return Question(request=request, clip=clip)

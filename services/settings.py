@@ -48,6 +48,9 @@ class Settings:
     redis_password: str = setting("", "its password", secret=True)
     redis_ca_file: str = setting("", "authority of the store's certificate; empty: the system's")
     fifo_frames: int = setting(0, "frames kept per camera; 0: the model's own number")
+    fifo_tiers: str = setting(
+        "", "thinner older frames, as frames@seconds,...: `10@1,6@10`; empty: one rate, the newest frames"
+    )
     frames_per_second: float = setting(
         0.0, "frames looked at per camera and second; 0: the model's own number"
     )
@@ -64,6 +67,12 @@ class Settings:
     max_pixels: int = setting(4096 * 2304, "largest picture that is decoded")
     encoder_batch: int = setting(16, "pictures encoded together at most")
     max_dialogs: int = setting(64, "dialogs decoded at once per replica; one more is answered with 429")
+    decoder_cameras: int = setting(
+        64, "cameras kept at once per decoder replica; frozen answers keep a copy of theirs too"
+    )
+    cache_bytes: int = setting(
+        0, "memory for frames and text per decoder replica; 0: 2048 tokens a dialog, or what a GPU has left"
+    )
     max_prompt_tokens: int = setting(2048, "longest prompt")
     max_completion_tokens: int = setting(1024, "longest answer")
     max_request_bytes: int = setting(24 * 2**20, "largest request body")

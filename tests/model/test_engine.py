@@ -300,6 +300,7 @@ def test_a_callers_mistake_changes_nothing(small: StreamChat):
             "fewer than max_tokens",
             lambda: engine.open("e", "a", [1], Options(max_tokens=1), spoken=[Spoken(1, 0.0)]),
         ),
+        ("logit_bias", lambda: engine.open("e", "a", PROMPT, Options(logit_bias=((97, 1.0),)))),
         ("still speaking", lambda: engine.ask("d", PROMPT)),
         ("not open", lambda: engine.ask("e", PROMPT)),
         ("not open", lambda: engine.close("e")),

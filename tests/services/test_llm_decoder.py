@@ -246,3 +246,76 @@ async def test_many_cameras_at_once_get_what_they_get_alone(
     together = await asyncio.gather(*(collect(decoder.decode(question(f"many-{n}"))) for n in range(3)))
     for one, both in zip(alone, together, strict=True):
         assert [t.token_id for t in one] == [t.token_id for t in tokens_of(both)]
+
+
+def talk(*texts: str) -> list[Message]:
+    """User and assistant in turn."""
+    return [Message(role="assistant" if n % 2 else "user", text=text) for n, text in enumerate(texts)]
+
+
+async def test_a_chat_that_is_sent_again_is_not_read_again(decoder: LLMDecoder, store: SometimesLost) -> None:
+    """Many turns: the client resends all of it, and only what is new is read."""
+    store.append(frame("turns", 1), capacity=16)
+    said = ["What is there?"]
+    known: list[int] = []
+    for _ in range(3):
+        events = await collect(decoder.decode(question("turns", messages=talk(*said), max_tokens=5)))
+        started = events[0]
+        assert isinstance(started, DialogStarted)
+        known.append(started.num_cached_tokens)
+        assert started.num_cached_tokens < started.num_prompt_tokens
+        said += ["".join(token.text for token in tokens_of(events)), "And what is there now?"]
+    assert known[0] == 0 < known[1] < known[2]
+    other = talk(*said[:-2], "something else", said[-1])
+    events = await collect(decoder.decode(question("turns", messages=other, max_tokens=5)))
+    assert isinstance(events[0], DialogStarted)
+    assert events[0].num_cached_tokens == 0
+
+
+async def test_the_oldest_turns_of_a_long_chat_are_dropped(decoder: LLMDecoder, store: SometimesLost) -> None:
+    store.append(frame("long", 1), capacity=16)
+    messages = [Message(role="system", text="Be short."), *talk(*["What is there now?"] * 41)]
+    events = await collect(decoder.decode(question("long", messages=messages, max_tokens=3)))
+    assert isinstance(events[0], DialogStarted)
+    assert 32 < events[0].num_prompt_tokens <= 64
+    assert isinstance(events[-1], DialogEnded)
+
+
+async def test_the_chances_of_tokens_are_told_when_asked_for(
+    decoder: LLMDecoder, store: SometimesLost
+) -> None:
+    store.append(frame("chances", 1), capacity=16)
+    tokens = tokens_of(await collect(decoder.decode(question("chances", num_top=3))))
+    for token in tokens:
+        own, *top = token.likely
+        assert own == top[0]  # the likeliest one was taken
+        assert len(top) == 3
+        assert 0 > top[0].log_chance >= top[1].log_chance >= top[2].log_chance
+    forced = question("chances", logit_bias=((tokens[0].token_id, -100.0),), max_tokens=1)
+    (other,) = tokens_of(await collect(decoder.decode(forced)))
+    assert other.token_id != tokens[0].token_id
+    assert other.likely == ()
+
+
+async def test_a_long_prompt_is_read_beside_the_steps_of_others(
+    random_folder: Path, store: SometimesLost
+) -> None:
+    """While it is read, in pieces, others get their tokens: more than one for each of them, whatever the machine."""
+    store.append(frame("beside", 1), capacity=16)
+    decoder = LLMDecoder(random_folder, Settings(max_dialogs=4, max_prompt_tokens=4000), store)
+    try:
+        first = decoder.decode(question("beside", max_tokens=1000))
+        before = await until(first, lambda tokens: len(tokens) >= 2)
+        second = decoder.decode(question("beside", text="", messages=talk("word " * 300), max_tokens=1))
+        events = asyncio.create_task(collect(second))
+        meanwhile: list[TokenEvent] = []
+        async for more in first:
+            meanwhile += tokens_of(more)
+            if events.done():
+                break
+        await first.aclose()
+        (late,) = tokens_of(await events)
+        between = [token for token in meanwhile if before[-1].made_s < token.made_s < late.made_s]
+        assert len(between) > 3
+    finally:
+        decoder.close()

@@ -65,6 +65,7 @@ def test_the_openai_client_gets_the_answer_at_once(served: Gateway) -> None:
         "prompt_tokens": 7,
         "completion_tokens": len(WORDS),
         "total_tokens": 7 + len(WORDS),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     facts: Any = answer.model_extra and answer.model_extra["streamchat"]
     assert "".join(token["text"] for token in facts["tokens"]) == TEXT
@@ -209,7 +210,8 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"n": 2}, 400, "unsupported_parameter", "n"),
     ({"n": True}, 400, "unsupported_parameter", "n"),
     ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools"),
-    ({"logprobs": True}, 400, "unsupported_parameter", "logprobs"),
+    ({"top_logprobs": 3}, 400, "invalid_option", "top_logprobs"),
+    ({"logit_bias": {"word": 1}}, 400, "invalid_option", "logit_bias"),
     ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format"),
     ({"surprise": 1}, 400, "unknown_parameter", "surprise"),
     ({"streamchat": {"surprise": 1}}, 400, "invalid_option", "streamchat.surprise"),
