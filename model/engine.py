@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from model.cache import FrameRing, FrameStore, SeenFrame, TextStore
+from model.decoding import Decoding, Quantise
 from model.dialog import Dialog, Options, Spoken
 from model.intake import Chain, Intake, NewFrame, Pace
 from model.memory import camera_bytes, num_text_pages, token_bytes
@@ -61,22 +62,24 @@ class Engine:
         page_tokens: int = 64,
         prefill_tokens: int = 512,
         retention: Retention | None = None,
+        quantise: Quantise | None = None,
     ) -> None:
         """All memory that lasts is taken here, for good.
 
         Args:
-            model: in eval mode, where it is to run; its query, key and value weights are laid together.
+            model: in eval mode, where it is to run; weights that are used together are laid together.
             max_dialogs: that may speak at once.
             max_cameras: rings, those of frozen dialogs' moments included.
             cache_bytes: for rings and text; None: what `max_dialogs` dialogs of 2048 tokens need.
             page_tokens: of text in one page (256 suits flash-attn).
             prefill_tokens: of prompts, read in one forward at most.
             retention: which frames a ring keeps; None: the newest, `config.fifo_frames` of them.
+            quantise: for the text's weights (`model.weights`); `model` is used up by it.
 
         Raises:
             ValueError: `cache_bytes` holds less than the rings and one page of text.
         """
-        self.model, self.config = model.fuse(), model.config
+        self.model, self.config = model, model.config
         weight = model.language.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.max_dialogs, self.window = max_dialogs, self.config.max_position_embeddings
@@ -91,7 +94,7 @@ class Engine:
         with torch.inference_mode():
             self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
             self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
-        self._intake = Intake(model)
+        self._decoding, self._intake = Decoding(model, quantise), Intake(model)
         self._prompts = Pace(8, prefill_tokens)
         self._step: Step | None = None
         self.step_s = 0.0  # how long a step takes, lately
@@ -336,12 +339,12 @@ class Engine:
         rows = sorted(dialogs, key=lambda dialog: dialog.ring.place)
         if self._step is None or not self._step.advance(rows):
             self._step = Step(self.model.rope, self._text, self._frames, rows)
-        hidden = self.model.read(self._step.tokens, self._step)[:, 0]
+        hidden = self._decoding.read(self._step)
         if rows != dialogs:
             row_of = {id(dialog): row for row, dialog in enumerate(rows)}
             order = [row_of[id(dialog)] for dialog in dialogs]
             hidden = hidden.index_select(0, torch.tensor(order, device=self.device))
-        return self.model.logits(hidden)
+        return self._decoding.logits(hidden)
 
     def say(self, dialog_id: str, token_id: int, chances: Chances | None = None) -> Made:
         """Take this token as the one made from the last `logits`."""
@@ -408,7 +411,7 @@ class Engine:
             self._make_room(dialog, num)
         parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
         reader = Chunks(self.model.rope, self._text, self._frames, parts, self.dtype)
-        self.model.read(reader.tokens, reader)
+        self._decoding.read(reader)
         for dialog, num in chunks:
             dialog.read(num)
 

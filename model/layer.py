@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 
 from model.attention import FrameView, self_attention
 from model.config import StreamChatConfig
@@ -28,38 +27,21 @@ from model.rope import Turn, rotate
 KeysValues = tuple[Tensor, Tensor]  # of one cross layer, each [..., P, G, d]; keys turned by (0, y, x)
 
 
-class Reader(Protocol):
-    """How the tokens of one forward read: what stands around them is its business, not the layers'."""
-
-    @property
-    def turn(self) -> Turn:
-        """The tokens' own turns, broadcasting to [B, H, T, d/2]."""
-        ...
-
-    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Text to text: query [B, H, T, d], and the same tokens' keys and values [B, G, T, d] -> [B, H, T, d]."""
-        ...
-
-    def look(self, cross: int, query: Tensor) -> Tensor:
-        """Text to frames: query [B, H, T, d], not yet turned -> [B, H, T, d]; `cross` counts cross layers."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Whole texts and clips, all of them here: training."""
+    """What whole texts read: all of them and their clips are here (training)."""
 
     turn: Turn  # [B, 1, T, d/2]
     mask: Tensor | None  # see `self_attention`
     view: FrameView
     chain: Sequence[KeysValues]  # of the clips, [C, F, P, G, d] per cross layer
 
-    def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Reader`."""
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Text to text: query [B, H, T, d], and the same tokens' keys and values [B, G, T, d] -> [B, H, T, d]."""
         return self_attention(query, keys, values, self.mask)
 
     def look(self, cross: int, query: Tensor) -> Tensor:
-        """See `Reader`."""
+        """Text to frames: query [B, H, T, d], not yet turned -> [B, H, T, d]; `cross` counts cross layers."""
         return self.view.attend(query, *self.chain[cross])
 
 
@@ -76,31 +58,6 @@ class Norm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class Joined:
-    """Weights that lie together, for decoding. They stay parameters of their own: views, no byte is kept twice."""
-
-    def __init__(self, *parts: nn.Linear) -> None:
-        self._first = parts[0]
-        self._weight = self._join([part.weight for part in parts])
-        biases = [part.bias for part in parts if part.bias is not None]  # pyright: ignore[reportUnnecessaryComparison]
-        self._bias = self._join(biases) if biases else None
-
-    @property
-    def now(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias; None where gradients are wanted, and when a cast or a move has parted them."""
-        if torch.is_grad_enabled() or self._weight.data_ptr() != self._first.weight.data_ptr():
-            return None
-        return self._weight, self._bias
-
-    @staticmethod
-    def _join(parts: Sequence[Tensor]) -> Tensor:
-        with torch.inference_mode(False):  # they may be trained afterwards
-            whole = torch.cat([part.detach() for part in parts])
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-            part.data = view
-        return whole
-
-
 class FeedForward(nn.Module):
     """SwiGLU, for text (FFN) and for visual tokens (V-FFN)."""
 
@@ -109,17 +66,9 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.fused: Joined | None = None
-
-    def fuse(self) -> None:
-        """Lay the gate's and the upward weights together."""
-        self.fused = Joined(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        if self.fused and (fused := self.fused.now):
-            gate, up = linear(x, *fused).chunk(2, -1)
-            return self.down_proj(silu(gate).mul_(up))
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -135,11 +84,6 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, groups, bias=config.attention_bias)
         self.v_proj = nn.Linear(width, groups, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads, width, bias=False)
-        self.fused: Joined | None = None
-
-    def fuse(self) -> None:
-        """Lay q, k and v's weights together, so that one product makes all three."""
-        self.fused = Joined(self.q_proj, self.k_proj, self.v_proj)
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, d]."""
@@ -147,13 +91,8 @@ class Attention(nn.Module):
 
     def turned(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, D] -> queries [B, H, T, d], keys and values [B, G, T, d], the first two turned."""
-        if (fused := self.fused.now if self.fused else None) is None:
-            keys, values = (part.transpose(1, 2) for part in self.keys_values(x))
-            return rotate(self.queries(x), turn), rotate(keys, turn), values
-        heads = linear(x, *fused).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        sizes = (self.q_proj.out_features // self.head_dim, self.k_proj.out_features // self.head_dim)
-        query, keys = rotate(heads[:, : sum(sizes)], turn).split(sizes, 1)
-        return query, keys, heads[:, sum(sizes) :]
+        keys, values = (part.transpose(1, 2) for part in self.keys_values(x))
+        return rotate(self.queries(x), turn), rotate(keys, turn), values
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """[..., D] -> keys and values, each [..., G, d]."""
@@ -211,14 +150,14 @@ class Layer(nn.Module):
             visual = visual + self._gate(self.gate_visual) * self.visual_ffn(self.visual_norm(visual))
         return (keys, values), visual
 
-    def forward(self, hidden: Tensor, reader: Reader) -> Tensor:
+    def forward(self, hidden: Tensor, reader: Whole) -> Tensor:
         """hidden [B, T, D] -> [B, T, D]."""
         if self.gate_cross is not None:
             cross = self.cross_attn or self.self_attn
             read = reader.look(self.cross, cross.queries(self.input_layernorm(hidden)))
             hidden = torch.addcmul(hidden, self._gate(self.gate_cross), cross.output(read))
         query, keys, values = self.self_attn.turned(self.input_layernorm(hidden), reader.turn)
-        hidden = hidden + self.self_attn.output(reader.attend(self.index, query, keys, values))
+        hidden = hidden + self.self_attn.output(reader.attend(query, keys, values))
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def _gate(self, scale: nn.Parameter | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from model.attention import FrameView, additive
 from model.config import StreamChatConfig
-from model.layer import KeysValues, Layer, Norm, Reader, Whole
+from model.layer import KeysValues, Layer, Norm, Whole
 from model.rope import Rope
 from model.vision import VisionTower
 
@@ -83,13 +83,6 @@ class StreamChat(nn.Module):
         turn = cos.unsqueeze(1), sin.unsqueeze(1)
         return self.logits(self.read(token_ids, Whole(turn, mask, view, self.visual_chain(frame_features))))
 
-    def fuse(self) -> StreamChat:
-        """Lay weights together that are always used together, for decoding; returns itself."""
-        for index in range(self.config.num_hidden_layers):
-            self.layer(index).self_attn.fuse()
-            self.layer(index).mlp.fuse()
-        return self
-
     @property
     def dtype(self) -> torch.dtype:
         """Of the language model; the vision encoder may have its own."""
@@ -105,7 +98,7 @@ class StreamChat(nn.Module):
             chain.append(keys_values)
         return chain
 
-    def read(self, token_ids: Tensor, reader: Reader) -> Tensor:
+    def read(self, token_ids: Tensor, reader: Whole) -> Tensor:
         """Final hidden states [B, T, D] of tokens [B, T]."""
         hidden = self.language.embed_tokens(token_ids)
         for layer in self.language.layers:

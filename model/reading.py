@@ -76,10 +76,10 @@ class TextRows:
         self._mask[self._row, 0, 0, self._last_column, self._offset] = 0.0
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """query [N, H, 1, d], keys and values [N, G, 1, d] -> [N, H, 1, d]; the new tokens are kept."""
-        num_rows, num_heads, _, head_dim = query.shape
+        """query [N, H, d], keys and values [N, G, d] -> [N, H, d]; the new tokens are kept."""
+        num_rows, num_heads, head_dim = query.shape
         groups = keys.shape[1]
-        self._store.write(layer, self._last_page, self._offset, keys[:, :, 0], values[:, :, 0])
+        self._store.write(layer, self._last_page, self._offset, keys, values)
         page_keys, page_values = (part[self._places].flatten(0, 1) for part in self._store.layers[layer])
         heads = (query * head_dim**-0.5).view(num_rows, groups, -1, head_dim)
         asked = heads if self._single else heads.index_select(0, self._owner.clamp(max=num_rows - 1))
@@ -88,7 +88,7 @@ class TextRows:
         read = torch.bmm(weights.flatten(0, 1).to(values.dtype), page_values).view(asked.shape)
         if not self._single:
             read = read.new_zeros(num_rows + 1, *read.shape[1:]).index_add_(0, self._owner, read)[:num_rows]
-        return read.reshape(num_rows, num_heads, 1, head_dim)
+        return read.reshape(num_rows, num_heads, head_dim)
 
     def _softmax(self, scores: Tensor) -> Tensor:
         """Over all pages of a dialog: scores [n, G, R, S] -> weights of the same shape."""
@@ -126,17 +126,17 @@ class TextChunk:
         self._length = int(place[-1]) + 1
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """query [T, H, 1, d], keys and values [T, G, 1, d] -> [T, H, 1, d]; the new tokens are kept."""
-        self._store.write(layer, self._token_pages, self._offsets, keys[:, :, 0], values[:, :, 0])
+        """query [T, H, d], keys and values [T, G, d] -> [T, H, d]; the new tokens are kept."""
+        self._store.write(layer, self._token_pages, self._offsets, keys, values)
         all_keys, all_values = (
             part[self._pages].transpose(0, 1).flatten(1, 2)[None, :, : self._length]
             for part in self._store.layers[layer]
         )
         mask = self._mask[:, : self._length]
         read = scaled_dot_product_attention(
-            query.permute(2, 1, 0, 3), all_keys, all_values, attn_mask=mask, enable_gqa=True
+            query.transpose(0, 1)[None], all_keys, all_values, attn_mask=mask, enable_gqa=True
         )
-        return read.permute(2, 1, 0, 3)
+        return read[0].transpose(0, 1)
 
 
 class FrameRows:
@@ -189,11 +189,11 @@ class FrameRows:
             mask = np.where(visible | ~sees[:, None], 0.0, -np.inf).astype(np.float32)
             self._mask = torch.from_numpy(mask).to(self._device).view(shape)[:, None, :, None, :, None]
             own = np.array([any(dialog.visible(dialog.ring.num_arrived - 1)) for dialog in rows])
-            self._sees = None if own.all() else torch.from_numpy(own).to(self._device)[:, None, None, None]
+            self._sees = None if own.all() else torch.from_numpy(own).to(self._device)[:, None, None]
 
     def look(self, cross: int, query: Tensor) -> Tensor:
-        """query [N, H, 1, d], not yet turned -> what is read of the frames, of the same shape."""
-        _, num_heads, _, head_dim = query.shape
+        """query [N, H, d], not yet turned -> what is read of the frames, of the same shape."""
+        _, num_heads, head_dim = query.shape
         (rings, width), (keys, values) = self._shape, self._store.rings(cross, self._places)
         _, groups, frames, patches, _ = keys.shape
         heads = query if self._rows is None else query.index_select(0, self._rows)
@@ -207,9 +207,7 @@ class FrameRows:
             scores = (scores.unflatten(2, (width, -1)) + self._mask).flatten(2, 3)
         weights = scores.reshape(rings * groups, -1, frames * patches).softmax(-1).to(values.dtype)
         read = torch.bmm(weights, values.flatten(0, 1).flatten(1, 2))  # [C * G, M * R, d]
-        read = (
-            read.view(rings, groups, width, -1, head_dim).transpose(1, 2).reshape(-1, num_heads, 1, head_dim)
-        )
+        read = read.view(rings, groups, width, -1, head_dim).transpose(1, 2).reshape(-1, num_heads, head_dim)
         read = read if self._rows is None else read.index_select(0, self._back)
         return read if self._sees is None else read * self._sees
 
@@ -232,9 +230,9 @@ class FrameChunk:
         )
 
     def look(self, cross: int, query: Tensor) -> Tensor:
-        """query [T, H, 1, d] -> [T, H, 1, d]."""
+        """query [T, H, d] -> [T, H, d]."""
         keys, values = (part.permute(0, 2, 3, 1, 4) for part in self._store.rings(cross, self._place))
-        return self._view.attend(query.permute(2, 1, 0, 3), keys, values).permute(2, 1, 0, 3)
+        return self._view.attend(query.transpose(0, 1)[None], keys, values)[0].transpose(0, 1)
 
 
 class Step:
@@ -267,10 +265,10 @@ class Step:
         return [(id(dialog), dialog.ring.place, dialog.hole, *dialog.pages) for dialog in rows]
 
     def _place(self, rows: Sequence[Dialog]) -> None:
-        self.tokens = torch.tensor([[dialog.pending] for dialog in rows], device=self._device)
+        self.tokens = torch.tensor([dialog.pending for dialog in rows], device=self._device)
         index = torch.tensor([dialog.pending_index for dialog in rows], device=self._device)
         cos, sin = self._rope.turn(index)
-        self.turn: Turn = cos[:, None, None], sin[:, None, None]
+        self.turn: Turn = cos[:, None], sin[:, None]
 
     def attend(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `TextRows.attend`."""
@@ -294,9 +292,9 @@ class Chunks:
     ) -> None:
         device = frames.device
         tokens = [token for _, unread in chunks for token in unread]
-        self.tokens = torch.tensor([[token.token_id] for token in tokens], device=device)
+        self.tokens = torch.tensor([token.token_id for token in tokens], device=device)
         cos, sin = rope.turn(torch.tensor([token.place for token in tokens], device=device))
-        self.turn: Turn = cos[:, None, None], sin[:, None, None]
+        self.turn: Turn = cos[:, None], sin[:, None]
         self._sizes = [len(unread) for _, unread in chunks]
         self._text = [TextChunk(text, dialog, len(unread), device) for dialog, unread in chunks]
         self._frames = [FrameChunk(rope, frames, dialog, unread, dtype) for dialog, unread in chunks]

@@ -14,6 +14,7 @@ from model.engine import Engine
 from model.folder import load_model, load_tokenizer
 from model.network import StreamChat
 from model.retention import Retention
+from model.weights import dtype_of, quantise_to, weights_named
 from services.decode_loop import DecodeLoop, LiveDialog
 from services.frame_follower import FrameFollower
 from services.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
@@ -42,6 +43,7 @@ def engine_of(model: StreamChat, settings: Settings) -> Engine:
         cache_bytes=cache_bytes,
         page_tokens=page_tokens,
         retention=retention,
+        quantise=quantise_to(weights_named(settings.weights)),
     )
 
 
@@ -92,8 +94,8 @@ class LLMDecoder:
         meters: Meters | None = None,
     ) -> None:
         torch.set_num_threads(settings.torch_threads)
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model = load_model(folder, dtype=dtype, device=device)
+        weights = weights_named(settings.weights)
+        model = load_model(folder, dtype=dtype_of(weights, device), device=device)
         self.capacity = settings.fifo_frames or model.config.fifo_frames
         model.config = replace(model.config, fifo_frames=self.capacity)
         self.tokenizer = load_tokenizer(folder)

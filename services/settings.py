@@ -47,6 +47,9 @@ class Settings:
     redis_username: str = setting("", "who we are to the store: the name of an ACL user")
     redis_password: str = setting("", "its password", secret=True)
     redis_ca_file: str = setting("", "authority of the store's certificate; empty: the system's")
+    weights: str = setting(
+        "auto", "the decoder's: float32, bfloat16, int8 or float8; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
     fifo_frames: int = setting(0, "frames kept per camera; 0: the model's own number")
     fifo_tiers: str = setting(
         "", "thinner older frames, as frames@seconds,...: `10@1,6@10`; empty: one rate, the newest frames"

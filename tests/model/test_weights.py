@@ -1,0 +1,52 @@
+"""Weights of fewer bits: what they are made of, and that the engine still says what the whole ones say, nearly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.dialog import Options
+from model.engine import Engine
+from model.network import StreamChat
+from model.weights import Weights, dtype_of, quantise_to, weights_named
+from tests.model.scenes import make_model, make_scene, play
+
+
+def test_names_and_what_is_computed_with():
+    assert weights_named("int8") == "int8"
+    with pytest.raises(
+        ValueError, match="weights: got 'int3', wanted one of auto, float32, bfloat16, int8, float8"
+    ):
+        weights_named("int3")
+    assert dtype_of("auto", "cpu") == dtype_of("int8", "cpu") == torch.float32
+    assert dtype_of("auto", "cuda:1") == dtype_of("float8", "cuda") == torch.bfloat16
+    assert dtype_of("float32", "cuda") == torch.float32
+    assert dtype_of("bfloat16", "cpu") == torch.bfloat16
+    assert quantise_to("bfloat16") is None
+
+
+def served(model: StreamChat, weights: Weights) -> Tensor:
+    """Logits [positions, V] of a scene."""
+    model = model.to(dtype_of(weights, "cpu"))
+    engine = Engine(model, quantise=quantise_to(weights), max_dialogs=1)
+    return torch.stack([logits.float() for _, logits in play(engine, make_scene(model), Options())])
+
+
+@pytest.mark.parametrize("shape", ["gqa_tied", "own_attention", "llama"])
+@pytest.mark.parametrize("weights", ["int8", "float8", "bfloat16"])
+def test_fewer_bits_change_little(shape: str, weights: Weights):
+    wanted, got = served(make_model(shape), "float32"), served(make_model(shape), weights)
+    error = (got - wanted).square().mean().sqrt() / wanted.std()
+    assert 0 < error < 0.1
+
+
+def test_the_whole_weights_are_let_go():
+    model = make_model("gqa_tied")
+    before = sum(p.untyped_storage().nbytes() for p in model.language.layers[1].parameters())
+    Engine(model, quantise=quantise_to("int8"), max_dialogs=1)
+    left = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for p in model.language.layers[1].parameters()
+    }
+    assert sum(left.values()) < before / 2
