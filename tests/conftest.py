@@ -34,6 +34,7 @@ class Together(LoadFileScheduling):
         return "tests/live" if file.startswith("tests/live/") else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
     """Who gives the tests to the processes of `pytest -n 2`."""
     return Together(config, log)

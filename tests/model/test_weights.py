@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +28,18 @@ def test_names_and_what_is_computed_with():
     assert quantise_to("bfloat16") is None
 
 
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `quantised` extra, which lies apart from what else is installed."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / ".venv" / "quantised"))
+
+
+def test_without_torchao_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(ImportError, match="int8 weights need torchao: pip install"):
+        quantise_to("int8")
+
+
 def served(model: StreamChat, weights: Weights) -> Tensor:
     """Logits [positions, V] of a scene."""
     model = model.to(dtype_of(weights, "cpu"))
@@ -34,6 +48,7 @@ def served(model: StreamChat, weights: Weights) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", ["gqa_tied", "own_attention", "llama"])
+@pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize("weights", ["int8", "float8", "bfloat16"])
 def test_fewer_bits_change_little(shape: str, weights: Weights):
     wanted, got = served(make_model(shape), "float32"), served(make_model(shape), weights)
@@ -41,6 +56,7 @@ def test_fewer_bits_change_little(shape: str, weights: Weights):
     assert 0 < error < 0.1
 
 
+@pytest.mark.usefixtures("torchao")
 def test_the_whole_weights_are_let_go():
     model = make_model("gqa_tied")
     before = sum(p.untyped_storage().nbytes() for p in model.language.layers[1].parameters())
