@@ -43,6 +43,7 @@ def test_harmless_fields_are_accepted() -> None:
 
 def test_all_our_options_are_read() -> None:
     options = {"visual_context": "frozen", "frames": 4, "tokens_per_second": 3, "max_frame_age_ms": 250.5}
+    options |= {"min_p": 0.1, "repetition_penalty": 1.5}
     read = parsed({**PLAIN, "streamchat": options}).streamchat
     assert read is not None
     assert read.model_dump() == options
