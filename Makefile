@@ -25,7 +25,7 @@ lint: setup-dev
 	@$(BIN)/pyright
 
 # `make bench BENCHES="step peers"` runs some of them, QUICK=1 in small sizes, keeping nothing.
-BENCHES ?= live step peers encode long profile
+BENCHES ?= live cameras step peers encode long profile
 bench: setup-dev
 	@for bench in $(BENCHES); do \
 	    echo "== $$bench"; $(BIN)/python tests/bench/bench_$$bench.py $(if $(QUICK),--quick); \
