@@ -78,7 +78,7 @@ def level(up: Served, cameras: Sequence[str], fps: float, seconds: float) -> dic
         before, began_s = cpu_s(up), time.time()
         psutil.cpu_percent()  # from here on
         heard = asyncio.run(talk(up.url, cameras[:NUM_DIALOGS], seconds))
-        machine = psutil.cpu_percent() / 100 * psutil.cpu_count()
+        machine = psutil.cpu_percent() / 100 * len(psutil.Process().cpu_affinity())
         ended_s, after = time.time(), cpu_s(up)
         came, lost = counter.missing(began_s, ended_s)
     finally:
