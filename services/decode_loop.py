@@ -7,13 +7,11 @@ and reads prompts, in pieces: neither a frame nor a long prompt makes anyone wai
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +19,11 @@ from torch import Tensor
 
 from model.dialog import Options, Spoken
 from model.engine import Engine, EngineFull, Made
+from services.decoder_gauges import DecoderGauges
 from services.frame_store import is_private, parse_frame_id
+from services.live_dialog import LiveDialog, refusal
 from services.messages import (
     DialogEnded,
-    DialogEvent,
     DialogFailed,
     DialogRequest,
     DialogStarted,
@@ -32,29 +31,15 @@ from services.messages import (
     Likely,
     TokenEvent,
 )
-from services.meters import CLIP, Meters
-from services.metrics import (
-    BUSY,
-    CACHE_BYTES,
-    CACHE_LIMIT_BYTES,
-    DEVICE_BYTES,
-    DEVICE_LIMIT_BYTES,
-    DIALOGS,
-    FRAME_AGE,
-    REFRESHES,
-    STEP,
-    STEP_DIALOGS,
-)
+from services.meters import Meters
+from services.metrics import BUSY, FRAME_AGE, REFRESHES, STEP, STEP_DIALOGS
 from services.resting_dialogs import RestingDialogs
-from services.text_stream import TextStream
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.5  # how often an idle loop looks whether cameras can be forgotten
-REPORT_EVERY_S = 1.0
 BESIDE = 0.5  # of a step's time, for frames and prompts after each step
 FIRST_BESIDE_S = 0.01  # as long as no step was made
-RETRY_AFTER_S = 2.0
 
 
 def frame_features(frame: Frame) -> Tensor:
@@ -63,39 +48,6 @@ def frame_features(frame: Frame) -> Tensor:
         bits = np.frombuffer(frame.visual_tokens, dtype=np.int16).copy()
         return torch.from_numpy(bits).view(torch.bfloat16).view(frame.shape)
     return torch.from_numpy(np.frombuffer(frame.visual_tokens, dtype=frame.dtype).reshape(frame.shape).copy())
-
-
-def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes in use and bytes there are: of the whole GPU, or of this process and this machine."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total - free, total
-    page = os.sysconf("SC_PAGE_SIZE")
-    resident = int(Path("/proc/self/statm").read_text().split()[1])
-    return resident * page, os.sysconf("SC_PHYS_PAGES") * page
-
-
-@dataclass(slots=True, kw_only=True)
-class LiveDialog:
-    """A dialog while it is answered. `emit` may be called from the engine's thread."""
-
-    request: DialogRequest
-    prompt: list[int]
-    prompt_text: str  # all messages through the chat template, those too that did not fit into `prompt`
-    num_kept: int  # first tokens of the prompt that are never dropped
-    text: TextStream
-    emit: Callable[[list[DialogEvent]], None]
-    next_due_s: float = 0.0  # wall clock
-    num_made: int = 0
-    clip_end_s: float | None = None  # set for a private clip, whose clock stands still at its end
-    started_s: float = 0.0
-    name: str = ""  # of the engine's dialog: that of its first turn
-    awaits: tuple[int, int] | None = None  # frame that must be in the ring before the question is read
-    answer: str = ""  # said so far
-
-
-def _refusal(status: int, code: str, message: str) -> DialogFailed:
-    return DialogFailed(status=status, code=code, message=message, retry_after_s=RETRY_AFTER_S)
 
 
 @dataclass(slots=True)
@@ -133,8 +85,7 @@ class DecodeLoop:
         self._newest: dict[str, tuple[int, int]] = {}  # newest frame id of each camera
         self._used_s: dict[str, float] = {}
         self._ended = False
-        self._reported_at = float("-inf")  # monotonic
-        self._shown: set[str] = set()  # cameras that the gauge tells of
+        self._gauges = DecoderGauges(engine, meters)
         self._num_begun = 0
         self.num_steps = 0
         self.num_tokens = 0
@@ -195,7 +146,7 @@ class DecodeLoop:
                 self._step(due)
             self._work()
             self._forget_cameras(now_s)
-            self._report()
+            self._gauges.show([dialog.request.camera for dialog in self._dialogs.values()])
 
     def _wait(self) -> _Inbox | None:
         """Sleep until there is something to do; what has arrived, or None at the end."""
@@ -259,7 +210,7 @@ class DecodeLoop:
                 message = (
                     "all places for cameras are taken, or this one's frames are unusable: ask again shortly"
                 )
-                dialog.emit([_refusal(429, "decoder_full", message)])
+                dialog.emit([refusal(429, "decoder_full", message)])
 
     def _open(self, dialog: LiveDialog) -> None:
         request = dialog.request
@@ -267,9 +218,9 @@ class DecodeLoop:
         try:
             num_cached = self._go_on(dialog)
             if num_cached is None:
-                num_cached = self._begin(dialog)
+                self._begin(dialog)
         except EngineFull as error:
-            dialog.emit([_refusal(429, "decoder_full", f"{error}: ask again shortly")])
+            dialog.emit([refusal(429, "decoder_full", f"{error}: ask again shortly")])
             return
         except ValueError as error:
             dialog.emit([DialogFailed(status=400, code="bad_option", message=str(error))])
@@ -284,7 +235,7 @@ class DecodeLoop:
         self._working = True
         self._used_s[request.camera] = time.monotonic()
         self._dialogs[dialog.name] = dialog
-        dialog.emit([DialogStarted(num_prompt_tokens=len(dialog.prompt), num_cached_tokens=num_cached)])
+        dialog.emit([DialogStarted(num_prompt_tokens=len(dialog.prompt), num_cached_tokens=num_cached or 0)])
 
     def _go_on(self, dialog: LiveDialog) -> int | None:
         """Ask the dialog at rest that knows all but the last question; how many tokens it knew, None: there is none."""
@@ -307,7 +258,7 @@ class DecodeLoop:
         dialog.name = name
         return min(num_held, len(dialog.prompt))
 
-    def _begin(self, dialog: LiveDialog) -> int:
+    def _begin(self, dialog: LiveDialog) -> None:
         request = dialog.request
         self._num_begun += 1
         dialog.name = f"{request.request_id}/{self._num_begun}"  # a request may come again, after it was lost
@@ -321,7 +272,6 @@ class DecodeLoop:
             num_kept=dialog.num_kept,
             at_once=False,
         )
-        return 0
 
     def _options(self, request: DialogRequest) -> Options:
         return Options(
@@ -380,42 +330,18 @@ class DecodeLoop:
         self._meters.count(BUSY, by=took_s)
         self._meters.observe(STEP_DIALOGS, len(made))
         for token in made:
-            self._tell(self._dialogs[token.dialog_id], token, time.time())
+            self._tell(self._dialogs[token.dialog_id], token)
 
-    def _tell(self, dialog: LiveDialog, made: Made, made_s: float) -> None:
+    def _tell(self, dialog: LiveDialog, made: Made) -> None:
         request = dialog.request
-        dialog.num_made += 1
-        if request.tokens_per_second:
-            # From when it was due, not from now: the pace holds although steps take time. Never more than one behind.
-            dialog.next_due_s = max(dialog.next_due_s + 1 / request.tokens_per_second, made_s - 1)
-        ends = made.finished == "stop" and made.token_id in self._stop_ids
-        text = "" if ends else dialog.text.push(made.token_id)
-        finished = "stop" if dialog.text.stopped else made.finished
-        if finished:
-            text += dialog.text.finish()
-        dialog.answer += text
-        assert made.frame_id is not None  # no dialog opens on an empty ring
-        assert made.captured_s is not None
-        now_s = made_s if dialog.clip_end_s is None else dialog.clip_end_s
-        age_s = now_s - made.captured_s
-        limit_ms = request.max_frame_age_ms or self._stale_after_s * 1000
-        event = TokenEvent(
-            token_id=made.token_id,
-            text=text,
-            made_s=made_s,
-            time_s=made_s - dialog.started_s,
-            frame_id=made.frame_id,
-            captured_s=made.captured_s,
-            frame_age_ms=age_s * 1000,
-            stale=age_s * 1000 > limit_ms,
-            likely=self._likely(made),
-        )
-        if dialog.clip_end_s is None and request.visual_context == "live":
-            self._meters.observe(FRAME_AGE, max(0.0, age_s), request.camera)
-        events: list[DialogEvent] = [event]
-        if finished:
-            counts = {"num_prompt_tokens": len(dialog.prompt), "num_completion_tokens": dialog.num_made}
-            events.append(DialogEnded(finish_reason=finished, **counts))
+        events = dialog.said(made, time.time(), self._likely(made), self._stop_ids, self._stale_after_s)
+        if (
+            dialog.clip_end_s is None
+            and request.visual_context == "live"
+            and isinstance(events[0], TokenEvent)
+        ):
+            self._meters.observe(FRAME_AGE, max(0.0, events[0].frame_age_ms / 1000), request.camera)
+        if isinstance(events[-1], DialogEnded):
             self._end(dialog)
         dialog.emit(events)
 
@@ -439,20 +365,3 @@ class DecodeLoop:
         self._newest.pop(camera, None)
         self._used_s.pop(camera, None)
         self._forgotten(camera)
-
-    def _report(self) -> None:
-        """Tell how many dialogs there are on each camera; one that has no more gets its 0."""
-        if time.monotonic() - self._reported_at < REPORT_EVERY_S:
-            return
-        self._reported_at = time.monotonic()
-        names = [dialog.request.camera for dialog in self._dialogs.values()]
-        dialogs = Counter(CLIP if is_private(name) else name for name in names)
-        for camera in dialogs.keys() | self._shown:
-            self._meters.set(DIALOGS, dialogs[camera], camera)
-        self._shown = set(dialogs)
-        self._meters.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
-        self._meters.set(CACHE_BYTES, self._engine.text_bytes, "text")
-        self._meters.set(CACHE_LIMIT_BYTES, self._engine.cache_limit_bytes)
-        used_bytes, limit_bytes = memory_of(self._engine.device)
-        self._meters.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
-        self._meters.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)

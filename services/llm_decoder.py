@@ -15,9 +15,10 @@ from model.folder import load_model, load_tokenizer
 from model.network import StreamChat
 from model.retention import Retention
 from model.weights import dtype_of, quantise_to, weights_named
-from services.decode_loop import DecodeLoop, LiveDialog
+from services.decode_loop import DecodeLoop
 from services.frame_follower import FrameFollower
 from services.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
+from services.live_dialog import LiveDialog, refusal
 from services.messages import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Frame, Message
 from services.meters import Meters, PrometheusMeters
 from services.metrics import DIALOG_PLACES
@@ -25,7 +26,6 @@ from services.resting_dialogs import RestingDialogs
 from services.settings import Settings
 from services.text_stream import TextStream
 
-RETRY_AFTER_S = 2.0
 GPU_SHARE = 0.85  # of what the weights leave free: the rest is for what a forward needs meanwhile
 
 
@@ -145,9 +145,7 @@ class LLMDecoder:
         """
         if self._num_dialogs >= self._settings.max_dialogs:
             message = f"all {self._settings.max_dialogs} places of this decoder are taken: ask again shortly"
-            yield [
-                DialogFailed(status=429, code="decoder_full", message=message, retry_after_s=RETRY_AFTER_S)
-            ]
+            yield [refusal(429, "decoder_full", message)]
             return
         self._num_dialogs += 1
         outbox = Outbox()
@@ -185,12 +183,10 @@ class LLMDecoder:
                 frames = await asyncio.to_thread(self._store.newest, request.camera, self.capacity)
             except StoreLost:
                 message = "the frame store cannot be reached and this camera was not watched before: ask again shortly"
-                return DialogFailed(
-                    status=503, code="store_lost", message=message, retry_after_s=RETRY_AFTER_S
-                )
+                return refusal(503, "store_lost", message)
             if not frames:
                 message = f"camera {request.camera!r} has no frame yet: publish to it and ask again"
-                return DialogFailed(status=409, code="no_frame", message=message, retry_after_s=RETRY_AFTER_S)
+                return refusal(409, "no_frame", message)
         private = is_private(request.camera)
         if not private:
             self._follower.watch(request.camera, frames[-1].frame_id if frames else BEFORE_ALL)

@@ -27,7 +27,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from services.kafka_video_log import KafkaVideoLog
 from services.publish import play
-from tests.bench.bench_live import ROOT, FrameCounter, Heard, Served, ask, running, served, share, wait_live
+from tests.bench.bench_live import (
+    ROOT,
+    FrameCounter,
+    Heard,
+    Served,
+    ask,
+    family,
+    running,
+    served,
+    share,
+    wait_live,
+)
 from tests.bench.report import Plot, keep, numbers, parser, table
 from tests.services.h264 import clip_file
 
@@ -53,15 +64,10 @@ async def talk(url: str, cameras: Sequence[str], seconds: float) -> list[Heard]:
     return heard
 
 
-def family(up: Served) -> list[psutil.Process]:
-    """All processes of a stack."""
-    return [up.process, *up.process.children(recursive=True)]
-
-
 def cpu_s(up: Served) -> dict[str, float]:
     """CPU seconds so far: of each deployment, and of all else."""
     used: dict[str, float] = {}
-    for process in family(up):
+    for process in family(up.process):
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             known = ("FrameFifo", "VisionEncoder", "LLMDecoder", "Gateway")
@@ -97,7 +103,7 @@ def level(up: Served, cameras: Sequence[str], fps: float, seconds: float) -> dic
         "stack cores": round((sum(after.values()) - sum(before.values())) / took_s, 2),
         "machine cores": round(machine, 2),  # broker, store and the cameras themselves as well
         **{f"{name} cores": round((after[name] - before.get(name, 0)) / took_s, 2) for name in sorted(after)},
-        "MB": round(sum(p.memory_full_info().pss for p in family(up)) / 2**20),
+        "MB": round(sum(p.memory_full_info().pss for p in family(up.process)) / 2**20),
     }
 
 

@@ -124,10 +124,15 @@ def share(values: Sequence[float], part: float) -> float:
     return sorted(values)[min(int(len(values) * part), len(values) - 1)]
 
 
+def family(parent: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it."""
+    return [parent, *parent.children(recursive=True)]
+
+
 def processes(parent: psutil.Process) -> dict[str, dict[str, float]]:
     """CPU seconds and memory (PSS) so far of every process under one, by what it is."""
     found: dict[str, dict[str, float]] = {}
-    for process in [parent, *parent.children(recursive=True)]:
+    for process in family(parent):
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline()) or process.name()
             name = title.split()[0].split("/")[-1][:40] if "ray::" not in title else title[:60]
@@ -210,8 +215,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(**settings: str) -> Generator[Served]:
-    """A broker, a store and `streamchat up` with some settings, ended with the block."""
+def served() -> Generator[Served]:
+    """A broker, a store and `streamchat up`, ended with the block."""
     with contextlib.ExitStack() as stack:
         broker, store = start_broker(), start_store()
         stack.callback(broker.stop)
@@ -219,7 +224,6 @@ def served(**settings: str) -> Generator[Served]:
         environment = {
             "STREAMCHAT_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "STREAMCHAT_REDIS_URL": store.url,
-            **settings,
         }
         starting = running([*COMMAND, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE)
         up = stack.enter_context(starting)
