@@ -51,7 +51,7 @@ def questions(world: World, num: int = NUM_QUESTIONS) -> list[dict[str, Any]]:
     while len(rows) < num:
         ask_s = round(float(rng.uniform(1.0, world.duration_s * 0.6)), 2)
         question = pick_question(rng, world, ask_s)
-        right = answer(question, world, ask_s, WORDS_PER_SECOND, max_words=int(rng.integers(12, 40)))
+        right = answer(question, world, ask_s, WORDS_PER_SECOND, max_beats=int(rng.integers(12, 40)))
         if right.words:
             rows.append(_question_row(right))
     return rows

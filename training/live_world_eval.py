@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,7 +33,7 @@ from training.samples import RowMaker, collate
 from training.spoken_answer import SpokenAnswer
 from training.streaming_samples import sample_name
 from training.world import TEST_SEEDS
-from training.world_judge import Verdict, judge, share_right, spoken_words
+from training.world_judge import END, Verdict, judge, share_right, spoken_words
 from training.world_language import KINDS, SLOTS, Question, answer
 
 CONTEXTS = ("live", "frozen")
@@ -68,6 +69,8 @@ class Examiner:
         self.rate = model.config.frames_per_second
         self.maker = RowMaker(tokenizer, model.config.fifo_frames)
         self.stop_id = self.maker.end_id
+        self.state_ids = {self.maker.pieces(space + word)[0] for word in SLOTS for space in ("", " ")}
+        self.end_ids = {self.maker.pieces(mark)[0] for mark in END}
 
     @torch.inference_mode()
     def ask(
@@ -120,23 +123,41 @@ class Examiner:
 
     @torch.inference_mode()
     def forward_right(self, clip: Clip, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
-        """State-bearing tokens of the right answers that the training forward predicts, and how many there are."""
+        """State-bearing words of the right answers that the training forward predicts, and how many there are.
+
+        As in a spoken answer, what a sentence tells is decided by its other words: where one of them is predicted
+        wrongly, so are the state-bearing words that come after it.
+        """
         times, pictures = read_frames(clip.path, self.rate, self.model.config.vision.image_size)
         features = self.model.vision(torch.from_numpy(pictures))[None]
         made = []
         for row in rows:
             ask_s = tick_at(row["ask_s"])
             seen = lambda time_s: float(times[np.searchsorted(times, time_s + 1e-9, side="right") - 1])  # noqa: E731
-            said = answer(question_of(row), clip.world, ask_s, 1 / TICK_S, MAX_TOKENS, seen)
+            said = answer(
+                question_of(row), clip.world, ask_s, 1 / TICK_S, MAX_TOKENS, seen, self.maker.num_pieces
+            )
             made.append(self.maker.row(row["instruction"], said, times))
         batch = collate(made, [0] * len(made), 0)
         tensors = (batch.token_ids, batch.text_index, batch.clip_of_row, batch.frame_index, batch.visible)
         ids, index, clip_of_row, frame_index, visible = (torch.from_numpy(t) for t in tensors)
         logits = self.model(ids, index, features, clip_of_row, frame_index, visible)
-        state_ids = {self.maker.pieces(space + word)[0] for word in SLOTS for space in ("", " ")}
-        wanted = ids[:, 1:]
-        counts = torch.from_numpy(batch.counts)[:, :-1] & torch.isin(wanted, torch.tensor(sorted(state_ids)))
-        return int((logits[:, :-1].argmax(-1) == wanted)[counts].sum()), int(counts.sum())
+        predicted, counts = logits[:, :-1].argmax(-1), torch.from_numpy(batch.counts)[:, :-1]
+        told = [self.told_right(p[c], w[c]) for p, w, c in zip(predicted, ids[:, 1:], counts, strict=True)]
+        return sum(right for right, _ in told), sum(num for _, num in told)
+
+    def told_right(self, predicted: Tensor, wanted: Tensor) -> tuple[int, int]:
+        """Right state-bearing tokens of one answer [T], and how many it has."""
+        right = num = 0
+        tells_this = True
+        for said, token in zip(predicted.tolist(), wanted.tolist(), strict=True):
+            if token in self.state_ids:
+                right, num = right + (tells_this and said == token), num + 1
+            elif token in self.end_ids:
+                tells_this = True
+            else:
+                tells_this = tells_this and said == token
+        return right, num
 
 
 def verdicts_of(clip: Clip, asked: Sequence[Asked]) -> dict[str, list[Verdict]]:

@@ -19,12 +19,14 @@ from training.world_language import (
     Word,
     answer,
     is_last,
+    one_beat,
     pick_question,
     sentence,
     told_place,
 )
 
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
+FIRST_WEIGHT = 3.0  # of the first word of any other sentence: it decides what the sentence tells
 SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
 # Shares of the kinds of question: what is hard, more often.
@@ -32,6 +34,8 @@ LESSONS = (0.25, 0.18, 0.11, 0.09, 0.13, 0.09, 0.15)
 # Share of the dialogs to which no frame comes after the question: they tell of what was last seen.
 FROZEN = 0.25
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
+# Share of the dialogs in which each token takes a beat, as when a decoder speaks at a human pace; else each word.
+TOKEN_BEATS = 0.7
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -88,16 +92,18 @@ class RowMaker:
         """
         prompt = self.prompt((*history, question))
         words = [w.text for w in said.words]
-        times = word_times(said.start_s, said.end_s, len(words))
+        times = word_times(said.start_s, said.end_s, sum(said.beats))
         ids, token_times = list(prompt), [said.start_s] * len(prompt)
         weights = [1.0] * len(prompt)
-        for number, (word, time_s, weight) in enumerate(
-            zip(words, times, repeat_weights(words), strict=True)
+        beat = 0
+        for number, (word, beats, weight) in enumerate(
+            zip(words, said.beats, word_weights(words), strict=True)
         ):
             pieces = self.pieces(word if number == 0 else " " + word)
             ids += pieces
-            token_times += [time_s] * len(pieces)
+            token_times += [times[beat + min(piece, beats - 1)] for piece in range(len(pieces))]
             weights += [weight] * len(pieces)
+            beat += beats
         if said.complete:
             ids.append(self.end_id)
             token_times.append(times[-1])
@@ -149,6 +155,10 @@ class RowMaker:
             self._prompt_ids[texts] = self.tokenizer(str(text), add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
         return self._prompt_ids[texts]
 
+    def num_pieces(self, word: Word) -> int:
+        """Tokens of a word."""
+        return len(self.pieces(" " + word.text))
+
     def pieces(self, word: str) -> list[int]:
         """Token ids of a word with its leading space, if it has one."""
         if word not in self._word_ids:
@@ -156,17 +166,18 @@ class RowMaker:
         return self._word_ids[word]
 
 
-def repeat_weights(words: Sequence[str]) -> list[float]:
-    """A weight for each word: `REPEAT_WEIGHT` in a sentence that repeats the one before it."""
+def word_weights(words: Sequence[str]) -> list[float]:
+    """A weight for each word: `REPEAT_WEIGHT` in a sentence that repeats the one before it; others begin heavily."""
     weights: list[float] = []
     before: list[str] = []
-    sentence: list[str] = []
-    for word in words:
-        sentence.append(word)
-        if word[-1] in ".!?":
-            weights += [REPEAT_WEIGHT if sentence == before else 1.0] * len(sentence)
-            before, sentence = sentence, []
-    return weights + [1.0] * len(sentence)
+    rest = list(words)
+    while rest:
+        ends = [number for number, word in enumerate(rest, 1) if word[-1] in ".!?"]
+        sentence, rest = rest[: ends[0] if ends else None], rest[ends[0] if ends else len(rest) :]
+        new = [FIRST_WEIGHT] + [1.0] * (len(sentence) - 1)
+        weights += [REPEAT_WEIGHT] * len(sentence) if sentence == before else new
+        before = sentence
+    return weights
 
 
 def random_rows(
@@ -180,7 +191,7 @@ def random_rows(
 ) -> list[Row]:
     """Questions asked in the first half of a window of frames, at human or at machine pace, some after another turn.
 
-    `longest`: words of an answer at most; one number for a batch, so that little of it is padding.
+    `longest`: beats of an answer at most; one number for a batch, so that little of it is padding.
     """
     rows: list[Row] = []
     begin_s, end_s = float(frame_times[0]), float(frame_times[-1])
@@ -196,8 +207,9 @@ def random_rows(
         newest_s = ask_s if rng.random() < FROZEN else end_s
         question = pick_question(rng, world, ask_s, LESSONS)
         pace = float(rng.choice((5.0, rng.uniform(2.8, 6.0), rng.uniform(15.0, 100.0)), p=(0.7, 0.15, 0.15)))
-        max_words = min(int((end_s - ask_s) * pace), longest)
-        said = answer(question, world, ask_s, pace, max_words, seen_s)
+        max_beats = min(int((end_s - ask_s) * pace), longest)
+        beats_of = maker.num_pieces if rng.random() < TOKEN_BEATS else one_beat
+        said = answer(question, world, ask_s, pace, max_beats, seen_s, beats_of)
         if not said.words:
             continue
         history: tuple[str, ...] = ()
@@ -262,14 +274,17 @@ def flip_book_row(
     told_s = float(scenes[order[shown - 1], -1])
     question = pick_question(rng, world, told_s, LESSONS)
     question = replace(question, keeps_on=question.kind != "list")
+    beats_of = maker.num_pieces if rng.random() < TOKEN_BEATS else one_beat
     words: list[Word] = []
+    beats: list[int] = []
     last_place, complete = -1, False
-    while not complete and len(words) < longest and shown < len(scenes):
-        begins, shows = len(words), bool(words) and question.kind != "list"  # a list is of one picture
+    while not complete and sum(beats) < longest and shown < len(scenes):
+        begins, shows = sum(beats), bool(words) and question.kind != "list"  # a list is of one picture
         if shows:
             told_s = float(scenes[order[shown], 0])
         spoken = sentence(question, world, told_s, last_place)
         words += spoken
+        beats += [beats_of(word) for word in spoken]
         last_place = told_place([w.text for w in spoken], last_place)
         complete = not spoken or is_last(question, [w.text for w in spoken])
         if shows:
@@ -277,7 +292,12 @@ def flip_book_row(
             arrivals[order[shown], come] = asked_s + (begins + come) / pace - 0.01
             shown += 1
     said = Answer(
-        question=question, start_s=asked_s, words=tuple(words), words_per_second=pace, complete=complete
+        question=question,
+        start_s=asked_s,
+        words=tuple(words),
+        beats=tuple(beats),
+        beats_per_second=pace,
+        complete=complete,
     )
     frames = np.argsort(arrivals, axis=None)
     row = maker.row(question.instruction, said, arrivals.flat[frames], rng=rng, capacity=capacity)

@@ -230,45 +230,58 @@ def pick_question(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The right answer when speaking at an even pace: word i is spoken at `start_s + i / words_per_second`."""
+    """The right answer when speaking at an even pace, so many beats a second; a word takes one, or more."""
 
     question: Question
     start_s: float
     words: tuple[Word, ...]
-    words_per_second: float
+    beats: tuple[int, ...]  # of each word
+    beats_per_second: float
     complete: bool  # it ended by itself, not because the time or the words were up
 
     @property
     def end_s(self) -> float:
-        """When its last word is spoken: the end of the paper's interval."""
-        return self.start_s + (len(self.words) - 1) / self.words_per_second
+        """When its last beat comes: the end of the paper's interval."""
+        return self.start_s + (sum(self.beats) - 1) / self.beats_per_second
+
+
+def one_beat(word: Word) -> int:
+    """All words take the same time."""
+    return 1
 
 
 def answer(
     question: Question,
     world: World,
     start_s: float,
-    words_per_second: float,
-    max_words: int,
+    beats_per_second: float,
+    max_beats: int,
     seen_s: Callable[[float], float] = lambda time_s: time_s,
+    beats_of: Callable[[Word], int] = one_beat,
 ) -> Answer:
-    """Speak as a perfect observer would. `seen_s(t)` is the capture time of the newest picture there is at t."""
+    """Speak as a perfect observer would. `seen_s(t)` is the capture time of the newest picture there is at t.
+
+    No sentence begins after `max_beats`.
+    """
     words: list[Word] = []
+    beats: list[int] = []
     last_place = -1
     complete = False
     while not complete:
-        time_s = start_s + len(words) / words_per_second
-        if len(words) >= max_words or time_s >= world.duration_s - 0.2:
+        time_s = start_s + sum(beats) / beats_per_second
+        if sum(beats) >= max_beats or time_s >= world.duration_s - 0.2:
             break
         spoken = sentence(question, world, seen_s(time_s), last_place)
         words += spoken
+        beats += [beats_of(word) for word in spoken]
         last_place = told_place([w.text for w in spoken], last_place)
         complete = not spoken or is_last(question, [w.text for w in spoken])
     return Answer(
         question=question,
         start_s=start_s,
         words=tuple(words),
-        words_per_second=words_per_second,
+        beats=tuple(beats),
+        beats_per_second=beats_per_second,
         complete=complete,
     )
 

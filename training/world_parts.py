@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what only makes parts need not load the encoder's code
 SPAN_S = 8.0  # a window of frames: this long from the first question on, and one FIFO before it
 # Of flip books: frames of a scene, and how many scenes follow each other; at the second, something begins or ends.
 SCENES, SCENE_SHARES = ((1, 1), (3, 1), (3, 2)), (0.3, 0.2, 0.5)
+CHANGED = 0.5  # share of the captions' FIFOs whose newest frame, or the one before it, is the first to show a change
 Numbers = np.ndarray[Any, Any]
 
 
@@ -101,11 +102,16 @@ class WorldParts:
         return self._made(number, clips, frames, rows)
 
     def captions(self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0) -> Part:
-        """One FIFO of frames of each clip, and short answers at once."""
+        """One FIFO of frames of each clip, and short answers at once; in half of them something has just changed."""
         window = min(self.config.fifo_frames, capacity) + 1
         # Time is left to answer in.
         last = self.num_frames - window - int(0.5 * self.config.frames_per_second)
-        frames = rng.integers(0, last + 1, size=len(clips))[:, None] + np.arange(window)
+        starts = rng.integers(0, last + 1, size=len(clips))
+        for place in np.flatnonzero(rng.random(len(clips)) < CHANGED):
+            newest = self.changes(clips[place]) + rng.integers(0, 2)
+            fitting = np.intersect1d(newest - window + 1, np.arange(last + 1))
+            starts[place] = rng.choice(fitting) if len(fitting) else starts[place]
+        frames = starts[:, None] + np.arange(window)
         rows = [
             caption_rows(rng, self.maker, world, times, self.recipe.rows_per_clip, capacity)
             for world, times in self._seen(clips, frames)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
@@ -96,6 +97,25 @@ def test_perfect_answers_get_full_marks_and_late_ones_do_not() -> None:
     assert rows["where"]["frozen_after"]["right"] < 0.7
     assert rows["where"]["live_before"]["right"] == rows["where"]["frozen_before"]["right"] == 1.0
     assert rows["where"]["live_after"]["words"] > 3
+
+
+def test_what_a_forward_tells_is_judged_as_if_it_were_spoken(
+    random_model: StreamChat, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A wrong word of state is one mistake; with a wrong first word the whole sentence tells something else."""
+    examiner = Examiner(random_model, tokenizer)
+
+    def told(said: str, wanted: str) -> tuple[int, int]:
+        first, second = (
+            torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (said, wanted)
+        )
+        return examiner.told_right(first, second)
+
+    wanted = "A red dog appears at top. All is quiet."
+    assert told(wanted, wanted) == (5, 5)
+    assert told("A blue dog appears at top. All is quiet.", wanted) == (4, 5)
+    assert told("The red dog appears at top. All is quiet.", wanted) == (1, 5)
+    assert told("A red dog appears to top. All is quiet.", wanted) == (4, 5)
 
 
 def test_the_table_has_a_row_for_each_kind() -> None:

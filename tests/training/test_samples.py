@@ -23,6 +23,7 @@ from training.clips import Clip, frame_times
 from training.part import Part
 from training.recipe import TUNING
 from training.samples import (
+    FIRST_WEIGHT,
     REPEAT_WEIGHT,
     Batch,
     Row,
@@ -30,11 +31,11 @@ from training.samples import (
     collate,
     flip_book_row,
     random_rows,
-    repeat_weights,
+    word_weights,
 )
 from training.word_times import word_times
 from training.world import make_world
-from training.world_language import NUMBERS, SLOTS, Answer, Question, answer
+from training.world_language import NUMBERS, SLOTS, Answer, Question, answer, one_beat, sentence
 from training.world_parts import WorldParts
 
 CAPACITY = 16
@@ -50,6 +51,12 @@ def maker(tokenizer: PreTrainedTokenizerFast) -> RowMaker:
 def token_times(maker: RowMaker, prompt: Sequence[int], said: Answer) -> list[float]:
     """When each token of a row is heard or said, by the paper's words and nothing of `RowMaker.row`."""
     times = [said.start_s] * len(prompt)
+    if sum(said.beats) > len(said.words):  # each token takes a beat
+        num = len(
+            maker.tokenizer(" ".join(w.text for w in said.words), add_special_tokens=False)["input_ids"]
+        )
+        times += [said.start_s + beat / said.beats_per_second for beat in range(num)]
+        return [*times, times[-1]] if said.complete else times
     spoken = word_times(said.start_s, said.end_s, len(said.words))
     for number, (word, time_s) in enumerate(zip(said.words, spoken, strict=True)):
         text = word.text if number == 0 else " " + word.text
@@ -70,6 +77,21 @@ def test_a_row_is_the_chat_and_each_token_has_its_words_time(maker: RowMaker) ->
     np.testing.assert_array_equal(row.text_index, text_index)
     np.testing.assert_array_equal(row.frame_index, frame_index)
     assert all(later == before + 1 for before, later in pairwise(row.text_index.tolist()))
+
+
+def test_a_sentence_begins_as_much_later_as_the_tokens_before_it(maker: RowMaker) -> None:
+    told = question("tell")
+    said = answer(told, STORY, 1.5, 4.0, 14, beats_of=maker.num_pieces)
+    beats = np.cumsum([0, *said.beats])
+    firsts = [
+        0,
+        *(n for n, word in enumerate(said.words, 1) if word.text.endswith(".") and n < len(said.words)),
+    ]
+    assert len(firsts) > 2
+    for first, end in pairwise([*firsts, len(said.words)]):
+        wanted = sentence(told, STORY, 1.5 + beats[first] / 4.0)
+        assert list(said.words[first:end]) == wanted
+        assert beats[end] - beats[first] == end - first + 1  # the full stop is a token
 
 
 def test_a_token_sees_the_newest_frames_of_its_own_time_and_never_a_later_one(maker: RowMaker) -> None:
@@ -141,10 +163,10 @@ def test_words_alone_are_the_tokens_of_the_whole_text(maker: RowMaker) -> None:
     assert pieces == maker.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
 
 
-def test_a_sentence_said_again_weighs_less() -> None:
+def test_a_sentence_said_again_weighs_less_and_a_new_one_begins_heavily() -> None:
     words = ["Red.", "Red.", "Blue.", "A", "red", "dog.", "A", "red", "dog.", "A"]
-    low = REPEAT_WEIGHT
-    assert repeat_weights(words) == [1.0, low, 1.0, 1.0, 1.0, 1.0, low, low, low, 1.0]
+    low, first = REPEAT_WEIGHT, FIRST_WEIGHT
+    assert word_weights(words) == [first, low, first, first, 1.0, 1.0, low, low, low, first]
 
 
 def test_slips_are_heard_and_never_said(maker: RowMaker) -> None:
@@ -224,12 +246,13 @@ class Camera:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ask_s", "words_per_second", "history"),
+    ("kind", "ask_s", "beats_per_second", "by_token", "history"),
     [
-        ("tell", 6.03, 3.7, ()),
-        ("where", 1.0, 5.0, ()),  # exactly when a frame comes, into a FIFO that is not full
-        ("list", 7.31, 60.0, ()),  # at a machine's pace: many tokens to a frame
-        ("count", 4.47, 2.8, ("Follow the dog.", "At top-left. At top-left.")),
+        ("tell", 6.03, 3.7, False, ()),
+        ("tell", 6.03, 5.0, True, ()),
+        ("where", 1.0, 5.0, False, ()),  # exactly when a frame comes, into a FIFO that is not full
+        ("list", 7.31, 60.0, True, ()),  # at a machine's pace: many tokens to a frame
+        ("count", 4.47, 2.8, False, ("Follow the dog.", "At top-left. At top-left.")),
     ],
 )
 def test_the_engine_makes_the_logits_of_the_training_forward(
@@ -237,11 +260,13 @@ def test_the_engine_makes_the_logits_of_the_training_forward(
     random_model: StreamChat,
     kind: str,
     ask_s: float,
-    words_per_second: float,
+    beats_per_second: float,
+    by_token: bool,
     history: tuple[str, ...],
 ) -> None:
     asked = question(kind, keeps_on=kind != "list")
-    said = answer(asked, STORY, ask_s, words_per_second, 24)
+    beats_of = maker.num_pieces if by_token else one_beat
+    said = answer(asked, STORY, ask_s, beats_per_second, 24, beats_of=beats_of)
     times, features = frame_times(0, 70, 5.0), some_features(70)
     row = maker.row(asked.instruction, said, times, history)
     trained = logits_of(random_model, collate([row], [0], 0), features[None])[0]
@@ -300,7 +325,7 @@ def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(
     scenes = np.asarray(starts[:, None] + np.arange(length), np.float64) * 0.2
     rng = np.random.default_rng(2)
     changed = 0
-    for _ in range(40):
+    for _ in range(120):
         row = flip_book_row(rng, maker, world, scenes, 28, in_turn=in_turn)
         newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
         assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"

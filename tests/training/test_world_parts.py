@@ -74,6 +74,21 @@ def test_scenes_that_follow_each_other_meet_where_something_changes(
     assert set(second[:, 0]) <= set(parts.changes(1))
 
 
+def test_captions_end_where_something_has_just_changed(
+    clips: list[Clip], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world_parts, "CHANGED", 1.0)
+    parts = parts_of(clips, tokenizer)
+    changed: set[int] = set()
+    for seed in range(8):
+        part = parts.captions(np.random.default_rng(seed), [1], capacity=16)
+        assert part.features is not None
+        newest = int(part.features[0, -1, 0, 0]) - 100  # of the second clip
+        assert newest in {int(c) + late for c in parts.changes(1) for late in (0, 1)}
+        changed.add(newest)
+    assert len(changed) > 1
+
+
 def test_without_dense_instructions_all_is_answered_at_once(
     clips: list[Clip], tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -53,7 +53,7 @@ def texts(words: Sequence[Word]) -> str:
 def aloud(said: Answer) -> list[Spoken]:
     """An answer as it is heard, from someone who sees each moment at once."""
     return [
-        Spoken(text=word.text, seen_s=said.start_s + number / said.words_per_second)
+        Spoken(text=word.text, seen_s=said.start_s + number / said.beats_per_second)
         for number, word in enumerate(said.words)
     ]
 
