@@ -117,11 +117,13 @@ def patch_truth(world: World, time_s: float) -> npt.NDArray[np.int64]:
     return truth
 
 
+def clip_truth(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
+    """What there is to see at times [N]: class numbers [N, 9, 3] (thing, colour, happening; 0 = none)."""
+    return np.stack([patch_truth(clip.world, float(time_s)) for time_s in times]).astype(np.int8)
+
+
 def clip_truths(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
-    """What there is to see: class numbers [clips, frames, 9, 3] (thing, colour, happening; 0 = none)."""
+    """The same [clips, N, 9, 3] at the frames that `read_all` takes."""
     return np.stack(
-        [
-            np.stack([patch_truth(c.world, t) for t in frame_times(i, num_frames, frames_per_second)])
-            for i, c in enumerate(clips)
-        ]
-    ).astype(np.int8)
+        [clip_truth(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
+    )

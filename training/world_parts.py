@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from model.config import StreamChatConfig
-from training.clips import Clip, clip_truths, find_clips, frame_times, read_all
+from training.clips import Clip, clip_truth, find_clips, frame_times, read_all
 from training.part import Part
 from training.recipe import Recipe
 from training.samples import Floats, Row, RowMaker, caption_rows, collate, flip_book_row, random_rows
@@ -54,7 +55,7 @@ class WorldParts:
     ) -> None:
         self.clips, self.config, self.recipe, self.seen = clips, config, recipe, seen
         self.num_frames = int(seen.shape[1])
-        self.truths = clip_truths(clips, self.num_frames, config.frames_per_second)
+        self.truth = lru_cache(maxsize=None)(self._truth)  # of all clips at once would take seconds
         self.pad_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))  # type: ignore[arg-type]
         self.maker = RowMaker(tokenizer, config.fifo_frames)
 
@@ -148,6 +149,10 @@ class WorldParts:
         events = self.clips[clip].world.events
         return np.searchsorted(times, [t for event in events for t in (event.start_s, event.end_s)])
 
+    def _truth(self, clip: int) -> Numbers:
+        times = frame_times(clip, self.num_frames, self.config.frames_per_second)
+        return clip_truth(self.clips[clip], times)
+
     def _seen(self, clips: list[int], frames: Numbers) -> Iterator[tuple[World, Floats]]:
         for clip, numbers in zip(clips, frames, strict=True):
             times = frame_times(clip, self.num_frames, self.config.frames_per_second)
@@ -165,7 +170,7 @@ class WorldParts:
             features=None if pictures else seen,
             pictures=seen.reshape(-1, *seen.shape[2:]) if pictures else None,
             slots=np.arange(frames.size) if pictures else None,
-            truth=self.truths[which],
+            truth=np.stack([self.truth(clip)[numbers] for clip, numbers in zip(clips, frames, strict=True)]),
             samples=tuple(f"world-{number}-{i}" for i in range(len(clip_of_row))),
         )
 
