@@ -56,6 +56,9 @@ def _prepare(folder: Path) -> None:
             # Its processes would else look for it, and find whatever other Ray runs here.
             "RAY_GCS_SERVER_PORT": str(port),
             "RAY_ADDRESS": f"127.0.0.1:{port}",
+            # Actors count among its processes; beyond the limit those that make parts would end at each pause, and then
+            # begin anew with seconds of imports.
+            "RAY_num_workers_soft_limit": "32",
             "RAY_worker_niceness": "0",  # Ray's own 15 would put training behind whatever else runs here
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
