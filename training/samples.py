@@ -26,7 +26,7 @@ from training.world_language import (
 )
 
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
-FIRST_WEIGHT = 3.0  # of the first word of any other sentence: it decides what the sentence tells
+FIRST_WEIGHT = 3.0  # of the first word of any sentence: it decides what the sentence tells
 SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
 SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
 # Shares of the kinds of question: what is hard, more often.
@@ -167,15 +167,15 @@ class RowMaker:
 
 
 def word_weights(words: Sequence[str]) -> list[float]:
-    """A weight for each word: `REPEAT_WEIGHT` in a sentence that repeats the one before it; others begin heavily."""
+    """A weight for each word: `FIRST_WEIGHT` begins a sentence; the rest of one that repeats the last weighs little."""
     weights: list[float] = []
     before: list[str] = []
     rest = list(words)
     while rest:
         ends = [number for number, word in enumerate(rest, 1) if word[-1] in ".!?"]
-        sentence, rest = rest[: ends[0] if ends else None], rest[ends[0] if ends else len(rest) :]
-        new = [FIRST_WEIGHT] + [1.0] * (len(sentence) - 1)
-        weights += [REPEAT_WEIGHT] * len(sentence) if sentence == before else new
+        length = ends[0] if ends else len(rest)
+        sentence, rest = rest[:length], rest[length:]
+        weights += [FIRST_WEIGHT] + [REPEAT_WEIGHT if sentence == before else 1.0] * (length - 1)
         before = sentence
     return weights
 

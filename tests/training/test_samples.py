@@ -163,10 +163,10 @@ def test_words_alone_are_the_tokens_of_the_whole_text(maker: RowMaker) -> None:
     assert pieces == maker.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
 
 
-def test_a_sentence_said_again_weighs_less_and_a_new_one_begins_heavily() -> None:
+def test_a_sentence_begins_heavily_and_one_that_is_said_again_goes_on_lightly() -> None:
     words = ["Red.", "Red.", "Blue.", "A", "red", "dog.", "A", "red", "dog.", "A"]
     low, first = REPEAT_WEIGHT, FIRST_WEIGHT
-    assert word_weights(words) == [first, low, first, first, 1.0, 1.0, low, low, low, first]
+    assert word_weights(words) == [first, first, first, first, 1.0, 1.0, first, low, low, first]
 
 
 def test_slips_are_heard_and_never_said(maker: RowMaker) -> None:
