@@ -46,6 +46,7 @@ class Decoded:
     """What came of one packet."""
 
     frames: tuple[SampledFrame, ...] = ()
+    num_late: int = 0  # frames that were due, and were left out as told
     skipped: Skipped = ""  # why the packet was not decoded, or not well
 
 
@@ -126,16 +127,15 @@ class CameraDecoder:
         if pictures is None or any(p.is_corrupt for p in pictures) or len(self._inside) > NUM_INSIDE:
             self.reset()
             return Decoded(skipped="damaged")
-        return Decoded(frames=tuple(f for p in pictures if (f := self._sampled(p, packet, sample))))
+        due = [found for p in pictures if self.pace.takes((found := self._timed(p, packet))[1])]
+        if not sample:
+            return Decoded(num_late=len(due))
+        return Decoded(frames=tuple(sampled_frame(*found, self.image_size) for found in due))
 
-    def _sampled(self, picture: av.VideoFrame, packet: VideoPacket, sample: bool) -> SampledFrame | None:
-        """The frame if it is due; its times are those of the packet that it was in, even when reordered."""
-        captured_s, seq = packet.captured_s, packet.seq
-        if picture.pts is not None:
-            captured_s, seq = self._inside.pop(picture.pts, (captured_s, seq))
-        if not sample or not self.pace.takes(captured_s):
-            return None
-        return sampled_frame(picture, captured_s, seq, self.image_size)
+    def _timed(self, picture: av.VideoFrame, packet: VideoPacket) -> tuple[av.VideoFrame, float, int]:
+        """With its capture time and number: those of the packet that it was in, even when reordered."""
+        times = packet.captured_s, packet.seq
+        return picture, *(times if picture.pts is None else self._inside.pop(picture.pts, times))
 
 
 def open_decoder(codec: str, max_pixels: int) -> av.VideoCodecContext:
