@@ -212,13 +212,13 @@ class CameraWatch:
 
 
 def in_turns(records: list[VideoRecord]) -> list[VideoRecord]:
-    """Each camera's first record, then each one's second: what piled up of one does not keep the others waiting."""
+    """Each camera's first record, oldest first, then each one's second: what piled up of one keeps no other waiting."""
     turns: Counter[tuple[Place, bytes]] = Counter()
-    turn_of: list[int] = []
+    places: list[tuple[int, float]] = []  # in the new order
     for record in records:
         turns[record.place, record.key] += 1
-        turn_of.append(turns[record.place, record.key])
-    return [records[i] for i in sorted(range(len(records)), key=turn_of.__getitem__)]
+        places.append((turns[record.place, record.key], record.timestamp_ms))
+    return [records[i] for i in sorted(range(len(records)), key=places.__getitem__)]
 
 
 def look_ahead(records: list[VideoRecord]) -> dict[Key, Ahead]:

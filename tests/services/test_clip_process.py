@@ -23,7 +23,7 @@ from services.gateway import make_app
 from services.memory_video_log import MemoryBroker, MemoryVideoReader
 from services.messages import ClipRefused, VisualTokens
 from services.settings import Settings
-from tests.services.attack_files import bait, bombs, broken_films, fetchers
+from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
 from tests.services.h264 import clip
 from tests.services.served_gateway import MODEL, ScriptedDecoder, listening
 
@@ -168,6 +168,15 @@ def test_files_that_name_addresses_fetch_nothing(served: Served) -> None:
                 assert "passwd" not in error["message"]
         assert trap.num_visits == 0
     assert served.num_refused() - before == 2 * len(files)
+
+
+def test_decoders_that_nobody_needs_never_run(served: Served) -> None:
+    before, files = served.num_refused(), foreign_codecs()
+    for name, (kind, media) in files.items():
+        answer = served.ask(media, kind)
+        assert answer.status_code == 400, name
+        assert answer.json()["error"]["code"] in ("clip_unreadable", "clip_codec"), name
+    assert served.num_refused() - before == len(files)
 
 
 def test_bombs_harm_nobody(served: Served) -> None:

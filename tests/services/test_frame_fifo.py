@@ -208,7 +208,7 @@ async def test_a_frame_that_grew_old_while_it_waited_is_passed_over_for_a_newer_
 
 async def test_what_piled_up_of_one_camera_does_not_keep_others_waiting() -> None:
     broker = MemoryBroker(num_partitions=1)
-    for packet in (*live(30, "pile"), *live(2, "b"), *live(1, "c")):
+    for packet in (*live(30, "pile", ends_s=5.0), *live(1, "c"), *live(2, "b", ends_s=1.0)):
         broker.put("cameras", encode_packet(packet, LIMIT))
     broker.put("cameras", RawRecord(key=b"pile", value=b"x", headers=(), timestamp_ms=0))
     reader = MemoryVideoReader(broker, topic_pattern="cameras", group="g", max_packet_bytes=LIMIT)
@@ -216,6 +216,7 @@ async def test_what_piled_up_of_one_camera_does_not_keep_others_waiting() -> Non
     cameras = [record.key.decode() for record in records]
     assert cameras[:5] == ["pile", "b", "c", "pile", "b"]
     assert [record.offset for record in records if record.key == b"pile"] == [*range(30), 33]
+    assert [record.offset for record in records if record.key == b"b"] == [31, 32]
 
 
 async def test_the_reader_behind_skips_whole_gops_to_the_newest() -> None:
