@@ -38,7 +38,11 @@ class SampledFrame:
     frame_id: str  # "<captured_ms>-<seq>"
     captured_s: float
     pixels: bytes  # uint8 RGB [S, S, 3], S the vision encoder's image size
-    jpeg: bytes  # the picture, at most 480 pixels wide
+    picture: av.VideoFrame | bytes  # for people: at most 480 pixels wide, or that as a JPEG
+
+    def jpeg(self) -> bytes:
+        """The picture for people; made when it is asked for, so that a frame that is overtaken costs less."""
+        return self.picture if isinstance(self.picture, bytes) else to_jpeg(self.picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,20 +159,24 @@ def sampled_frame(picture: av.VideoFrame, captured_s: float, seq: int, image_siz
         frame_id=f"{round(captured_s * 1000)}-{seq}",
         captured_s=captured_s,
         pixels=to_pixels(picture, image_size).tobytes(),
-        jpeg=to_jpeg(picture),
+        picture=to_small(picture),
     )
 
 
-def to_jpeg(picture: av.VideoFrame) -> bytes:
-    """The whole picture as a small JPEG."""
+def to_small(picture: av.VideoFrame) -> av.VideoFrame:
+    """The whole picture, small; in the colours it came in, which are fewer numbers."""
     scale = min(1.0, JPEG_WIDTH / picture.width)
-    small = picture.reformat(
+    return picture.reformat(
         width=max(1, round(picture.width * scale)),
         height=max(1, round(picture.height * scale)),
-        format="rgb24",
         interpolation=Interpolation.AREA,
         threads=1,
     )
+
+
+def to_jpeg(small: av.VideoFrame) -> bytes:
+    """A picture as a JPEG."""
     out = io.BytesIO()
-    Image.fromarray(small.to_ndarray()).save(out, "JPEG", quality=JPEG_QUALITY)
+    pixels = small.reformat(format="rgb24", threads=1).to_ndarray()
+    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()

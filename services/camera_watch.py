@@ -9,6 +9,7 @@ import logging
 import re
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class CameraWatch:
             return self.tally.skipped(packet.camera, "late")
         if not late:
             camera.behind_at = None
-        decoded = camera.decoder.feed(packet, sample=not late)
+        decoded = camera.decoder.feed(packet, sample=not late or ahead.captured_s <= packet.captured_s)
         if decoded.skipped:
             self.tally.skipped(packet.camera, decoded.skipped)
             if decoded.skipped == "damaged":
@@ -176,13 +177,19 @@ class CameraWatch:
         return ahead.captured_s - packet.captured_s > limit_s or time.monotonic() - self._at_head_at > limit_s
 
     def _gives_up(self, camera: WatchedCamera, record: VideoRecord, ahead: Ahead) -> bool:
-        """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long."""
+        """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long.
+
+        How long that is differs from GOP to GOP: of many cameras that are behind some wait for their next keyframe, as
+        many as it takes, and the others catch up.
+        """
         if ahead.keyframe_offset > record.offset:
             return True
         now = time.monotonic()
         if camera.behind_at is None:
             camera.behind_at = now
-        return now - camera.behind_at > self.settings.max_lag_s
+        gop = f"{record.place} {record.key!r} {camera.keyframe_offset}"
+        share = 0.5 + zlib.crc32(gop.encode()) / 2**32
+        return now - camera.behind_at > share * self.settings.max_lag_s
 
     def _dead_letter(self, record: VideoRecord, reason: str, text: str) -> None:
         """Count, and write while the allowance lasts: a broken publisher must not flood the dead letters."""

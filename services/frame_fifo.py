@@ -299,5 +299,5 @@ def as_frame(camera: str, frame: SampledFrame, tokens: VisualTokens) -> Frame:
         shape=tokens.shape,
         dtype=tokens.dtype,
         visual_tokens=tokens.data,
-        jpeg=frame.jpeg,
+        jpeg=frame.jpeg(),
     )

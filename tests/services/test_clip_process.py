@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -52,7 +53,8 @@ def apart(media: bytes, kind: str = "video", *, memory_bytes: int = 2**31, **lim
 )
 def test_the_frames_are_those_of_decoding_here(container: str, codec: str) -> None:
     media = clip(30, container=container, codec=codec)
-    assert apart(media) == decode_clip(media, "video", LIMITS, end_s=END_S)
+    here = decode_clip(media, "video", LIMITS, end_s=END_S)
+    assert apart(media) == [replace(frame, picture=frame.jpeg()) for frame in here]
 
 
 def test_a_refusal_is_that_of_decoding_here() -> None:

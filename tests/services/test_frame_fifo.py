@@ -167,7 +167,7 @@ async def test_frames_of_all_cameras_are_encoded_together_and_the_newest_win() -
         await gate.wait()
         return await encode(pictures)
 
-    async with at_work(encode=slow, encoder_batch=4) as rig:
+    async with at_work(encode=slow, encoder_batch=4, max_lag_s=60.0) as rig:
         rig.send(*live(1, "a"))
         await until(lambda: calls == [1])
         for camera in ("b", "c", "d"):
