@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 POLL_RECORDS = 2000
+READ_AHEAD_BYTES = 64 * 2**20  # of a backlog, before any of it is decoded
+READ_AHEAD_S = 1.0
 LETTERS_AT_ONCE = 100  # dead letters written in a burst; all are counted
 LETTERS_PER_S = 10.0
 ERROR_PAUSE_S = 1.0  # after an error that should not be: no endless fast loop
@@ -39,7 +41,7 @@ class WatchedCamera:
     decoder: CameraDecoder
     seen_at: float  # monotonic
     keyframe_offset: int | None = None  # of the GOP being decoded: where a restart has to begin
-    behind_at: float | None = None  # monotonic: since when it is decoded only to catch up
+    behind_at: float | None = None  # monotonic: since when this GOP is late
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,7 +94,7 @@ class CameraWatch:
 
     def step(self) -> None:
         """Read once and decode what came."""
-        records = self.reader.poll(POLL_S, POLL_RECORDS)
+        records = self._read()
         lost = self.reader.lost()
         for key in [key for key in self.cameras if key[0] in lost]:
             del self.cameras[key]
@@ -111,6 +113,21 @@ class CameraWatch:
         recently = time.monotonic() - self.settings.silent_after_s
         up = {camera for (_, camera), watched in self.cameras.items() if watched.seen_at > recently}
         self.tally.standing(lag=lag, num_cameras=len(self.cameras), up=up)
+
+    def _read(self) -> list[VideoRecord]:
+        """The next records. When much waits in the broker, read on before anything is decoded: what is too old shows
+        only beside what is newer, and a broker gives the oldest first, a few megabytes at a time.
+        """
+        began = time.monotonic()
+        records = self.reader.poll(POLL_S, POLL_RECORDS)
+        num_bytes = 0
+        while self.reader.lag() > 0 and began - self._at_head_at > self.settings.max_lag_s:
+            more = self.reader.poll(POLL_S, POLL_RECORDS)
+            records += more
+            num_bytes += sum(len(record.raw) for record in more)
+            if not more or num_bytes > READ_AHEAD_BYTES or time.monotonic() - began > READ_AHEAD_S:
+                break
+        return records
 
     def _take(self, record: VideoRecord, ahead: dict[Key, Ahead]) -> None:
         packet = record.packet
@@ -149,7 +166,7 @@ class CameraWatch:
 
     def _decode(self, camera: WatchedCamera, record: VideoRecord, packet: VideoPacket, ahead: Ahead) -> None:
         late = self._is_late(packet, ahead)
-        if late and self._gives_up(camera, record, ahead):
+        if late and self._gives_up(camera, record, packet.keyframe, ahead):
             camera.decoder.reset()
             return self.tally.skipped(packet.camera, "late")
         if not late:
@@ -176,19 +193,19 @@ class CameraWatch:
             return False
         return ahead.captured_s - packet.captured_s > limit_s or time.monotonic() - self._at_head_at > limit_s
 
-    def _gives_up(self, camera: WatchedCamera, record: VideoRecord, ahead: Ahead) -> bool:
+    def _gives_up(self, camera: WatchedCamera, record: VideoRecord, keyframe: bool, ahead: Ahead) -> bool:
         """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long.
 
         How long that is differs from GOP to GOP: of many cameras that are behind some wait for their next keyframe, as
         many as it takes, and the others catch up.
         """
+        now = time.monotonic()
+        if keyframe or camera.behind_at is None:
+            camera.behind_at = now
         if ahead.keyframe_offset > record.offset:
             return True
-        now = time.monotonic()
-        if camera.behind_at is None:
-            camera.behind_at = now
         gop = f"{record.place} {record.key!r} {camera.keyframe_offset}"
-        share = 0.5 + zlib.crc32(gop.encode()) / 2**32
+        share = 0.25 + 0.75 * zlib.crc32(gop.encode()) / 2**32
         return now - camera.behind_at > share * self.settings.max_lag_s
 
     def _dead_letter(self, record: VideoRecord, reason: str, text: str) -> None:

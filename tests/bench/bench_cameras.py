@@ -21,9 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
+import numpy as np
 import psutil
 import torch
+from PIL import Image
 from redis import Redis
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -42,13 +45,35 @@ from tests.bench.bench_live import (
     wait_live,
 )
 from tests.bench.report import Plot, keep, numbers, parser, table
-from tests.services.h264 import clip_file
 
 NUM_DIALOGS = 4
 WORDS_S = 5.0
 KEYFRAME_S = 2  # between two of a camera: what `streamchat publish` passes on as it is
 PARTS = ("FrameFifo", "VisionEncoder", "LLMDecoder", "Gateway", "broker", "valkey", "--publish")
 DROPPED = re.compile(r'streamchat_(frames_dropped|packets_skipped)_total\{.*reason="(\w+)".*\} (\S+)')
+
+
+def film(folder: Path, fps: int, size: tuple[int, int]) -> Path:
+    """A minute of what a camera on a wall sees: a still scene with the noise of a sensor, and something that moves."""
+    path, random = folder / "scene.mp4", np.random.default_rng(0)
+
+    def texture(part: int, contrast: float) -> Any:
+        small = random.integers(0, 256, (size[1] // part, size[0] // part, 3), np.uint8)
+        return (np.asarray(Image.fromarray(small).resize(size), np.float32) - 128) * contrast
+
+    still = 128 + texture(40, 0.6) + texture(4, 0.1)
+    with av.open(path, "w") as out:
+        stream: Any = out.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = KEYFRAME_S * fps, 0
+        stream.options = {"preset": "veryfast"}
+        for number in range(60 * fps):
+            picture = (still + random.normal(0, 2, still.shape)).clip(0, 255).astype(np.uint8)
+            left = number * 16 % (size[0] // 2)
+            picture[size[1] // 4 : size[1] // 2, left : left + size[0] // 6] = (220, 30, 30)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
 
 
 def publish(source: str, kafka: str, cameras: Sequence[str]) -> None:
@@ -149,13 +174,7 @@ def main() -> None:
     plot = Plot(f"{given.fps} FPS cameras on this machine", 2)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clip = clip_file(
-            folder,
-            num_frames=60 * given.fps,
-            fps=given.fps,
-            gop=KEYFRAME_S * given.fps,
-            size=(given.size[0], given.size[1]),
-        )
+        clip = film(folder, given.fps, (given.size[0], given.size[1]))
         up = stack.enter_context(served())
         cameras: list[str] = []
         for num in given.cameras:

@@ -237,11 +237,12 @@ async def test_a_long_gop_is_decoded_forward_without_its_stale_frames() -> None:
     broker = MemoryBroker()
     for packet in packets:
         broker.put("cameras", encode_packet(packet, LIMIT))
-    async with at_work(broker=broker, max_lag_s=1.0) as rig:
+    async with at_work(broker=broker, max_lag_s=2.0) as rig:
         counters = await rig.settled()
         assert counters.packets_skipped.total() == 0
         assert counters.frames_sampled == 30
-        assert 24 <= counters.frames_dropped["door", "late"] <= 26
+        assert 19 <= counters.frames_dropped["door", "late"] <= 29
+        assert parse_frame_id(rig.store.newest("door", 1)[0].frame_id)[1] == 87  # the last that was due
 
 
 async def test_a_slow_clock_is_no_lateness() -> None:
