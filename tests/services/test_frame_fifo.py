@@ -27,7 +27,7 @@ from services.memory_video_log import MemoryBroker, MemoryVideoReader
 from services.messages import Frame, VideoPacket, VisualTokens
 from services.publish import publish
 from services.settings import Settings
-from services.video_log import RawRecord, encode_packet
+from services.video_log import RawRecord, VideoRecord, encode_packet
 from tests.services.h264 import camera_packets, clip_file, encoded, mjpeg_bomb
 
 CONFIG = preset("tiny")
@@ -230,6 +230,26 @@ async def test_the_reader_behind_skips_whole_gops_to_the_newest() -> None:
         newest = rig.store.newest("door", 100)
         assert {parse_frame_id(f.frame_id)[1] for f in newest} <= set(range(105, 120))
         assert len(newest) + counters.frames_dropped.total() >= 3
+
+
+async def test_a_backlog_is_read_before_it_is_decoded() -> None:
+    class LittleAtATime(MemoryVideoReader):
+        """As a broker: the oldest first, some of it in an answer."""
+
+        def poll(self, timeout_s: float, max_records: int) -> list[VideoRecord]:
+            return super().poll(timeout_s, min(max_records, 10))
+
+    broker, store = MemoryBroker(num_partitions=1), MemoryFrameStore()
+    for packet in live(120, ends_s=0):  # 8 s, a keyframe every second
+        broker.put("cameras", encode_packet(packet, LIMIT))
+    reader = LittleAtATime(broker, topic_pattern="cameras", group="fifo", max_packet_bytes=LIMIT)
+    fifo = FrameFifo(settings(max_lag_s=0.5), CONFIG, reader, store, encode)
+    running = asyncio.create_task(fifo.run())
+    await until(lambda: fifo.health().packets_read == 120)
+    await fifo.close()
+    await running
+    assert fifo.health().packets_skipped == {("door", "late"): 105}
+    assert 3 <= fifo.health().frames_sampled <= 6
 
 
 async def test_a_long_gop_is_decoded_forward_without_its_stale_frames() -> None:
