@@ -75,6 +75,7 @@ class CameraWatch:
         self._image_size = image_size
         self._stop = threading.Event()
         self._at_head_at = float("-inf")  # monotonic: when everything written had been read
+        self._round_s = 0.0  # how long the last records took to decode
         self._committed: dict[Place, int] = {}
         self._letters = float(LETTERS_AT_ONCE)
         self._letters_at = time.monotonic()
@@ -103,11 +104,12 @@ class CameraWatch:
         lag = self.reader.lag()
         if lag == 0:
             self._at_head_at = time.monotonic()
-        ahead = look_ahead(records)
+        began, ahead = time.monotonic(), look_ahead(records)
         for record in in_turns(records):
             if self._stop.is_set():
                 return
             self._take(record, ahead)
+        self._round_s = time.monotonic() - began
         self._forget_silent()
         self._commit()
         recently = time.monotonic() - self.settings.silent_after_s
@@ -187,11 +189,15 @@ class CameraWatch:
         return None
 
     def _is_late(self, packet: VideoPacket, ahead: Ahead) -> bool:
-        """Whether we are behind: an old packet while newer ones wait. A camera's slow clock alone is no lateness."""
+        """Whether we are behind: an old packet while newer ones wait, or while all of them together take too long.
+
+        A camera's slow clock alone is no lateness.
+        """
         limit_s = self.settings.max_lag_s
         if time.time() - packet.captured_s <= limit_s:
             return False
-        return ahead.captured_s - packet.captured_s > limit_s or time.monotonic() - self._at_head_at > limit_s
+        unread_s = time.monotonic() - self._at_head_at
+        return max(ahead.captured_s - packet.captured_s, unread_s, self._round_s) > limit_s
 
     def _gives_up(self, camera: WatchedCamera, record: VideoRecord, keyframe: bool, ahead: Ahead) -> bool:
         """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long.

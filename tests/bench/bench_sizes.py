@@ -9,12 +9,11 @@ tables, keeps the result in tests/bench/results/, and ends with one JSON line.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.config import VisionConfig, preset
 from model.memory import camera_bytes, token_bytes
 from model.network import StreamChat
+from model.vision import VisionTower
 from services.camera_decoder import SampledFrame, open_decoder, sampled_frame
 from services.embedded import Store, start_store
 from services.frame_fifo import as_frame
@@ -114,6 +114,18 @@ def stored(store: Store, name: str, tokens: VisualTokens, sampled: SampledFrame,
     }
 
 
+def encoder(name: str, config: VisionConfig, batches: Sequence[int], times: int) -> list[dict[str, Any]]:
+    """CPU time of a picture in the vision encoder (random weights), on one thread."""
+    tower = VisionTower(config).eval()
+    rows: list[dict[str, Any]] = []
+    for batch in batches:
+        pixels = torch.zeros(batch, config.image_size, config.image_size, 3, dtype=torch.uint8)
+        with torch.inference_mode():
+            took_ms = cpu_ms(lambda pixels=pixels: tower(pixels), times)
+        rows.append({"encoder": name, "pictures together": batch, "ms a picture": round(took_ms / batch, 2)})
+    return rows
+
+
 def decoder_memory(shape: str, width: int) -> dict[str, Any]:
     """Bytes of a decoder's weights, a camera's ring and a dialog's text; `width` is bytes a number."""
     config = preset(shape)
@@ -158,7 +170,8 @@ def main() -> None:
     """Read the command line, measure, keep, print."""
     options = parser(__doc__).parse_args()
     options.clock = "cpu"
-    device, _ = setup(argparse.Namespace(**{**vars(options), "device": "cpu"}))
+    options.device = "cpu"
+    device, _ = setup(options)
     found = [camera(size, 2 if options.quick else 10) for size in CAMERAS]
     cameras, sampled = [row for row, _ in found], found[1][1]
     tiny, siglip = preset("tiny").vision, VisionConfig()
@@ -171,16 +184,18 @@ def main() -> None:
         stack.callback(store.stop)
         num = 40 if options.quick else 200
         on_redis = [stored(store, name, tokens, sampled, num) for name, tokens in entries.items()]
+    encoders = encoder("tiny", tiny, (1, 16), 20)
+    encoders += [] if options.quick else encoder("SigLIP", siglip, (1,), 2)
     memory = [decoder_memory("tiny", 4), decoder_memory("7b", 2), decoder_memory("14b", 2)]
     gpus = [on_a_gpu(row) for row in memory[1:]]
-    for rows in (cameras, on_redis, memory, gpus):
+    for rows in (cameras, on_redis, encoders, memory, gpus):
         table(rows)
     plot = Plot("A camera's bytes and its decoding", 2)
     for chart, key in ((0, "MB/s on Kafka"), (1, "cores, 5 looks/s")):
         plot.line(chart, [size[0] * size[1] / 1e6 for size in CAMERAS], [row[key] for row in cameras])
         plot.label(chart, "megapixels", key)
-    result = {"cameras": cameras, "store": on_redis, "memory": memory, "computed for an H100": gpus}
-    keep("sizes", result, plot, options, device)
+    result = {"cameras": cameras, "store": on_redis, "encoders": encoders, "memory": memory}
+    keep("sizes", result | {"computed for an H100": gpus}, plot, options, device)
 
 
 if __name__ == "__main__":
