@@ -1,4 +1,8 @@
-"""Asks the package index what is known against the pinned packages; fails on what is, not on being offline."""
+"""Asks the package index what is known against the pinned packages; fails on what is, not on being offline.
+
+An index that does not know a package (a mirror without what is known against it) says nothing for that package either:
+those are told apart from the ones that were asked about.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,28 @@ def known_against(answer: dict[str, Any]) -> list[str]:
     ]
 
 
+def not_asked(answer: dict[str, Any]) -> list[str]:
+    """Packages of which the index told nothing."""
+    return [package["name"] for package in answer["dependencies"] if "skip_reason" in package]
+
+
+def verdict(answer: dict[str, Any] | None) -> tuple[int, list[str]]:
+    """Exit status and what to say: 1 when something is known against a package."""
+    packages, missing = (answer["dependencies"], not_asked(answer)) if answer else ([], [])
+    if answer is None or len(missing) == len(packages):
+        return 0, ["== audit: the package index could not be asked; nothing is known, for or against"]
+    found = known_against(answer)
+    said = found or [f"== audit: nothing is known against {len(packages) - len(missing)} packages"]
+    if missing:
+        said.append(f"== audit: of {len(missing)} packages the index tells nothing: {', '.join(missing)}")
+    return (1 if found else 0), said
+
+
 def main() -> int:
     """1 when something is known against a package."""
-    answer = audited(ROOT / "constraints.txt")
-    if answer is None:
-        print("== audit: the package index could not be asked; nothing is known, for or against")
-        return 0
-    found = known_against(answer)
-    print("\n".join(found) or f"== audit: nothing is known against {len(answer['dependencies'])} packages")
-    return 1 if found else 0
+    status, said = verdict(audited(ROOT / "constraints.txt"))
+    print("\n".join(said))
+    return status
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ class SampledFrame:
     frame_id: str  # "<captured_ms>-<seq>"
     captured_s: float
     pixels: bytes  # uint8 RGB [S, S, 3], S the vision encoder's image size
-    jpeg: bytes  # the picture, at most 480 pixels wide
+    picture: av.VideoFrame | bytes  # for people: at most 480 pixels wide, or that as a JPEG
+
+    def jpeg(self) -> bytes:
+        """The picture for people; made when it is asked for, so that a frame that is overtaken costs less."""
+        return self.picture if isinstance(self.picture, bytes) else to_jpeg(self.picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ class Decoded:
     """What came of one packet."""
 
     frames: tuple[SampledFrame, ...] = ()
+    num_late: int = 0  # frames that were due, and were left out as told
     skipped: Skipped = ""  # why the packet was not decoded, or not well
 
 
@@ -126,16 +131,15 @@ class CameraDecoder:
         if pictures is None or any(p.is_corrupt for p in pictures) or len(self._inside) > NUM_INSIDE:
             self.reset()
             return Decoded(skipped="damaged")
-        return Decoded(frames=tuple(f for p in pictures if (f := self._sampled(p, packet, sample))))
+        due = [found for p in pictures if self.pace.takes((found := self._timed(p, packet))[1])]
+        if not sample:
+            return Decoded(num_late=len(due))
+        return Decoded(frames=tuple(sampled_frame(*found, self.image_size) for found in due))
 
-    def _sampled(self, picture: av.VideoFrame, packet: VideoPacket, sample: bool) -> SampledFrame | None:
-        """The frame if it is due; its times are those of the packet that it was in, even when reordered."""
-        captured_s, seq = packet.captured_s, packet.seq
-        if picture.pts is not None:
-            captured_s, seq = self._inside.pop(picture.pts, (captured_s, seq))
-        if not sample or not self.pace.takes(captured_s):
-            return None
-        return sampled_frame(picture, captured_s, seq, self.image_size)
+    def _timed(self, picture: av.VideoFrame, packet: VideoPacket) -> tuple[av.VideoFrame, float, int]:
+        """With its capture time and number: those of the packet that it was in, even when reordered."""
+        times = packet.captured_s, packet.seq
+        return picture, *(times if picture.pts is None else self._inside.pop(picture.pts, times))
 
 
 def open_decoder(codec: str, max_pixels: int) -> av.VideoCodecContext:
@@ -155,20 +159,24 @@ def sampled_frame(picture: av.VideoFrame, captured_s: float, seq: int, image_siz
         frame_id=f"{round(captured_s * 1000)}-{seq}",
         captured_s=captured_s,
         pixels=to_pixels(picture, image_size).tobytes(),
-        jpeg=to_jpeg(picture),
+        picture=to_small(picture),
     )
 
 
-def to_jpeg(picture: av.VideoFrame) -> bytes:
-    """The whole picture as a small JPEG."""
+def to_small(picture: av.VideoFrame) -> av.VideoFrame:
+    """The whole picture, small; in the colours it came in, which are fewer numbers."""
     scale = min(1.0, JPEG_WIDTH / picture.width)
-    small = picture.reformat(
+    return picture.reformat(
         width=max(1, round(picture.width * scale)),
         height=max(1, round(picture.height * scale)),
-        format="rgb24",
         interpolation=Interpolation.AREA,
         threads=1,
     )
+
+
+def to_jpeg(small: av.VideoFrame) -> bytes:
+    """A picture as a JPEG."""
     out = io.BytesIO()
-    Image.fromarray(small.to_ndarray()).save(out, "JPEG", quality=JPEG_QUALITY)
+    pixels = small.reformat(format="rgb24", threads=1).to_ndarray()
+    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()

@@ -9,6 +9,8 @@ import logging
 import re
 import threading
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 POLL_RECORDS = 2000
+READ_AHEAD_BYTES = 64 * 2**20  # of a backlog, before any of it is decoded
+READ_AHEAD_S = 1.0
 LETTERS_AT_ONCE = 100  # dead letters written in a burst; all are counted
 LETTERS_PER_S = 10.0
 ERROR_PAUSE_S = 1.0  # after an error that should not be: no endless fast loop
@@ -37,7 +41,7 @@ class WatchedCamera:
     decoder: CameraDecoder
     seen_at: float  # monotonic
     keyframe_offset: int | None = None  # of the GOP being decoded: where a restart has to begin
-    behind_at: float | None = None  # monotonic: since when it is decoded only to catch up
+    behind_at: float | None = None  # monotonic: since when this GOP is late
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,6 +75,7 @@ class CameraWatch:
         self._image_size = image_size
         self._stop = threading.Event()
         self._at_head_at = float("-inf")  # monotonic: when everything written had been read
+        self._round_s = 0.0  # how long the last records took to decode
         self._committed: dict[Place, int] = {}
         self._letters = float(LETTERS_AT_ONCE)
         self._letters_at = time.monotonic()
@@ -90,7 +95,7 @@ class CameraWatch:
 
     def step(self) -> None:
         """Read once and decode what came."""
-        records = self.reader.poll(POLL_S, POLL_RECORDS)
+        records = self._read()
         lost = self.reader.lost()
         for key in [key for key in self.cameras if key[0] in lost]:
             del self.cameras[key]
@@ -99,16 +104,32 @@ class CameraWatch:
         lag = self.reader.lag()
         if lag == 0:
             self._at_head_at = time.monotonic()
-        ahead = look_ahead(records)
-        for record in records:
+        began, ahead = time.monotonic(), look_ahead(records)
+        for record in in_turns(records):
             if self._stop.is_set():
                 return
             self._take(record, ahead)
+        self._round_s = time.monotonic() - began
         self._forget_silent()
         self._commit()
         recently = time.monotonic() - self.settings.silent_after_s
         up = {camera for (_, camera), watched in self.cameras.items() if watched.seen_at > recently}
         self.tally.standing(lag=lag, num_cameras=len(self.cameras), up=up)
+
+    def _read(self) -> list[VideoRecord]:
+        """The next records. When much waits in the broker, read on before anything is decoded: what is too old shows
+        only beside what is newer, and a broker gives the oldest first, a few megabytes at a time.
+        """
+        began = time.monotonic()
+        records = self.reader.poll(POLL_S, POLL_RECORDS)
+        num_bytes = 0
+        while self.reader.lag() > 0 and began - self._at_head_at > self.settings.max_lag_s:
+            more = self.reader.poll(POLL_S, POLL_RECORDS)
+            records += more
+            num_bytes += sum(len(record.raw) for record in more)
+            if not more or num_bytes > READ_AHEAD_BYTES or time.monotonic() - began > READ_AHEAD_S:
+                break
+        return records
 
     def _take(self, record: VideoRecord, ahead: dict[Key, Ahead]) -> None:
         packet = record.packet
@@ -147,38 +168,51 @@ class CameraWatch:
 
     def _decode(self, camera: WatchedCamera, record: VideoRecord, packet: VideoPacket, ahead: Ahead) -> None:
         late = self._is_late(packet, ahead)
-        if late and self._gives_up(camera, record, ahead):
+        if late and self._gives_up(camera, record, packet.keyframe, ahead):
             camera.decoder.reset()
             return self.tally.skipped(packet.camera, "late")
         if not late:
             camera.behind_at = None
-        decoded = camera.decoder.feed(packet, sample=not late)
+        decoded = camera.decoder.feed(packet, sample=not late or ahead.captured_s <= packet.captured_s)
         if decoded.skipped:
             self.tally.skipped(packet.camera, decoded.skipped)
             if decoded.skipped == "damaged":
                 self._dead_letter(record, "damaged", f"access unit: cannot be decoded as {packet.codec}")
         elif packet.keyframe:
             camera.keyframe_offset = record.offset
+        for _ in range(decoded.num_late):
+            self.tally.sampled()
+            self.tally.dropped(packet.camera, "late")
         for frame in decoded.frames:
             self.tally.sampled()
             self.offer(packet.camera, frame)
         return None
 
     def _is_late(self, packet: VideoPacket, ahead: Ahead) -> bool:
-        """Whether we are behind: an old packet while newer ones wait. A camera's slow clock alone is no lateness."""
+        """Whether we are behind: an old packet while newer ones wait, or while all of them together take too long.
+
+        A camera's slow clock alone is no lateness.
+        """
         limit_s = self.settings.max_lag_s
         if time.time() - packet.captured_s <= limit_s:
             return False
-        return ahead.captured_s - packet.captured_s > limit_s or time.monotonic() - self._at_head_at > limit_s
+        unread_s = time.monotonic() - self._at_head_at
+        return max(ahead.captured_s - packet.captured_s, unread_s, self._round_s) > limit_s
 
-    def _gives_up(self, camera: WatchedCamera, record: VideoRecord, ahead: Ahead) -> bool:
-        """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long."""
+    def _gives_up(self, camera: WatchedCamera, record: VideoRecord, keyframe: bool, ahead: Ahead) -> bool:
+        """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long.
+
+        How long that is differs from GOP to GOP: of many cameras that are behind some wait for their next keyframe, as
+        many as it takes, and the others catch up.
+        """
+        now = time.monotonic()
+        if keyframe or camera.behind_at is None:
+            camera.behind_at = now
         if ahead.keyframe_offset > record.offset:
             return True
-        now = time.monotonic()
-        if camera.behind_at is None:
-            camera.behind_at = now
-        return now - camera.behind_at > self.settings.max_lag_s
+        gop = f"{record.place} {record.key!r} {camera.keyframe_offset}"
+        share = 0.25 + 0.75 * zlib.crc32(gop.encode()) / 2**32
+        return now - camera.behind_at > share * self.settings.max_lag_s
 
     def _dead_letter(self, record: VideoRecord, reason: str, text: str) -> None:
         """Count, and write while the allowance lasts: a broken publisher must not flood the dead letters."""
@@ -205,6 +239,16 @@ class CameraWatch:
         if changed:
             self.reader.commit(changed)
             self._committed.update(changed)
+
+
+def in_turns(records: list[VideoRecord]) -> list[VideoRecord]:
+    """Each camera's first record, oldest first, then each one's second: what piled up of one keeps no other waiting."""
+    turns: Counter[tuple[Place, bytes]] = Counter()
+    places: list[tuple[int, float]] = []  # in the new order
+    for record in records:
+        turns[record.place, record.key] += 1
+        places.append((turns[record.place, record.key], record.timestamp_ms))
+    return [records[i] for i in sorted(range(len(records)), key=places.__getitem__)]
 
 
 def look_ahead(records: list[VideoRecord]) -> dict[Key, Ahead]:

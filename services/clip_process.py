@@ -102,7 +102,7 @@ def frame_from(file: IO[bytes], row: Any, image_size: int) -> SampledFrame:
     pixels, jpeg = file.read(3 * image_size**2), file.read(row["jpeg"])
     if (len(pixels), len(jpeg)) != (3 * image_size**2, row["jpeg"]):
         raise ValueError("decoded clip: got fewer bytes than it said")
-    return SampledFrame(frame_id=row["id"], captured_s=float(row["captured_s"]), pixels=pixels, jpeg=jpeg)
+    return SampledFrame(frame_id=row["id"], captured_s=float(row["captured_s"]), pixels=pixels, picture=jpeg)
 
 
 def main() -> None:
@@ -124,15 +124,19 @@ def main() -> None:
     try:
         frames = decode_clip(media, task["kind"], limits, end_s=task["end_s"])
     except ClipRefused as refusal:
-        answer, frames = {"refused": [refusal.code, refusal.message]}, []
+        answer, frames, pictures = {"refused": [refusal.code, refusal.message]}, [], []
     else:
-        rows = [{"id": f.frame_id, "captured_s": f.captured_s, "jpeg": len(f.jpeg)} for f in frames]
+        pictures = [frame.jpeg() for frame in frames]
+        rows = [
+            {"id": frame.frame_id, "captured_s": frame.captured_s, "jpeg": len(picture)}
+            for frame, picture in zip(frames, pictures, strict=True)
+        ]
         answer = {"frames": rows}
     out = sys.stdout.buffer
     out.write(json.dumps(answer).encode() + b"\n")
-    for frame in frames:
+    for frame, picture in zip(frames, pictures, strict=True):
         out.write(frame.pixels)
-        out.write(frame.jpeg)
+        out.write(picture)
     out.flush()
     os._exit(0)  # nothing is to be tidied up, and little of it could be
 
@@ -150,7 +154,7 @@ def warm_up(image_size: int) -> None:
         Image.new("RGB", (8, 8)).save(out, kind)
         with Image.open(io.BytesIO(out.getvalue()), formats=[kind]) as image:
             picture = av.VideoFrame.from_image(image.convert("RGB"))
-    sampled_frame(picture, 1.0, 0, image_size)
+    sampled_frame(picture, 1.0, 0, image_size).jpeg()
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(("__main__", ".datasets")):
             importlib.import_module(module.name)

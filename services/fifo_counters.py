@@ -29,6 +29,7 @@ from services.metrics import (
 STANDING_EVERY_S = 1.0
 SKIPS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
 DROPS = {
+    "late": "read",
     "overtaken": "encode",
     "encoder_failed": "encode",
     "store_lost": "store",

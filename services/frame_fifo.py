@@ -1,8 +1,9 @@
 """FrameFifo: from the video log to every camera's FIFO of encoded frames.
 
 A thread reads and decodes (`CameraWatch`); here the sampled frames of all cameras are encoded together and stored.
-While one call is in flight newer frames gather, at most two a camera: under load the oldest are dropped and counted,
-so the age of what is stored stays bounded. Neither a lost store nor a lost encoder ends the loop.
+While one call is in flight newer frames gather, at most two a camera, and what grew old is passed over for a newer one:
+under load the oldest are dropped and counted, so the age of what is stored stays bounded. Neither a lost store nor a
+lost encoder ends the loop.
 """
 
 from __future__ import annotations
@@ -129,14 +130,22 @@ class FrameFifo:
     def _take_batch(self) -> list[Pending]:
         """Pending frames of cameras that are not being encoded already, at most a batch."""
         batch: list[Pending] = []
+        old: list[str] = []
+        old_s = time.time() - self.settings.max_lag_s
         with self._lock:
             for camera in [camera for camera in self._pending if camera not in self._busy]:
                 waiting = self._pending[camera]
                 while waiting and len(batch) < self.settings.encoder_batch:
-                    batch.append((camera, waiting.popleft()))
+                    frame = waiting.popleft()
+                    if waiting and frame.captured_s < old_s:
+                        old.append(camera)
+                    else:
+                        batch.append((camera, frame))
                 if not waiting:
                     del self._pending[camera]  # it joins again at the end: every camera gets its turn
             self._busy |= {camera for camera, _ in batch}
+        for camera in old:
+            self.tally.dropped(camera, "overtaken")
         return batch
 
     async def _work(self) -> None:
@@ -290,5 +299,5 @@ def as_frame(camera: str, frame: SampledFrame, tokens: VisualTokens) -> Frame:
         shape=tokens.shape,
         dtype=tokens.dtype,
         visual_tokens=tokens.data,
-        jpeg=frame.jpeg,
+        jpeg=frame.jpeg(),
     )

@@ -151,7 +151,7 @@ FRAMES_INGESTED = frame_fifo(
 FRAMES_DROPPED = frame_fifo(
     "counter",
     "streamchat_frames_dropped_total",
-    "Frames lost: stage encode (overtaken by newer ones, encoder_failed) or store (store_lost, replayed)",
+    "Frames lost, by stage: read (late), encode (overtaken by newer, encoder_failed), store (store_lost, replayed)",
     "camera",
     "stage",
     "reason",

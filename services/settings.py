@@ -66,7 +66,9 @@ class Settings:
     max_capture_skew_s: float = setting(
         30.0, "a packet this far in the future or past goes to the dead letters"
     )
-    max_lag_s: float = setting(2.0, "a reader further behind skips to the next keyframe")
+    max_lag_s: float = setting(
+        1.0, "older frames are passed over while newer ones wait; a reader further behind skips to a keyframe"
+    )
     max_pixels: int = setting(4096 * 2304, "largest picture that is decoded")
     encoder_batch: int = setting(16, "pictures encoded together at most")
     max_dialogs: int = setting(64, "dialogs decoded at once per replica; one more is answered with 429")

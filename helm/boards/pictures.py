@@ -6,6 +6,7 @@ Not Grafana's own pictures: the same queries, titles, units and thresholds, draw
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import time
@@ -15,18 +16,20 @@ from typing import Any
 import httpx
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
+from PIL import Image
 
 from helm.boards.__main__ import FOLDER
 
 COLUMNS = 3
 POINTS = 240  # of a line
 MAX_LINES = 8  # in a legend
+HEADROOM = 1.35  # over the lines, for the legend
+NUM_COLORS = 64  # of a picture: small files
 COLORS = {"green": "#3d9a50", "yellow": "#d9a514", "red": "#c4342c"}
 
-Series = list[tuple[str, list[float], list[float]]]  # legend, times, values
+Series = list[tuple[str, list[float], list[float]]]  # legend, minutes from now, values
 
 
 def main() -> None:
@@ -39,8 +42,15 @@ def main() -> None:
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     for path in sorted(FOLDER.glob(f"{given.only}.json")):
-        figure = drawn(json.loads(path.read_text()), given.url, given.minutes * 60)
-        figure.savefig(given.out / f"{path.stem}.png", dpi=80, bbox_inches="tight")
+        save(drawn(json.loads(path.read_text()), given.url, given.minutes * 60), given.out / f"{path.stem}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As a PNG of few colours."""
+    whole = io.BytesIO()
+    figure.savefig(whole, dpi=80, bbox_inches="tight")
+    few = Image.open(whole).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def drawn(board: dict[str, Any], url: str, span_s: float) -> Figure:
@@ -52,11 +62,11 @@ def drawn(board: dict[str, Any], url: str, span_s: float) -> Figure:
     )
     figure = Figure(figsize=(5 * COLUMNS, 2.4 * rows), layout="constrained")
     figure.suptitle(board["title"])
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
+    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     with httpx.Client(base_url=url, trust_env=False, timeout=30) as prometheus:
         for axis, panel in zip(axes, panels, strict=False):
-            draw(axis, panel, asked(prometheus, panel, span_s))
-    for axis in list(axes)[len(panels) :]:
+            draw(axis, panel, asked(prometheus, panel, span_s), span_s / 60)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     return figure
 
@@ -78,31 +88,38 @@ def asked(prometheus: httpx.Client, panel: dict[str, Any], span_s: float) -> Ser
             for label, value in series["metric"].items():
                 name = name.replace("{{" + label + "}}", value)
             times, values = zip(*series["values"], strict=True)
-            found.append((name, [float(each) for each in times], [float(each) for each in values]))
+            minutes = [(float(each) - end_s) / 60 for each in times]
+            found.append((name, minutes, [float(each) for each in values]))
     return found
 
 
-def draw(axis: Axes, panel: dict[str, Any], series: Series) -> None:
-    """One panel: its lines, and its thresholds where they are in sight."""
+def draw(axis: Axes, panel: dict[str, Any], series: Series, span: float) -> None:
+    """One panel over `span` minutes: its lines, and its thresholds where they are in sight."""
     defaults = panel["fieldConfig"]["defaults"]
     axis.set_title(panel["title"], loc="left", weight="bold")
-    for name, times, values in series:
-        axis.plot([each / 86400 for each in times], values, label=name, lw=1.1)
-    axis.set_ylim(bottom=0)
-    top = axis.get_ylim()[1]
+    for name, minutes, values in series:
+        axis.plot(minutes, values, label=name, lw=1.1)
+    finite = [value for _, _, values in series for value in values if math.isfinite(value)]
+    top = (max(finite, default=0.0) or 1.0) * HEADROOM
+    axis.set(xlim=(-span, 0), ylim=(0, top))
     for step in defaults["thresholds"]["steps"]:
         if step["value"] is not None and step["value"] <= top:
             axis.axhline(step["value"], color=COLORS[step["color"]], lw=0.8, ls="--")
-    locator = AutoDateLocator(maxticks=6)
-    axis.xaxis.set_major_locator(locator)
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    unit = defaults["unit"]
-    if unit == "percentunit":
-        axis.yaxis.set_major_formatter(PercentFormatter(1))
-    else:
-        axis.yaxis.set_major_formatter(EngFormatter({"s": "s", "bytes": "B"}.get(unit, "")))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda minutes, _: f"{minutes:g} min" if minutes else "now"))
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.yaxis.set_major_formatter(numbers(defaults["unit"], top))
     if 0 < len(series) <= MAX_LINES and any(name for name, _, _ in series):
-        axis.legend(fontsize=6.5, frameon=False, loc="upper left")
+        axis.legend(fontsize=6.5, frameon=False, loc="upper left", ncols=4, columnspacing=1.0, handlelength=1.2)
+
+
+def numbers(unit: str, top: float) -> Formatter:
+    """How the numbers of an axis up to `top` are written."""
+    if unit == "percentunit":
+        return PercentFormatter(1)
+    if unit in ("s", "bytes") or top >= 10_000:
+        return EngFormatter({"s": "s", "bytes": "B"}.get(unit, ""))
+    return FuncFormatter(lambda value, _: f"{value:g}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Packets skipped by reason",
-                    about="late: the reader was behind and left out the rest of a GOP; no_keyframe: begins in mid-GOP.",
+                    about="late: the reader was far behind and left out the rest of a GOP; no_keyframe: begun in it.",
                     unit="pps",
                     queries=[Query(rate("streamchat_packets_skipped_total", "reason"), "{{reason}}")],
                     warn=1,

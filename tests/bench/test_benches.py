@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench import bench_encode, bench_long, bench_peers, bench_profile, bench_step
+from tests.bench import bench_encode, bench_long, bench_peers, bench_profile, bench_sizes, bench_step
 from tests.bench.machine import arithmetic, bandwidth
 from tests.bench.peers import generate, hugging_face
 from tests.bench.shapes import decode_bytes, make_config, make_model, make_text, with_frames
@@ -79,6 +79,16 @@ def test_profile(bench: Bench) -> None:
     found = result["dialogs"]["1"]
     assert sum(part["share %"] for part in found["parts"]) == pytest.approx(100, abs=2)
     assert 0 < found["floor"]["floor/step"] < 1
+
+
+def test_sizes(bench: Bench) -> None:
+    result = bench.run(bench_sizes)
+    tiny, siglip = result["store"]
+    assert 590 < siglip["KB/frame on the wire"] < 640
+    assert siglip["KB/frame in Redis"] < 1.1 * siglip["KB/frame on the wire"]
+    assert tiny["KB/frame on the wire"] < 60
+    assert [row["cores, 5 looks/s"] > row["cores, 1 look/s"] > 0 for row in result["cameras"]] == [True] * 3
+    assert [row["model"] for row in result["computed for an H100"]] == ["7b", "14b"]
 
 
 def test_another_picture_is_another_result() -> None:

@@ -9,6 +9,10 @@ import threading
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from typing import Any
+
+import av
+from PIL import Image
 
 from tests.services.h264 import clip, mjpeg_bomb
 
@@ -103,6 +107,30 @@ def mjpeg_film() -> bytes:
     at = film.rindex(b"\xff\xc0") + 5
     film[at : at + 4] = (12_000).to_bytes(2, "big") * 2
     return bytes(film)
+
+
+def foreign_codecs() -> dict[str, tuple[str, bytes]]:
+    """Kind and bytes of sound files of decoders that have had holes and that no clip needs, such as JPEG 2000's."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for format in ("JPEG2000", "TIFF"):
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), "red").save(file, format)
+        found[format] = ("image", file.getvalue())
+    for codec in ("jpeg2000", "mpeg1video"):
+        found[codec] = ("video", film_of(codec))
+    return found
+
+
+def film_of(codec: str) -> bytes:
+    """A Matroska of one picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        stream: Any = out.add_stream(codec, rate=25)
+        stream.width, stream.height = 64, 64
+        stream.pix_fmt = "yuv420p"
+        out.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        out.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def broken_films() -> dict[str, bytes]:

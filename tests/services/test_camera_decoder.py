@@ -61,13 +61,13 @@ def test_frames_tell_when_they_were_captured_and_show_the_picture() -> None:
     pixels = np.frombuffer(frames[4].pixels, np.uint8).reshape(SIZE, SIZE, 3)
     wanted = np.asarray(Image.fromarray(picture(12)).resize((SIZE, SIZE), Image.Resampling.BOX))
     assert np.abs(pixels.astype(int) - wanted).mean() < 12
-    jpeg = Image.open(io.BytesIO(frames[4].jpeg))
+    jpeg = Image.open(io.BytesIO(frames[4].jpeg()))
     assert (jpeg.format, jpeg.size) == ("JPEG", (160, 120))
 
 
 def test_a_large_picture_is_shown_small() -> None:
     frames, _ = feed(decoder(), camera_packets(encoded(1, size=(1280, 720))))
-    assert Image.open(io.BytesIO(frames[0].jpeg)).size == (480, 270)
+    assert Image.open(io.BytesIO(frames[0].jpeg())).size == (480, 270)
 
 
 @pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc"), ("mjpeg", "mjpeg")])
@@ -142,7 +142,7 @@ def test_another_codec_resolution_or_publisher_begins_at_a_keyframe() -> None:
     frames, skipped = feed(d, first + second + third)
     assert not skipped
     assert len(frames) == 7 + 5 + 5
-    assert {Image.open(io.BytesIO(f.jpeg)).size for f in frames} == {(160, 120), (96, 96)}
+    assert {Image.open(io.BytesIO(f.jpeg())).size for f in frames} == {(160, 120), (96, 96)}
     assert d.codec == "mjpeg"
 
 

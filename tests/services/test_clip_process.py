@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from services.gateway import make_app
 from services.memory_video_log import MemoryBroker, MemoryVideoReader
 from services.messages import ClipRefused, VisualTokens
 from services.settings import Settings
-from tests.services.attack_files import bait, bombs, broken_films, fetchers
+from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
 from tests.services.h264 import clip
 from tests.services.served_gateway import MODEL, ScriptedDecoder, listening
 
@@ -52,7 +53,8 @@ def apart(media: bytes, kind: str = "video", *, memory_bytes: int = 2**31, **lim
 )
 def test_the_frames_are_those_of_decoding_here(container: str, codec: str) -> None:
     media = clip(30, container=container, codec=codec)
-    assert apart(media) == decode_clip(media, "video", LIMITS, end_s=END_S)
+    here = decode_clip(media, "video", LIMITS, end_s=END_S)
+    assert apart(media) == [replace(frame, picture=frame.jpeg()) for frame in here]
 
 
 def test_a_refusal_is_that_of_decoding_here() -> None:
@@ -168,6 +170,15 @@ def test_files_that_name_addresses_fetch_nothing(served: Served) -> None:
                 assert "passwd" not in error["message"]
         assert trap.num_visits == 0
     assert served.num_refused() - before == 2 * len(files)
+
+
+def test_decoders_that_nobody_needs_never_run(served: Served) -> None:
+    before, files = served.num_refused(), foreign_codecs()
+    for name, (kind, media) in files.items():
+        answer = served.ask(media, kind)
+        assert answer.status_code == 400, name
+        assert answer.json()["error"]["code"] in ("clip_unreadable", "clip_codec"), name
+    assert served.num_refused() - before == len(files)
 
 
 def test_bombs_harm_nobody(served: Served) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from model.config import preset
+from services.camera_watch import in_turns
 from services.embedded import Broker
 from services.fifo_counters import Counters
 from services.frame_fifo import FrameFifo
@@ -26,7 +27,7 @@ from services.memory_video_log import MemoryBroker, MemoryVideoReader
 from services.messages import Frame, VideoPacket, VisualTokens
 from services.publish import publish
 from services.settings import Settings
-from services.video_log import RawRecord, encode_packet
+from services.video_log import RawRecord, VideoRecord, encode_packet
 from tests.services.h264 import camera_packets, clip_file, encoded, mjpeg_bomb
 
 CONFIG = preset("tiny")
@@ -166,7 +167,7 @@ async def test_frames_of_all_cameras_are_encoded_together_and_the_newest_win() -
         await gate.wait()
         return await encode(pictures)
 
-    async with at_work(encode=slow, encoder_batch=4) as rig:
+    async with at_work(encode=slow, encoder_batch=4, max_lag_s=60.0) as rig:
         rig.send(*live(1, "a"))
         await until(lambda: calls == [1])
         for camera in ("b", "c", "d"):
@@ -182,6 +183,42 @@ async def test_frames_of_all_cameras_are_encoded_together_and_the_newest_win() -
             assert ids == [9, 12]
 
 
+async def test_a_frame_that_grew_old_while_it_waited_is_passed_over_for_a_newer_one() -> None:
+    gate = asyncio.Event()
+    calls: list[int] = []
+
+    async def slow(pictures: list[bytes]) -> list[VisualTokens]:
+        calls.append(len(pictures))
+        await gate.wait()
+        return await encode(pictures)
+
+    async with at_work(encode=slow, max_lag_s=1.0) as rig:
+        rig.send(*live(1, "a"))
+        await until(lambda: calls == [1])
+        packets = live(4, "b")
+        rig.send(*packets)
+        await until(lambda: rig.counters.frames_sampled == 3)
+        await until(lambda: time.time() > packets[-1].captured_s + 1.0)
+        gate.set()
+        counters = await rig.settled()
+        assert calls == [1, 1]
+        assert counters.frames_dropped == {("b", "overtaken"): 1}
+        assert [parse_frame_id(f.frame_id)[1] for f in rig.store.newest("b", 10)] == [3]  # the newest, old or not
+
+
+async def test_what_piled_up_of_one_camera_does_not_keep_others_waiting() -> None:
+    broker = MemoryBroker(num_partitions=1)
+    for packet in (*live(30, "pile", ends_s=5.0), *live(1, "c"), *live(2, "b", ends_s=1.0)):
+        broker.put("cameras", encode_packet(packet, LIMIT))
+    broker.put("cameras", RawRecord(key=b"pile", value=b"x", headers=(), timestamp_ms=0))
+    reader = MemoryVideoReader(broker, topic_pattern="cameras", group="g", max_packet_bytes=LIMIT)
+    records = in_turns(reader.poll(0.1, 100))
+    cameras = [record.key.decode() for record in records]
+    assert cameras[:5] == ["pile", "b", "c", "pile", "b"]
+    assert [record.offset for record in records if record.key == b"pile"] == [*range(30), 33]
+    assert [record.offset for record in records if record.key == b"b"] == [31, 32]
+
+
 async def test_the_reader_behind_skips_whole_gops_to_the_newest() -> None:
     packets = live(120, ends_s=0)  # 8 s, a keyframe every second
     broker = MemoryBroker()
@@ -195,15 +232,37 @@ async def test_the_reader_behind_skips_whole_gops_to_the_newest() -> None:
         assert len(newest) + counters.frames_dropped.total() >= 3
 
 
+async def test_a_backlog_is_read_before_it_is_decoded() -> None:
+    class LittleAtATime(MemoryVideoReader):
+        """As a broker: the oldest first, some of it in an answer."""
+
+        def poll(self, timeout_s: float, max_records: int) -> list[VideoRecord]:
+            return super().poll(timeout_s, min(max_records, 10))
+
+    broker, store = MemoryBroker(num_partitions=1), MemoryFrameStore()
+    for packet in live(120, ends_s=0):  # 8 s, a keyframe every second
+        broker.put("cameras", encode_packet(packet, LIMIT))
+    reader = LittleAtATime(broker, topic_pattern="cameras", group="fifo", max_packet_bytes=LIMIT)
+    fifo = FrameFifo(settings(max_lag_s=0.5), CONFIG, reader, store, encode)
+    running = asyncio.create_task(fifo.run())
+    await until(lambda: fifo.health().packets_read == 120)
+    await fifo.close()
+    await running
+    assert fifo.health().packets_skipped == {("door", "late"): 105}
+    assert 3 <= fifo.health().frames_sampled <= 6
+
+
 async def test_a_long_gop_is_decoded_forward_without_its_stale_frames() -> None:
     packets = live(90, ends_s=0, gop=1000)  # one keyframe, 6 s ago
     broker = MemoryBroker()
     for packet in packets:
         broker.put("cameras", encode_packet(packet, LIMIT))
-    async with at_work(broker=broker, max_lag_s=1.0) as rig:
+    async with at_work(broker=broker, max_lag_s=2.0) as rig:
         counters = await rig.settled()
         assert counters.packets_skipped.total() == 0
-        assert 4 <= counters.frames_sampled <= 6
+        assert counters.frames_sampled == 30
+        assert 19 <= counters.frames_dropped["door", "late"] <= 29
+        assert parse_frame_id(rig.store.newest("door", 1)[0].frame_id)[1] == 87  # the last that was due
 
 
 async def test_a_slow_clock_is_no_lateness() -> None:
