@@ -13,21 +13,21 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from model.cache import FrameRing, FrameStore, SeenFrame, TextStore
+from model.chunks import Chunks
 from model.decoding import Decoding, Quantise
 from model.dialog import Dialog, Options, Spoken
 from model.intake import Chain, Intake, NewFrame, Pace
 from model.memory import camera_bytes, num_text_pages, token_bytes
 from model.network import StreamChat
-from model.reading import Chunks, Step
 from model.retention import Retention
 from model.sampling import Chances, Voice, draw
+from model.step import Step
 
 DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
 
@@ -36,8 +36,7 @@ class EngineFull(RuntimeError):
     """No place for one more dialog or camera."""
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(NamedTuple):
     """One token of one dialog, and the newest frame that it could see (None: no frame at all)."""
 
     dialog_id: str
@@ -313,46 +312,29 @@ class Engine:
     def step(self, dialog_ids: Sequence[str]) -> list[Made]:
         """One token for each of these dialogs, in their order, in one forward. A finished dialog makes no more."""
         began = time.perf_counter()
-        logits = self.logits(dialog_ids)
-        draws = draw(logits, [self._dialogs[dialog_id].voice for dialog_id in dialog_ids])
-        made = [
-            self.say(dialog_id, token_id, chances)
-            for dialog_id, (token_id, chances) in zip(dialog_ids, draws, strict=True)
-        ]
+        rows = self._rows(dialog_ids)
+        if not rows:
+            return []
+        draws = draw(self._forward(rows), [dialog.voice for dialog in rows])
+        made = {
+            dialog.dialog_id: self._say(dialog, token_id, chances)
+            for dialog, (token_id, chances) in zip(rows, draws, strict=True)
+        }
         took_s = time.perf_counter() - began
         self.step_s = took_s if not self.step_s else 0.8 * self.step_s + 0.2 * took_s
-        return made
+        return [made[dialog_id] for dialog_id in dialog_ids]
 
-    @torch.inference_mode()
     def logits(self, dialog_ids: Sequence[str]) -> Tensor:
         """Logits [B, vocabulary] of each dialog's next token, from the frames there are now. Changes no dialog."""
-        dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
-        if len(set(dialog_ids)) != len(dialogs):
-            raise ValueError("dialog_ids: got one twice")
-        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
-            raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
-        if not dialogs:
+        rows = self._rows(dialog_ids)
+        if not rows:
             return torch.empty(0, self.config.vocab_size, dtype=self.dtype, device=self.device)
-        for dialog in dialogs:
-            self._read_all(dialog)
-            self._make_room(dialog, 1)
-        rows = sorted(dialogs, key=lambda dialog: dialog.ring.place)
-        if self._step is None or not self._step.advance(rows):
-            self._step = Step(self.model.rope, self._text, self._frames, rows)
-        hidden = self._decoding.read(self._step)
-        if rows != dialogs:
-            row_of = {id(dialog): row for row, dialog in enumerate(rows)}
-            order = [row_of[id(dialog)] for dialog in dialogs]
-            hidden = hidden.index_select(0, torch.tensor(order, device=self.device))
-        return self._decoding.logits(hidden)
+        row_of = {dialog.dialog_id: row for row, dialog in enumerate(rows)}
+        return self._forward(rows)[[row_of[dialog_id] for dialog_id in dialog_ids]]
 
-    def say(self, dialog_id: str, token_id: int, chances: Chances | None = None) -> Made:
+    def say(self, dialog_id: str, token_id: int) -> Made:
         """Take this token as the one made from the last `logits`."""
-        dialog = self._dialog(dialog_id)
-        frame = dialog.newest()
-        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
-        captured = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
-        return Made(dialog_id, token_id, *captured, dialog.pending_index, dialog.finished, chances)
+        return self._say(self._dialog(dialog_id), token_id)
 
     def work(self, allowed_s: float) -> bool:
         """Beside the steps: take in frames and read prompts, in pieces, at least one of each that waits.
@@ -370,6 +352,40 @@ class Engine:
                 return waits
 
     # Inside
+
+    def _rows(self, dialog_ids: Sequence[str]) -> list[Dialog]:
+        """The dialogs of a step, those of one ring together, with their prompts read and room for a token."""
+        dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
+        if len(set(dialog_ids)) != len(dialogs):
+            raise ValueError("dialog_ids: got one twice")
+        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
+            raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
+        for dialog in dialogs:
+            self._read_all(dialog)
+            self._make_room(dialog, 1)
+        return sorted(dialogs, key=lambda dialog: dialog.ring.place)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Dialog]) -> Tensor:
+        """Logits [B, vocabulary] of the rows; the next forward writes over them."""
+        if self._step is None or not self._step.advance(rows):
+            self._step = Step(self._decoding, self._text, self._frames, rows)
+        self._step.run()
+        return self._step.logits
+
+    def _say(self, dialog: Dialog, token_id: int, chances: Chances | None = None) -> Made:
+        frame = dialog.newest()
+        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
+        frame_id, captured_s = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
+        return Made(
+            dialog.dialog_id,
+            token_id,
+            frame_id,
+            captured_s,
+            dialog.pending_index,
+            dialog.finished,
+            chances,
+        )
 
     def _take_frames(self, allowed_s: float) -> None:
         """One piece of the frames' way."""
@@ -410,8 +426,7 @@ class Engine:
         for dialog, num in chunks:
             self._make_room(dialog, num)
         parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
-        reader = Chunks(self.model.rope, self._text, self._frames, parts, self.dtype)
-        self._decoding.read(reader)
+        self._decoding.read(Chunks(self._decoding, self._text, self._frames, parts))
         for dialog, num in chunks:
             dialog.read(num)
 

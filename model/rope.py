@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,7 +34,8 @@ class Rope:
         self.head_dim, self.theta, self.grid = head_dim, theta, grid
         self._frequencies: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Turn] = {}
-        self._ages: dict[torch.device, Turn] = {}
+        self._signed: dict[torch.device, Tensor] = {}
+        self._ages: dict[torch.device, Tensor] = {}
 
     def turn(self, index: Tensor) -> Turn:
         """The turn of temporal indices [...], equal in all three sections: cos and sin [..., d/2].
@@ -45,20 +44,33 @@ class Rope:
         """
         return _turn(index.unsqueeze(-1) * self._frequency(index.device))
 
-    def age(self, age: npt.NDArray[np.int64], device: torch.device) -> Turn:
-        """The turns p - f of a query for frames of these ages [...], with attention's d ** -0.5 in them: [..., d/2].
+    def turns(self, index: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """The same for whole heads, as `TurnInPlace` takes them: into cos and sin [..., d], of halves (-sin, sin)."""
+        if index.device not in self._signed:
+            half = self._frequency(index.device)
+            self._signed[index.device] = torch.cat([-half, half])
+        angle = index.unsqueeze(-1) * self._signed[index.device]
+        torch.cos(angle, out=cos)
+        torch.sin(angle, out=sin)
 
-        Most ages are small: their turns lie in a table.
+    def ages(self, ages: Tensor, turns: Tensor, *, near: bool) -> None:
+        """The turns p - f of queries for frames of these ages [n], with attention's d ** -0.5: into `turns` [2, n, d].
+
+        `near`: all of them are from 0 to below AGES, as most ages are; their turns lie in a table.
         """
+        if near:
+            for part, table in zip(turns, self._near(ages.device), strict=True):
+                torch.index_select(table, 0, ages, out=part)
+        else:
+            self.turns(ages, *turns)
+            turns.mul_(self.head_dim**-0.5)
+
+    def _near(self, device: torch.device) -> Tensor:
         if device not in self._ages:
-            cos, sin = self.turn(torch.arange(AGES, device=device))
-            self._ages[device] = cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
-        index = torch.from_numpy(age).to(device)
-        if age.min() >= 0 and age.max() < AGES:
-            cos, sin = self._ages[device]
-            return cos[index], sin[index]
-        cos, sin = self.turn(index)
-        return cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
+            table = torch.empty(2, AGES, self.head_dim, device=device, dtype=torch.float32)
+            self.ages(torch.arange(AGES, device=device), table, near=False)
+            self._ages[device] = table
+        return self._ages[device]
 
     def place(self, device: torch.device) -> Turn:
         """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""
@@ -116,3 +128,19 @@ class _Rotation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, -sin), None, None
+
+
+class TurnInPlace:
+    """Turns x [..., d] where it lies, again and again; `cos` and `sin` [..., d] broadcast to it (`Rope.turns`)."""
+
+    def __init__(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        partner = torch.empty_like(x, dtype=torch.float32)  # bf16 is rounded once, at the end
+        self._whole, self._partner, self._cos = x, partner, cos
+        (self._first, self._second), (self._left, self._right) = x.chunk(2, -1), partner.chunk(2, -1)
+        self._minus_sin, self._sin = sin.chunk(2, -1)
+
+    def __call__(self) -> None:
+        """Once, with the numbers that x, cos and sin hold now."""
+        torch.mul(self._second, self._minus_sin, out=self._left)
+        torch.mul(self._first, self._sin, out=self._right)
+        torch.addcmul(self._partner, self._whole, self._cos, out=self._whole)

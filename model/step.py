@@ -1,0 +1,74 @@
+"""One token for each of some dialogs.
+
+Where things lie is worked out, and what is written on the way is made, once for the same dialogs; a step is made again
+only when who speaks or where things lie has changed. Running one is arithmetic on memory that stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from model.cache import FrameStore, TextStore
+from model.decoding import Decoding
+from model.dialog import Dialog
+from model.frame_rows import FrameRows
+from model.tables import Numbers
+from model.text_rows import TextRows
+
+
+class Step:
+    """See `Reader`."""
+
+    def __init__(
+        self, decoding: Decoding, text: TextStore, frames: FrameStore, rows: Sequence[Dialog]
+    ) -> None:
+        self._decoding, self._rows = decoding, rows
+        self._where, self._lengths = self._places(rows), [dialog.length for dialog in rows]
+        self.buffers = decoding.buffers(len(rows))
+        self._newest = Numbers((2, len(rows)), text.device)  # tokens, and their indices
+        self.buffers.tokens, self._index = self._newest.device
+        self._text = TextRows(text, rows, self.buffers)
+        self._frames = FrameRows(decoding.rope, frames, rows, self.buffers)
+        self.logits = decoding.logits_buffer(len(rows))  # [N, V]
+        self._advance()
+
+    def advance(self, rows: Sequence[Dialog]) -> bool:
+        """The same dialogs' next tokens; False if anything else has changed, and a new Step must be made."""
+        lengths = [dialog.length for dialog in rows]
+        same = len(rows) == len(self._rows) and self._places(rows) == self._where
+        if not same or any(not 0 <= new - old <= 1 for new, old in zip(lengths, self._lengths, strict=True)):
+            return False
+        self._lengths = lengths
+        if not self._frames.advance():
+            return False
+        self._advance()
+        return True
+
+    @staticmethod
+    def _places(rows: Sequence[Dialog]) -> object:
+        """What stays the same while the same turns go on on the same pages: those are only added to."""
+        return [(dialog, dialog.ring, dialog.turns[-1], dialog.hole, len(dialog.pages)) for dialog in rows]
+
+    def _advance(self) -> None:
+        self._text.advance()
+        self._newest.host[:] = [
+            [dialog.pending for dialog in self._rows],
+            [dialog.pending_index for dialog in self._rows],
+        ]
+        self._newest.send()
+        self._decoding.rope.turns(self._index, self.buffers.cos[:, 0], self.buffers.sin[:, 0])
+
+    def run(self) -> None:
+        """Writes `logits`."""
+        self._decoding.read(self)
+        self._decoding.logits(self, self.logits)
+
+    def attend(self, layer: int) -> None:
+        """See `TextRows.attend`."""
+        self._text.attend(layer)
+
+    def look(self, cross: int) -> None:
+        """See `FrameRows.look`."""
+        self._frames.look(cross)
