@@ -127,7 +127,7 @@ class FrameRows:
         rings, width = self._span.count, self._places.width
         self._ages.host[:] = ages.reshape(rings, width, -1).transpose(0, 2, 1)[..., None]
         self._ages.send()
-        near = 0 <= ages.min() and ages.max() < AGES
+        near = ages.min() >= 0 and ages.max() < AGES
         self._rope.ages(self._ages.device.view(-1), self._turns, near=near)
         return before is None or before == self._masked
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from model.cache import FrameStore, TextStore
 from model.decoding import Decoding
 from model.dialog import Dialog
 from model.frame_rows import FrameRows
+from model.replay import Replay, cuda_graph
 from model.tables import Numbers
 from model.text_rows import TextRows
 
@@ -32,6 +31,7 @@ class Step:
         self._text = TextRows(text, rows, self.buffers)
         self._frames = FrameRows(decoding.rope, frames, rows, self.buffers)
         self.logits = decoding.logits_buffer(len(rows))  # [N, V]
+        self.run = Replay(self._run, cuda_graph if text.device.type == "cuda" else None)  # writes `logits`
         self._advance()
 
     def advance(self, rows: Sequence[Dialog]) -> bool:
@@ -60,8 +60,7 @@ class Step:
         self._newest.send()
         self._decoding.rope.turns(self._index, self.buffers.cos[:, 0], self.buffers.sin[:, 0])
 
-    def run(self) -> None:
-        """Writes `logits`."""
+    def _run(self) -> None:
         self._decoding.read(self)
         self._decoding.logits(self, self.logits)
 
