@@ -80,12 +80,20 @@ class Projection:
         else:
             torch.addmm(self.bias, x, self._columns, out=out)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] -> [N, out]."""
+        return linear(x, self.weight, self.bias)
+
     def onto(self, x: Tensor, out: Tensor) -> None:
         """[N, in] is added to out [N, out]. No bias."""
         if self._columns is None:
             out.add_(linear(x, self.weight))
         else:
             out.addmm_(x, self._columns)
+
+    def rows(self, first: int) -> Projection:
+        """What it makes from row `first` on."""
+        return Projection(self.weight[first:], None if self.bias is None else self.bias[first:])
 
     def smaller(self, quantise: Quantise) -> Projection:
         """The same in fewer bits."""
@@ -94,16 +102,21 @@ class Projection:
 
 def joined(*parts: nn.Linear) -> Projection:
     """Several layers' numbers as one, of which their own become views: no byte is kept twice."""
-
-    def join(own: Sequence[Tensor]) -> Tensor:
-        with torch.inference_mode(False):  # they may be trained afterwards
-            whole = torch.cat([parameter.detach() for parameter in own])
-        for parameter, view in zip(own, whole.split([len(each) for each in own]), strict=True):
-            parameter.data = view
-        return whole
-
     biases = [bias for part in parts if (bias := bias_of(part)) is not None]
-    return Projection(join([part.weight for part in parts]), join(biases) if biases else None)
+    return Projection(_join([part.weight for part in parts]), _join(biases) if biases else None)
+
+
+def _join(own: Sequence[Tensor]) -> Tensor:
+    storages = {each.untyped_storage().data_ptr() for each in own}
+    ends = [each.storage_offset() + each.numel() for each in own]
+    if len(storages) == 1 and ends[:-1] == [each.storage_offset() for each in own[1:]]:  # joined before
+        shape = (sum(len(each) for each in own), *own[0].shape[1:])
+        return own[0].detach().as_strided(shape, own[0].stride())
+    with torch.inference_mode(False):  # they may be trained afterwards
+        whole = torch.cat([parameter.detach() for parameter in own])
+    for parameter, view in zip(own, whole.split([len(each) for each in own]), strict=True):
+        parameter.data = view
+    return whole
 
 
 def joined_view(part: nn.Linear) -> Projection:
@@ -124,6 +137,12 @@ class Scale:
         root = norm.weight.shape[0] ** 0.5
         self._weight = norm.weight.detach().float() * root
         self._least = torch.tensor(root * norm.eps**0.5, device=norm.weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        out = torch.empty_like(x)
+        self.into(x, x.new_empty(len(x), 1, dtype=torch.float32), out)
+        return out
 
     def into(self, x: Tensor, length: Tensor, out: Tensor) -> None:
         """x [N, D] -> out [N, D]; `length` [N, 1] is written on the way."""
@@ -151,6 +170,9 @@ class DecodingLayer:
         self._heads, self._output = joined(own.q_proj, own.k_proj, own.v_proj), joined_view(own.o_proj)
         self._gate_up, self._down = joined(mlp.gate_proj, mlp.up_proj), joined_view(mlp.down_proj)
         self._cross = None if layer.gate_cross is None else Cross(layer, layer.cross_attn or own)
+        self.frames = self._heads.rows(own.q_proj.out_features)  # keys and values, of frames as well
+        if layer.cross_attn is not None:
+            self.frames = joined(layer.cross_attn.k_proj, layer.cross_attn.v_proj)
         if quantise is not None:
             self._quantise(layer, quantise)
 
@@ -160,6 +182,8 @@ class DecodingLayer:
             cross.query, cross.output = cross.query.smaller(quantise), cross.output.smaller(quantise)
             for part in (layer.self_attn.k_proj, layer.self_attn.v_proj):
                 part.weight.data = part.weight.data.clone()  # frames need them, and nothing else of the whole
+            if layer.cross_attn is None:
+                self.frames = joined(layer.self_attn.k_proj, layer.self_attn.v_proj)
         self._heads, self._output = self._heads.smaller(quantise), self._output.smaller(quantise)
         self._gate_up, self._down = self._gate_up.smaller(quantise), self._down.smaller(quantise)
         gone = [layer.self_attn.q_proj, layer.self_attn.o_proj, *layer.mlp.children()]
@@ -200,7 +224,7 @@ class Decoding:
             self._norm = Scale(language.norm)
             self._head = Projection(self._embedding if head is None else head.weight.detach())
             numbers = range(model.config.num_hidden_layers)
-            self._layers = [DecodingLayer(model.layer(number), quantise) for number in numbers]
+            self.layers = [DecodingLayer(model.layer(number), quantise) for number in numbers]
 
     def buffers(self, num_rows: int) -> Buffers:
         """For a forward over so many tokens."""
@@ -214,7 +238,7 @@ class Decoding:
         """The reader's tokens go through all layers; `normed` holds the final hidden states."""
         own = reader.buffers
         torch.index_select(self._embedding, 0, own.tokens, out=own.hidden)
-        for layer in self._layers:
+        for layer in self.layers:
             layer(reader)
         self._norm.into(own.hidden, own.length, own.normed)
 

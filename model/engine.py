@@ -93,7 +93,8 @@ class Engine:
         with torch.inference_mode():
             self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
             self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
-        self._decoding, self._intake = Decoding(model, quantise), Intake(model)
+        self._decoding = Decoding(model, quantise)
+        self._intake = Intake(model, self._decoding)
         self._prompts = Pace(8, prefill_tokens)
         self._step: Step | None = None
         self.step_s = 0.0  # how long a step takes, lately
