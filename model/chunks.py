@@ -16,7 +16,7 @@ from model.attention import FrameView
 from model.cache import FrameStore, TextStore
 from model.decoding import Decoding
 from model.dialog import Dialog, Unread
-from model.rope import Rope
+from model.rope import Rope, is_near
 
 
 class TextChunk:
@@ -88,8 +88,8 @@ class Chunks:
         tokens = [token for _, unread in chunks for token in unread]
         self.buffers = own = decoding.buffers(len(tokens))
         own.tokens = torch.tensor([token.token_id for token in tokens], device=text.device)
-        index = torch.tensor([token.place for token in tokens], device=text.device)
-        decoding.rope.turns(index, own.cos[:, 0], own.sin[:, 0])
+        index = [token.place for token in tokens]
+        decoding.rope.turns(torch.tensor(index, device=text.device), own.turns, near=is_near(index))
         self._text = [TextChunk(text, dialog, len(unread)) for dialog, unread in chunks]
         self._frames = [
             FrameChunk(decoding.rope, frames, dialog, unread, own.read.dtype) for dialog, unread in chunks

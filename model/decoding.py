@@ -37,13 +37,13 @@ class Buffers:
 
         heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.tokens = rows(dtype=torch.int64)  # whoever fills them may put others here
-        self.cos, self.sin = (rows(1, size, dtype=torch.float32) for _ in range(2))  # as `Rope.turns` makes them
+        self.turns = torch.empty(2, num_rows, size, dtype=torch.float32, device=device)  # `Rope.turns`
         self.hidden, self.normed = rows(config.hidden_size), rows(config.hidden_size)
         self.length = rows(1, dtype=torch.float32)
         self.heads = rows((heads + 2 * groups) * size)  # queries, keys, values
         each = self.heads.unflatten(1, (-1, size))
         self.query, self.keys_values = each[:, :heads], each[:, heads:]  # [N, H, d], [N, 2 * G, d]
-        self.turn = TurnInPlace(each[:, : heads + groups], self.cos, self.sin)  # queries and keys
+        self.turn = TurnInPlace(each[:, : heads + groups], *self.turns.unsqueeze(2))  # queries and keys
         self.looking, self.read = rows(heads * size), rows(heads * size)
         self.gate_up = rows(2 * config.intermediate_size)
         self.gate, self.up = self.gate_up.chunk(2, -1)

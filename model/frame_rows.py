@@ -17,7 +17,7 @@ from torch import Tensor
 from model.cache import FrameStore
 from model.decoding import Buffers
 from model.dialog import Dialog
-from model.rope import AGES, Rope
+from model.rope import Rope, is_near
 from model.tables import Numbers, Span
 
 
@@ -127,8 +127,7 @@ class FrameRows:
         rings, width = self._span.count, self._places.width
         self._ages.host[:] = ages.reshape(rings, width, -1).transpose(0, 2, 1)[..., None]
         self._ages.send()
-        near = ages.min() >= 0 and ages.max() < AGES
-        self._rope.ages(self._ages.device.view(-1), self._turns, near=near)
+        self._rope.turns(self._ages.device.view(-1), self._turns, near=is_near(ages))
         return before is None or before == self._masked
 
     def _see(self) -> None:
@@ -149,11 +148,11 @@ class FrameRows:
         self._turn()
         keys, values = self._layers[cross]
         if self._many:
-            torch.bmm(keys, self._turned_lines.mT, out=self._scores)
+            self._score(keys, self._turned_lines.mT)
             if self._masked:
                 self._by_patch.add_(self._mask)
         else:
-            torch.bmm(self._turned_lines, keys.mT, out=self._scores)
+            self._score(self._turned_lines, keys.mT)
             if self._masked:
                 torch.add(self._by_patch, self._mask, out=self._side_by_side)
             else:
@@ -166,6 +165,10 @@ class FrameRows:
             torch.index_select(self._filled, 0, self._back, out=self._buffers.read)
         if self._masked:
             self._buffers.read.mul_(self._sees)
+
+    def _score(self, left: Tensor, right: Tensor) -> None:
+        scale = self._head_dim**-0.5
+        torch.baddbmm(self._scores, left, right, beta=0, alpha=scale, out=self._scores)
 
     def _turn(self) -> None:
         """Each row's query, turned for each frame."""

@@ -10,12 +10,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-AGES = 4096  # in the table of turns
+NEAR = 4096  # indices in the table of turns
 
 Turn = tuple[Tensor, Tensor]  # cos and sin, float32 [..., d/2]
+
+
+def is_near(index: npt.ArrayLike) -> bool:
+    """Whether the turns of all these indices lie in the table."""
+    return bool(np.min(index) >= 0 and np.max(index) < NEAR)
 
 
 def sections(head_dim: int) -> tuple[int, int, int]:
@@ -34,8 +41,7 @@ class Rope:
         self.head_dim, self.theta, self.grid = head_dim, theta, grid
         self._frequencies: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Turn] = {}
-        self._signed: dict[torch.device, Tensor] = {}
-        self._ages: dict[torch.device, Tensor] = {}
+        self._tables: dict[torch.device, Tensor] = {}
 
     def turn(self, index: Tensor) -> Turn:
         """The turn of temporal indices [...], equal in all three sections: cos and sin [..., d/2].
@@ -44,33 +50,26 @@ class Rope:
         """
         return _turn(index.unsqueeze(-1) * self._frequency(index.device))
 
-    def turns(self, index: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """The same for whole heads, as `TurnInPlace` takes them: into cos and sin [..., d], of halves (-sin, sin)."""
-        if index.device not in self._signed:
-            half = self._frequency(index.device)
-            self._signed[index.device] = torch.cat([-half, half])
-        angle = index.unsqueeze(-1) * self._signed[index.device]
-        torch.cos(angle, out=cos)
-        torch.sin(angle, out=sin)
+    def turns(self, index: Tensor, out: Tensor, *, near: bool) -> None:
+        """The same for whole heads, as `TurnInPlace` takes them: cos, and sin as (-sin, sin), into `out` [2, ..., d].
 
-    def ages(self, ages: Tensor, turns: Tensor, *, near: bool) -> None:
-        """The turns p - f of queries for frames of these ages [n], with attention's d ** -0.5: into `turns` [2, n, d].
-
-        `near`: all of them are from 0 to below AGES, as most ages are; their turns lie in a table.
+        `near`: all indices [...] are from 0 to below NEAR, as most are; their turns lie in a table.
         """
         if near:
-            for part, table in zip(turns, self._near(ages.device), strict=True):
-                torch.index_select(table, 0, ages, out=part)
-        else:
-            self.turns(ages, *turns)
-            turns.mul_(self.head_dim**-0.5)
+            for part, table in zip(out, self._near(index.device), strict=True):
+                torch.index_select(table, 0, index, out=part)
+            return
+        half = self._frequency(index.device)
+        angle = index.unsqueeze(-1) * torch.cat([-half, half])
+        torch.cos(angle, out=out[0])
+        torch.sin(angle, out=out[1])
 
     def _near(self, device: torch.device) -> Tensor:
-        if device not in self._ages:
-            table = torch.empty(2, AGES, self.head_dim, device=device, dtype=torch.float32)
-            self.ages(torch.arange(AGES, device=device), table, near=False)
-            self._ages[device] = table
-        return self._ages[device]
+        if device not in self._tables:
+            table = torch.empty(2, NEAR, self.head_dim, device=device, dtype=torch.float32)
+            self.turns(torch.arange(NEAR, device=device), table, near=False)
+            self._tables[device] = table
+        return self._tables[device]
 
     def place(self, device: torch.device) -> Turn:
         """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""

@@ -13,6 +13,7 @@ from model.decoding import Decoding
 from model.dialog import Dialog
 from model.frame_rows import FrameRows
 from model.replay import Replay, cuda_graph
+from model.rope import is_near
 from model.tables import Numbers
 from model.text_rows import TextRows
 
@@ -53,12 +54,10 @@ class Step:
 
     def _advance(self) -> None:
         self._text.advance()
-        self._newest.host[:] = [
-            [dialog.pending for dialog in self._rows],
-            [dialog.pending_index for dialog in self._rows],
-        ]
+        self._newest.host[0] = [dialog.pending for dialog in self._rows]
+        self._newest.host[1] = index = [dialog.pending_index for dialog in self._rows]
         self._newest.send()
-        self._decoding.rope.turns(self._index, self.buffers.cos[:, 0], self.buffers.sin[:, 0])
+        self._decoding.rope.turns(self._index, self.buffers.turns, near=is_near(index))
 
     def _run(self) -> None:
         self._decoding.read(self)
