@@ -23,6 +23,9 @@ from model.rope import TurnInPlace
 
 Quantise = Callable[[Tensor], Tensor]  # a weight matrix becomes one that takes less memory
 
+# From so many rows on, a CPU's matrix product shares its work better among threads if what it makes lies by columns.
+WIDE = 16
+
 
 class Buffers:
     """What a forward over N tokens reads and writes; layers use the same ones in turn."""
@@ -31,22 +34,36 @@ class Buffers:
         self, config: StreamChatConfig, num_rows: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Nothing in them means anything before it is written."""
+        wide = device.type == "cpu" and num_rows >= WIDE
 
         def rows(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(num_rows, *shape, dtype=dtype, device=device)
 
+        def states(width: int) -> Tensor:  # [N, width], column by column where that is faster
+            return torch.empty(width, num_rows, dtype=dtype, device=device).t() if wide else rows(width)
+
         heads, groups, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.tokens = rows(dtype=torch.int64)  # whoever fills them may put others here
         self.turns = torch.empty(2, num_rows, size, dtype=torch.float32, device=device)  # `Rope.turns`
-        self.hidden, self.normed = rows(config.hidden_size), rows(config.hidden_size)
-        self.length = rows(1, dtype=torch.float32)
-        self.heads = rows((heads + 2 * groups) * size)  # queries, keys, values
+        self.words, self.hidden = rows(config.hidden_size), states(config.hidden_size)
+        self.normed, self.length = states(config.hidden_size), rows(1, dtype=torch.float32)
+        self.gate_up = states(2 * config.intermediate_size)
+        self.gate, self.up = self.gate_up.chunk(2, -1)
+        # What attention reads and writes lies row by row: queries, keys, values; queries for frames; what was read.
+        self.heads, self.looking = rows((heads + 2 * groups) * size), rows(heads * size)
+        self.read = rows(heads * size)
+        self.heads_states, self.looking_states = (
+            states(own.shape[1]) if wide else own for own in (self.heads, self.looking)
+        )
         each = self.heads.unflatten(1, (-1, size))
         self.query, self.keys_values = each[:, :heads], each[:, heads:]  # [N, H, d], [N, 2 * G, d]
         self.turn = TurnInPlace(each[:, : heads + groups], *self.turns.unsqueeze(2))  # queries and keys
-        self.looking, self.read = rows(heads * size), rows(heads * size)
-        self.gate_up = rows(2 * config.intermediate_size)
-        self.gate, self.up = self.gate_up.chunk(2, -1)
+
+
+def lay(states: Tensor, rows: Tensor) -> None:
+    """The same numbers row by row, if they are not."""
+    if states is not rows:
+        rows.copy_(states)
 
 
 class Reader(Protocol):
@@ -196,12 +213,14 @@ class DecodingLayer:
         hidden, normed = own.hidden, own.normed
         if (cross := self._cross) is not None:
             self._norm.into(hidden, own.length, normed)
-            cross.query.into(normed, own.looking)
+            cross.query.into(normed, own.looking_states)
+            lay(own.looking_states, own.looking)
             reader.look(cross.number)
             cross.output.into(own.read, normed)
             torch.addcmul(hidden, cross.gate, normed, out=hidden)
         self._norm.into(hidden, own.length, normed)
-        self._heads.into(normed, own.heads)
+        self._heads.into(normed, own.heads_states)
+        lay(own.heads_states, own.heads)
         own.turn()
         reader.attend(self._number)
         self._output.onto(own.read, hidden)
@@ -237,7 +256,8 @@ class Decoding:
     def read(self, reader: Reader) -> None:
         """The reader's tokens go through all layers; `normed` holds the final hidden states."""
         own = reader.buffers
-        torch.index_select(self._embedding, 0, own.tokens, out=own.hidden)
+        torch.index_select(self._embedding, 0, own.tokens, out=own.words)
+        own.hidden.copy_(own.words)
         for layer in self.layers:
             layer(reader)
         self._norm.into(own.hidden, own.length, own.normed)

@@ -152,6 +152,12 @@ class Dialog:
         self.length += num_tokens
         del self.unread[:num_tokens]
 
+    @property
+    def next_input(self) -> int:
+        """The token that the next step reads."""
+        assert self.pending is not None
+        return self.pending
+
     # Looking
 
     @property

@@ -54,7 +54,7 @@ class Step:
 
     def _advance(self) -> None:
         self._text.advance()
-        self._newest.host[0] = [dialog.pending for dialog in self._rows]
+        self._newest.host[0] = [dialog.next_input for dialog in self._rows]
         self._newest.host[1] = index = [dialog.pending_index for dialog in self._rows]
         self._newest.send()
         self._decoding.rope.turns(self._index, self.buffers.turns, near=is_near(index))
