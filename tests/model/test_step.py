@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from model.cache import TextStore
+from model.decoding import WIDE
 from model.dialog import Options
 from model.engine import Engine
 from model.network import StreamChat
@@ -56,6 +57,16 @@ def test_the_same_dialogs_go_on_in_the_same_memory(small: StreamChat):
     engine.open("e", "a", PROMPT, Options())
     engine.step(["d", "e"])
     assert engine._step is not step  # pyright: ignore[reportPrivateUsage]
+
+
+def test_many_are_told_what_one_alone_is_told(model: StreamChat):
+    """From WIDE rows on, states lie by columns."""
+    engine = with_cameras(model, "a", "b", page_tokens=8)
+    names = [f"{number}" for number in range(WIDE + 3)]
+    for number, name in enumerate(names):
+        engine.open(name, "ab"[number % 2], PROMPT[number % 3 :] * 5, Options())
+    for name in (names[0], names[-1]):
+        torch.testing.assert_close(engine.logits(names)[int(name)], engine.logits([name])[0], **CLOSE)
 
 
 def test_who_lies_far_apart_is_read_as_who_lies_together(model: StreamChat):
