@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -86,27 +87,19 @@ class FrameStore:
     ) -> None:
         self.pages, self.device = Pages(num_rings), device
         shape = (num_rings, *ring_shape(config))
-        self._layers = [
+        self.layers: list[KeysValues] = [
             (_lasting(shape, dtype, device), _lasting(shape, dtype, device)) for _ in config.cross_layers
-        ]
-
-    def rings(self, layer: int, places: slice | Tensor) -> KeysValues:
-        """Of one cross layer, by its number among them: keys and values of some rings, [rings, G, F, P, d].
-
-        A slice is read as it lies; numbers are gathered.
-        """
-        keys, values = self._layers[layer]
-        return keys[places], values[places]
+        ]  # each [rings, G, F, P, d]
 
     def write(self, place: int, slot: int, chain: Sequence[KeysValues]) -> None:
         """A frame's chain, [P, G, d] per cross layer."""
-        for (all_keys, all_values), (keys, values) in zip(self._layers, chain, strict=True):
+        for (all_keys, all_values), (keys, values) in zip(self.layers, chain, strict=True):
             all_keys[place, :, slot] = keys.transpose(0, 1)
             all_values[place, :, slot] = values.transpose(0, 1)
 
     def copy(self, place: int, target: int) -> None:
         """All of a ring's numbers."""
-        for keys, values in self._layers:
+        for keys, values in self.layers:
             keys[target] = keys[place]
             values[target] = values[place]
 
@@ -122,18 +115,23 @@ class TextStore:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.pages, self.page_tokens = Pages(num_pages), page_tokens
-        shape = (num_pages, config.num_key_value_heads, page_tokens, config.head_dim)
-        self.layers = [
-            (_lasting(shape, dtype, device), _lasting(shape, dtype, device))
-            for _ in range(config.num_hidden_layers)
-        ]
+        self.pages, self.page_tokens, self.device = Pages(num_pages), page_tokens, device
+        self.num_groups = config.num_key_value_heads
+        shape = (2, num_pages, self.num_groups, page_tokens, config.head_dim)
+        whole = [_lasting(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.layers: list[KeysValues] = [(keys, values) for keys, values in whole]  # each [pages, G, S, d]
+        self._lines = [each.flatten(0, 3) for each in whole]  # [2 * pages * G * S, d]
+        groups = np.arange(self.num_groups) * page_tokens
+        self._parts = np.concatenate([groups, groups + num_pages * self.num_groups * page_tokens])
 
-    def write(self, layer: int, pages: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [N, G, d] of N tokens go to their pages and the offsets there, both [N]."""
-        all_keys, all_values = self.layers[layer]
-        all_keys[pages, :, offsets] = keys
-        all_values[pages, :, offsets] = values
+    def lines(self, pages: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the keys and values of N tokens lie, [N, 2 * G], by their pages and the offsets there, both [N]."""
+        first = pages * (self.num_groups * self.page_tokens) + offsets
+        return first[:, None] + self._parts
+
+    def write(self, layer: int, lines: Tensor, keys_values: Tensor) -> None:
+        """keys_values [N, 2 * G, d] go to `lines` [N, 2 * G]."""
+        self._lines[layer].index_put_((lines,), keys_values)
 
 
 def _lasting(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

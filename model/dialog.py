@@ -13,6 +13,8 @@ from model.cache import FrameRing, SeenFrame
 from model.clock import Clock
 from model.sampling import Sampling, Voice
 
+Indices = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(Sampling):
@@ -66,10 +68,10 @@ class Dialog:
     voice: Voice
     num_kept: int = 0  # first tokens that are never dropped
     clock: Clock = field(default_factory=Clock)
-    frame_index: list[int] = field(default_factory=list[int])  # by slot of `live`: indices on this clock
+    frame_index: Indices = field(init=False)  # by slot of `live`: indices on this clock
     # What the dialog looks at: `live` itself, or what `live` was when the question came.
     ring: FrameRing = field(init=False)
-    ring_index: list[int] = field(init=False)
+    ring_index: Indices = field(init=False)
     until: int | None = None  # frozen: number of the newest frame at the question
     # Its text, as it lies in the text store.
     pages: list[int] = field(default_factory=list[int])  # -1: given back, all of its tokens were dropped
@@ -87,7 +89,7 @@ class Dialog:
     finished: Literal["stop", "length"] | None = None
 
     def __post_init__(self) -> None:
-        self.frame_index = [0] * self.live.capacity
+        self.frame_index = np.zeros(self.live.capacity, np.int64)
         self.ring, self.ring_index = self.live, self.frame_index
 
     # Hearing and speaking
@@ -120,7 +122,7 @@ class Dialog:
         self.ring, self.ring_index, self.until = self.live, self.frame_index, None
         if self.options.visual_context == "frozen":
             assert self.live.snapshot is not None  # the engine made it
-            self.ring, self.ring_index, self.until = self.live.snapshot, list(self.frame_index), newest
+            self.ring, self.ring_index, self.until = self.live.snapshot, self.frame_index.copy(), newest
         self.clock.turn_started()
         self.token_ids += token_ids
         self.voice.hear(self.token_ids)
@@ -149,6 +151,12 @@ class Dialog:
         """So many of the unread tokens lie in the text store now."""
         self.length += num_tokens
         del self.unread[:num_tokens]
+
+    @property
+    def next_input(self) -> int:
+        """The token that the next step reads."""
+        assert self.pending is not None
+        return self.pending
 
     # Looking
 

@@ -13,31 +13,27 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.cache import FrameRing, FrameStore, SeenFrame, TextStore
+from model.cache import FrameStore, SeenFrame, TextStore
+from model.cameras import Cameras, EngineFull
+from model.chunks import Chunks
 from model.decoding import Decoding, Quantise
 from model.dialog import Dialog, Options, Spoken
-from model.intake import Chain, Intake, NewFrame, Pace
+from model.intake import Intake, NewFrame, Pace
 from model.memory import camera_bytes, num_text_pages, token_bytes
 from model.network import StreamChat
-from model.reading import Chunks, Step
 from model.retention import Retention
 from model.sampling import Chances, Voice, draw
+from model.step import Step
 
 DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
 
 
-class EngineFull(RuntimeError):
-    """No place for one more dialog or camera."""
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(NamedTuple):
     """One token of one dialog, and the newest frame that it could see (None: no frame at all)."""
 
     dialog_id: str
@@ -83,8 +79,6 @@ class Engine:
         weight = model.language.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.max_dialogs, self.window = max_dialogs, self.config.max_position_embeddings
-        self._retention = retention or Retention(self.config.fifo_frames)
-        self._rings: dict[str, FrameRing] = {}  # least recently asked about first
         self._dialogs: dict[str, Dialog] = {}
         self._resting: dict[str, None] = {}  # longest at rest first
         num_pages = max_dialogs * (-(-min(self.window, DIALOG_TOKENS) // page_tokens) + 2)
@@ -94,7 +88,9 @@ class Engine:
         with torch.inference_mode():
             self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
             self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
-        self._decoding, self._intake = Decoding(model, quantise), Intake(model)
+        self._cameras = Cameras(self._frames, retention or Retention(self.config.fifo_frames))
+        self._decoding = Decoding(model, quantise)
+        self._intake = Intake(model, self._decoding)
         self._prompts = Pace(8, prefill_tokens)
         self._step: Step | None = None
         self.step_s = 0.0  # how long a step takes, lately
@@ -135,7 +131,7 @@ class Engine:
     @property
     def cameras(self) -> dict[str, SeenFrame | None]:
         """The cameras that have a ring, and each one's newest frame."""
-        return {camera: ring.newest for camera, ring in self._rings.items()}
+        return {camera: ring.newest for camera, ring in self._cameras.rings.items()}
 
     def add_camera(self, camera: str) -> str | None:
         """Make an empty ring for a new camera; returns the camera that was dropped for it, if one was.
@@ -143,31 +139,24 @@ class Engine:
         When no ring is free, the camera goes that nobody watches and nobody has asked about for longest.
         Raises EngineFull when all are watched.
         """
-        if camera in self._rings:
+        if camera in self._cameras.rings:
             raise ValueError(f"camera: {camera!r} is there already")
-        dropped = None
-        if not self._frames.pages.ask(camera, 1):
-            watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._resting}
-            dropped = next((each for each in self._rings if each not in watched), None)
-            if dropped is None:
-                raise EngineFull(f"all {self._frames.pages.num_pages} cameras are watched")
+        watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._resting}
+        if (dropped := self._cameras.makes_way(watched)) is not None:
             self.drop_camera(dropped)
-            self._frames.pages.ask(camera, 1)
-        self._rings[camera] = FrameRing(self._frames.pages.take(camera), self._retention)
+        self._cameras.add(camera)
         return dropped
 
     def drop_camera(self, camera: str) -> None:
         """Forget a camera, its frames, and dialogs at rest; no other dialog may be open on it."""
-        self._ring(camera)
+        self._cameras.ring(camera)
         users = [dialog.dialog_id for dialog in self._dialogs.values() if dialog.camera == camera]
         if speaking := [user for user in users if user not in self._resting]:
             raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(speaking[:5])}")
         for user in users:
             self.close(user)
         self._intake.forget(camera)
-        if (snapshot := self._rings.pop(camera).snapshot) is not None:
-            self._frames.pages.end(snapshot)
-        self._frames.pages.end(camera)
+        self._cameras.drop(camera)
 
     def add_frame(self, camera: str, frame_id: str, captured_s: float, features: Tensor) -> None:
         """A frame arrives: `features` [P, Dv], the vision encoder's output."""
@@ -181,7 +170,7 @@ class Engine:
 
     def offer_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
         """Frames arrive, oldest first; `work` takes them in."""
-        self._ring(camera)
+        self._cameras.ring(camera)
         shape = (self.config.vision.num_visual_tokens, self.config.vision.hidden_size)
         for frame_id, _, features in frames:
             if tuple(features.shape) != shape:
@@ -190,7 +179,7 @@ class Engine:
                 )
         if frames:
             new = [NewFrame(camera, *frame) for frame in frames]
-            self._intake.put(new, self._retention.capacity)
+            self._intake.put(new, self._cameras.retention.capacity)
 
     # Dialogs
 
@@ -226,7 +215,7 @@ class Engine:
         Raises:
             EngineFull: `max_dialogs` are open, or there is no memory for one more of this length.
         """
-        ring = self._ring(camera)
+        ring = self._cameras.ring(camera)
         if dialog_id in self._dialogs:
             raise ValueError(f"dialog_id: {dialog_id!r} is open already")
         if len(spoken) >= options.max_tokens:
@@ -250,7 +239,7 @@ class Engine:
         except BaseException:  # out of memory, say: the place must not stay taken
             self.close(dialog_id)
             raise
-        self._rings[camera] = self._rings.pop(camera)
+        self._cameras.asked_about(camera)
 
     def ask(
         self,
@@ -281,7 +270,7 @@ class Engine:
         self._resting.pop(dialog_id, None)
         dialog.voice = self._voice(dialog.options)
         dialog.ask(token_ids, dialog.live.num_arrived - 1)
-        self._rings[dialog.camera] = self._rings.pop(dialog.camera)
+        self._cameras.asked_about(dialog.camera)
         if at_once:
             self._read_all(dialog)
 
@@ -313,46 +302,29 @@ class Engine:
     def step(self, dialog_ids: Sequence[str]) -> list[Made]:
         """One token for each of these dialogs, in their order, in one forward. A finished dialog makes no more."""
         began = time.perf_counter()
-        logits = self.logits(dialog_ids)
-        draws = draw(logits, [self._dialogs[dialog_id].voice for dialog_id in dialog_ids])
-        made = [
-            self.say(dialog_id, token_id, chances)
-            for dialog_id, (token_id, chances) in zip(dialog_ids, draws, strict=True)
-        ]
+        rows = self._rows(dialog_ids)
+        if not rows:
+            return []
+        draws = draw(self._forward(rows), [dialog.voice for dialog in rows])
+        made = {
+            dialog.dialog_id: self._say(dialog, token_id, chances)
+            for dialog, (token_id, chances) in zip(rows, draws, strict=True)
+        }
         took_s = time.perf_counter() - began
         self.step_s = took_s if not self.step_s else 0.8 * self.step_s + 0.2 * took_s
-        return made
+        return [made[dialog_id] for dialog_id in dialog_ids]
 
-    @torch.inference_mode()
     def logits(self, dialog_ids: Sequence[str]) -> Tensor:
         """Logits [B, vocabulary] of each dialog's next token, from the frames there are now. Changes no dialog."""
-        dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
-        if len(set(dialog_ids)) != len(dialogs):
-            raise ValueError("dialog_ids: got one twice")
-        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
-            raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
-        if not dialogs:
+        rows = self._rows(dialog_ids)
+        if not rows:
             return torch.empty(0, self.config.vocab_size, dtype=self.dtype, device=self.device)
-        for dialog in dialogs:
-            self._read_all(dialog)
-            self._make_room(dialog, 1)
-        rows = sorted(dialogs, key=lambda dialog: dialog.ring.place)
-        if self._step is None or not self._step.advance(rows):
-            self._step = Step(self.model.rope, self._text, self._frames, rows)
-        hidden = self._decoding.read(self._step)
-        if rows != dialogs:
-            row_of = {id(dialog): row for row, dialog in enumerate(rows)}
-            order = [row_of[id(dialog)] for dialog in dialogs]
-            hidden = hidden.index_select(0, torch.tensor(order, device=self.device))
-        return self._decoding.logits(hidden)
+        row_of = {dialog.dialog_id: row for row, dialog in enumerate(rows)}
+        return self._forward(rows)[[row_of[dialog_id] for dialog_id in dialog_ids]]
 
-    def say(self, dialog_id: str, token_id: int, chances: Chances | None = None) -> Made:
+    def say(self, dialog_id: str, token_id: int) -> Made:
         """Take this token as the one made from the last `logits`."""
-        dialog = self._dialog(dialog_id)
-        frame = dialog.newest()
-        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
-        captured = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
-        return Made(dialog_id, token_id, *captured, dialog.pending_index, dialog.finished, chances)
+        return self._say(self._dialog(dialog_id), token_id)
 
     def work(self, allowed_s: float) -> bool:
         """Beside the steps: take in frames and read prompts, in pieces, at least one of each that waits.
@@ -371,23 +343,48 @@ class Engine:
 
     # Inside
 
+    def _rows(self, dialog_ids: Sequence[str]) -> list[Dialog]:
+        """The dialogs of a step, those of one ring together, with their prompts read and room for a token."""
+        dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
+        if len(set(dialog_ids)) != len(dialogs):
+            raise ValueError("dialog_ids: got one twice")
+        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
+            raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
+        for dialog in dialogs:
+            self._read_all(dialog)
+            self._make_room(dialog, 1)
+        return sorted(dialogs, key=lambda dialog: dialog.ring.place)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Dialog]) -> Tensor:
+        """Logits [B, vocabulary] of the rows; the next forward writes over them."""
+        if self._step is None or not self._step.advance(rows):
+            self._step = Step(self._decoding, self._text, self._frames, rows)
+        self._step.run()
+        return self._step.logits
+
+    def _say(self, dialog: Dialog, token_id: int, chances: Chances | None = None) -> Made:
+        frame = dialog.newest()
+        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
+        frame_id, captured_s = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
+        return Made(
+            dialog.dialog_id,
+            token_id,
+            frame_id,
+            captured_s,
+            dialog.pending_index,
+            dialog.finished,
+            chances,
+        )
+
+    @torch.inference_mode()
     def _take_frames(self, allowed_s: float) -> None:
         """One piece of the frames' way."""
         for frame, chain in self._intake.piece(allowed_s):
-            self._arrive(frame, chain)
-
-    @torch.inference_mode()
-    def _arrive(self, frame: NewFrame, chain: Chain) -> None:
-        ring = self._rings.get(frame.camera)
-        if ring is None:  # dropped meanwhile
-            return
-        if ring.snapshot is not None and not ring.snapshot.num_users:
-            self._frames.pages.end(ring.snapshot)
-        slot = ring.add(frame.frame_id, frame.captured_s)
-        self._frames.write(ring.place, slot, chain)
-        for dialog in self._dialogs.values():
-            if dialog.camera == frame.camera:
-                dialog.frame_index[slot] = dialog.clock.frame_arrived()
+            slot = self._cameras.arrive(frame, chain)
+            for dialog in self._dialogs.values():
+                if slot is not None and dialog.camera == frame.camera:
+                    dialog.frame_index[slot] = dialog.clock.frame_arrived()
 
     def _read_some(self, allowed_s: float) -> None:
         """One forward's worth of prompts, those that came first before others."""
@@ -410,8 +407,7 @@ class Engine:
         for dialog, num in chunks:
             self._make_room(dialog, num)
         parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
-        reader = Chunks(self.model.rope, self._text, self._frames, parts, self.dtype)
-        self._decoding.read(reader)
+        self._decoding.read(Chunks(self._decoding, self._text, self._frames, parts))
         for dialog, num in chunks:
             dialog.read(num)
 
@@ -449,34 +445,15 @@ class Engine:
         return dialog.pending_index - dialog.turns[0].place + 1
 
     def _look(self, dialog: Dialog) -> None:
-        """A frozen dialog looks at a copy of its camera's ring, one for all who ask at the same frame."""
+        """A frozen dialog looks at a copy of its camera's ring."""
         self._unlook(dialog)
-        if dialog.options.visual_context != "frozen":
-            return
-        live, pages = dialog.live, self._frames.pages
-        if live.snapshot is None:
-            snapshot = live.copy_to(-1)
-            if not pages.ask(snapshot, 1):
-                raise EngineFull(f"all {pages.num_pages} rings are taken: none is left for a frozen moment")
-            snapshot.place = pages.take(snapshot)
-            with torch.inference_mode():
-                self._frames.copy(live.place, snapshot.place)
-            live.snapshot = snapshot
-        live.snapshot.num_users += 1
-        dialog.ring = live.snapshot
+        if dialog.options.visual_context == "frozen":
+            dialog.ring = self._cameras.freeze(dialog.live)
 
     def _unlook(self, dialog: Dialog) -> None:
-        ring, dialog.ring, dialog.ring_index, dialog.until = (
-            dialog.ring,
-            dialog.live,
-            dialog.frame_index,
-            None,
-        )
-        if ring is dialog.live:
-            return
-        ring.num_users -= 1
-        if not ring.num_users and dialog.live.snapshot is not ring:
-            self._frames.pages.end(ring)
+        if dialog.ring is not dialog.live:
+            self._cameras.release(dialog.ring, dialog.live)
+        dialog.ring, dialog.ring_index, dialog.until = dialog.live, dialog.frame_index, None
 
     def _voice(self, options: Options) -> Voice:
         seed = secrets.randbits(63) if options.seed is None else options.seed
@@ -495,11 +472,6 @@ class Engine:
                 raise ValueError(
                     f"logit_bias: got token {token_id}, wanted 0 to {self.config.vocab_size - 1}"
                 )
-
-    def _ring(self, camera: str) -> FrameRing:
-        if camera not in self._rings:
-            raise ValueError(f"camera: got {camera!r}, which was not added")
-        return self._rings[camera]
 
     def _dialog(self, dialog_id: str) -> Dialog:
         if dialog_id not in self._dialogs:

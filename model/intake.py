@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.decoding import Decoding
+from model.frame_layer import FrameLayer
 from model.layer import KeysValues
 from model.network import StreamChat
 
@@ -60,14 +62,22 @@ class Pace:
 class Intake:
     """The frames of all cameras that wait, oldest first."""
 
-    def __init__(self, model: StreamChat) -> None:
-        self._model = model
+    def __init__(self, model: StreamChat, decoding: Decoding) -> None:
+        self._config, self._adapter = model.config, model.adapter
+        with torch.no_grad():
+            self._layers = [
+                FrameLayer(model.layer(number), decoding.layers[number].frames)
+                for number in model.config.cross_layers
+            ]
         self._waiting: deque[NewFrame] = deque()
         self._batch: list[NewFrame] = []
         self._work: Generator[None, None, list[Chain]] | None = None
         self.pace = Pace(8, MAX_BATCH_TOKENS)
         self._wanted = self._num_rows = 1  # of the piece in progress
-        device = model.language.embed_tokens.weight.device
+        weight = model.language.embed_tokens.weight
+        self._dtype, device = weight.dtype, weight.device
+        cos, sin = model.rope.place(device)
+        self._place = torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]  # [P, 1, d]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._beside: tuple[torch.cuda.Event, list[Chain]] | None = None
 
@@ -104,7 +114,7 @@ class Intake:
         return ready
 
     def _begin(self) -> None:
-        patches = self._model.config.vision.num_visual_tokens
+        patches = self._config.vision.num_visual_tokens
         while self._waiting and (len(self._batch) + 1) * patches <= max(MAX_BATCH_TOKENS, patches):
             self._batch.append(self._waiting.popleft())
         self._work = self._chains([frame.features for frame in self._batch])
@@ -140,20 +150,18 @@ class Intake:
     @torch.inference_mode()
     def _chains(self, features: Sequence[Tensor]) -> Generator[None, None, list[Chain]]:
         """What `visual_chain` computes, some tokens and one layer at a time."""
-        model = self._model
-        weight = next(model.adapter.parameters())
-        rows = torch.stack(list(features)).to(weight.device, weight.dtype).flatten(0, 1)
-        cos, sin = (part.repeat(len(features), 1) for part in model.rope.place(weight.device))
+        cos, sin = (part.repeat(len(features), 1, 1) for part in self._place)
+        rows = torch.stack(list(features)).to(cos.device, self._dtype).flatten(0, 1)
         parts: list[list[KeysValues]] = []
         while len(rows):
             size = len(rows) if self._stream is not None else self._wanted
             self._num_rows = min(size, len(rows))
-            visual, place = model.adapter(rows[:size]), (cos[:size], sin[:size])
+            visual, place = self._adapter(rows[:size]), (cos[:size], sin[:size])
             rows, cos, sin = rows[size:], cos[size:], sin[size:]
             parts.append([])
-            for index in model.config.cross_layers:
+            for layer in self._layers:
                 yield
-                keys_values, visual = model.layer(index).see(visual, place)
+                keys_values, visual = layer.see(visual, place)
                 parts[-1].append(keys_values)
             yield
         by_layer = [

@@ -15,9 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-AGES = 4096  # in the table of turns
+NEAR = 4096  # indices in the table of turns
 
 Turn = tuple[Tensor, Tensor]  # cos and sin, float32 [..., d/2]
+
+
+def is_near(index: npt.ArrayLike) -> bool:
+    """Whether the turns of all these indices lie in the table."""
+    return bool(np.min(index) >= 0 and np.max(index) < NEAR)
 
 
 def sections(head_dim: int) -> tuple[int, int, int]:
@@ -36,7 +41,7 @@ class Rope:
         self.head_dim, self.theta, self.grid = head_dim, theta, grid
         self._frequencies: dict[torch.device, Tensor] = {}
         self._places: dict[torch.device, Turn] = {}
-        self._ages: dict[torch.device, Turn] = {}
+        self._tables: dict[torch.device, Tensor] = {}
 
     def turn(self, index: Tensor) -> Turn:
         """The turn of temporal indices [...], equal in all three sections: cos and sin [..., d/2].
@@ -45,20 +50,26 @@ class Rope:
         """
         return _turn(index.unsqueeze(-1) * self._frequency(index.device))
 
-    def age(self, age: npt.NDArray[np.int64], device: torch.device) -> Turn:
-        """The turns p - f of a query for frames of these ages [...], with attention's d ** -0.5 in them: [..., d/2].
+    def turns(self, index: Tensor, out: Tensor, *, near: bool) -> None:
+        """The same for whole heads, as `TurnInPlace` takes them: cos, and sin as (-sin, sin), into `out` [2, ..., d].
 
-        Most ages are small: their turns lie in a table.
+        `near`: all indices [...] are from 0 to below NEAR, as most are; their turns lie in a table.
         """
-        if device not in self._ages:
-            cos, sin = self.turn(torch.arange(AGES, device=device))
-            self._ages[device] = cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
-        index = torch.from_numpy(age).to(device)
-        if age.min() >= 0 and age.max() < AGES:
-            cos, sin = self._ages[device]
-            return cos[index], sin[index]
-        cos, sin = self.turn(index)
-        return cos * self.head_dim**-0.5, sin * self.head_dim**-0.5
+        if near:
+            for part, table in zip(out, self._near(index.device), strict=True):
+                torch.index_select(table, 0, index, out=part)
+            return
+        half = self._frequency(index.device)
+        angle = index.unsqueeze(-1) * torch.cat([-half, half])
+        torch.cos(angle, out=out[0])
+        torch.sin(angle, out=out[1])
+
+    def _near(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            table = torch.empty(2, NEAR, self.head_dim, device=device, dtype=torch.float32)
+            self.turns(torch.arange(NEAR, device=device), table, near=False)
+            self._tables[device] = table
+        return self._tables[device]
 
     def place(self, device: torch.device) -> Turn:
         """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""
@@ -116,3 +127,19 @@ class _Rotation(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotated(grads[0], cos, -sin), None, None
+
+
+class TurnInPlace:
+    """Turns x [..., d] where it lies, again and again; `cos` and `sin` [..., d] broadcast to it (`Rope.turns`)."""
+
+    def __init__(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+        partner = torch.empty_like(x, dtype=torch.float32)  # bf16 is rounded once, at the end
+        self._whole, self._partner, self._cos = x, partner, cos
+        (self._first, self._second), (self._left, self._right) = x.chunk(2, -1), partner.chunk(2, -1)
+        self._minus_sin, self._sin = sin.chunk(2, -1)
+
+    def __call__(self) -> None:
+        """Once, with the numbers that x, cos and sin hold now."""
+        torch.mul(self._second, self._minus_sin, out=self._left)
+        torch.mul(self._first, self._sin, out=self._right)
+        torch.addcmul(self._partner, self._whole, self._cos, out=self._whole)

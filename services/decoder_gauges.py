@@ -13,7 +13,14 @@ import torch
 from model.engine import Engine
 from services.frame_store import is_private
 from services.meters import CLIP, Meters
-from services.metrics import CACHE_BYTES, CACHE_LIMIT_BYTES, DEVICE_BYTES, DEVICE_LIMIT_BYTES, DIALOGS
+from services.metrics import (
+    CACHE_BYTES,
+    CACHE_EACH_BYTES,
+    CACHE_LIMIT_BYTES,
+    DEVICE_BYTES,
+    DEVICE_LIMIT_BYTES,
+    DIALOGS,
+)
 
 SHOW_EVERY_S = 1.0
 
@@ -47,6 +54,9 @@ class DecoderGauges:
         self._shown = set(dialogs)
         self._meters.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
         self._meters.set(CACHE_BYTES, self._engine.text_bytes, "text")
+        longest = max(map(self._engine.dialog_bytes, self._engine.dialogs), default=0)
+        self._meters.set(CACHE_EACH_BYTES, self._engine.camera_bytes, "camera")
+        self._meters.set(CACHE_EACH_BYTES, longest, "dialog")
         self._meters.set(CACHE_LIMIT_BYTES, self._engine.cache_limit_bytes)
         used_bytes, limit_bytes = memory_of(self._engine.device)
         self._meters.set(DEVICE_BYTES, used_bytes, self._engine.device.type)

@@ -213,6 +213,12 @@ STEP_DIALOGS = llm_decoder(
 CACHE_BYTES = llm_decoder(
     "gauge", "streamchat_cache_bytes", "Memory of the engine's caches: kind frames (rings) or text", "kind"
 )
+CACHE_EACH_BYTES = llm_decoder(
+    "gauge",
+    "streamchat_cache_each_bytes",
+    "Memory of one: kind camera (its frames) or dialog (the longest one's text, those at rest included)",
+    "kind",
+)
 CACHE_LIMIT_BYTES = llm_decoder(
     "gauge", "streamchat_cache_limit_bytes", "Memory that the engine's caches may take together"
 )

@@ -10,6 +10,7 @@ judged as `training/world_judge.py` says. Writes `results.json`, `answers.jsonl`
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from model.dialog import Options
 from model.engine import Engine
 from model.folder import load_model, load_tokenizer
 from model.network import StreamChat
+from model.weights import Weights, dtype_of, quantise_to, weights_named
 from training.clips import Clip, find_clips, question_of, read_frames
 from training.samples import RowMaker, collate
 from training.spoken_answer import SpokenAnswer
@@ -64,8 +66,13 @@ def tick_at(time_s: float) -> float:
 class Examiner:
     """Asks a model about clips, in simulated time."""
 
-    def __init__(self, model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, model: StreamChat, tokenizer: PreTrainedTokenizerFast, weights: Weights = "float32"
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._quantise = quantise_to(weights)
+        for part in (model.language, model.adapter):  # the encoder is a service of its own, in float32
+            part.to(dtype_of(weights, "cpu"))
         self.rate = model.config.frames_per_second
         self.maker = RowMaker(tokenizer, model.config.fifo_frames)
         self.stop_id = self.maker.end_id
@@ -79,7 +86,9 @@ class Examiner:
         """All questions of a clip, in all contexts, answered together: one step a tick for all of them."""
         times, pictures = read_frames(clip.path, self.rate, self.model.config.vision.image_size)
         features = self.model.vision(torch.from_numpy(pictures))
-        engine = Engine(self.model, max_dialogs=len(rows) * len(contexts))
+        with torch.inference_mode(False):
+            model = copy.deepcopy(self.model) if self._quantise else self.model  # an engine uses it up
+            engine = Engine(model, max_dialogs=len(rows) * len(contexts), quantise=self._quantise)
         engine.add_camera("clip")
         asked = [
             Asked(f"{i}-{c}", c, question_of(row), tick_at(row["ask_s"]))
@@ -237,6 +246,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=0, help="only the first so many clips")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", type=weights_named, default="float32", help="bfloat16, int8, float8")
     parser.add_argument(
         "--any-seed", action="store_true", help="allow clips that are not held out (to look, not to report)"
     )
@@ -249,7 +259,7 @@ def main() -> None:
     model = load_model(options.model)
     tokenizer = load_tokenizer(options.model)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    examiner = Examiner(model, tokenizer)
+    examiner = Examiner(model, tokenizer, options.weights)
     verdicts: dict[str, list[Verdict]] = {c: [] for c in CONTEXTS}
     forward_right = forward_all = 0
     said: list[dict[str, Any]] = []
@@ -267,7 +277,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = summary(verdicts)
     forward = forward_right / max(forward_all, 1)
-    results = {"clips": len(clips), "training_forward": round(forward, 4), "table": rows}
+    results = {"clips": len(clips), "weights": options.weights, "training_forward": round(forward, 4), "table": rows}
     results["live"], results["frozen"] = (round(share_right(verdicts[c]), 4) for c in CONTEXTS)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (options.out / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))

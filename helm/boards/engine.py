@@ -81,6 +81,14 @@ def rows() -> Rows:
                     stacked=True,
                 ),
                 Panel(
+                    title="Cache of one",
+                    about="A camera's frames, whoever watches; and the text of the longest dialog.",
+                    unit="bytes",
+                    queries=[Query("max by (kind) (streamchat_cache_each_bytes{$ns})", "{{kind}}")],
+                    warn=1e9,
+                    bad=4e9,
+                ),
+                Panel(
                     title="GPU memory",
                     about="In use where a decoder computes, to what there is: of the GPU, or of the machine.",
                     unit="percentunit",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.decoding import Decoding
 from model.intake import Chain, Intake, NewFrame, Pace
 from model.network import StreamChat
 
@@ -36,7 +37,7 @@ def stacked(chain: Chain) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [1, 4, 9, 1000])
 def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
-    intake = Intake(model)
+    intake = Intake(model, Decoding(model))
     intake.pace = Pace(size, size)
     new = [*frames(model, "a", 3), *frames(model, "b", 2)]
     intake.put(new[:3], 9)
@@ -52,7 +53,7 @@ def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
 
 
 def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
-    intake = Intake(model)
+    intake = Intake(model, Decoding(model))
     new, others = frames(model, "a", 6), frames(model, "b", 2)
     intake.put(others, 4)
     intake.put(new[:3], 4)

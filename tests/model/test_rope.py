@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding, apply_rotary_pos_emb
 
-from model.rope import Rope, rotate, sections
+from model.rope import Rope, TurnInPlace, is_near, rotate, sections
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,27 @@ def test_tables_made_while_serving_can_train_later():
     x = torch.randn(4, 8, requires_grad=True)
     rotate(x, rope.place(x.device)).sum().backward()
     assert x.grad is not None
+
+
+def test_turns_are_the_same_from_the_table():
+    rope = Rope(head_dim=16, theta=1e4, grid=3)
+    index = torch.tensor([0, 3, 4095])
+    near, far = torch.empty(2, 2, 3, 16)
+    rope.turns(index, near, near=is_near(index.numpy()))
+    rope.turns(index, far, near=False)
+    torch.testing.assert_close(near, far)
+    assert not is_near([4096])
+    assert not is_near([3, -1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turning_in_place_is_rotating(dtype: torch.dtype):
+    rope = Rope(head_dim=16, theta=1e4, grid=3)
+    index, x = torch.tensor([5, 70000]), torch.randn(2, 3, 16, dtype=dtype)
+    turns = torch.empty(2, 2, 16)
+    rope.turns(index, turns, near=False)
+    cos, sin = turns.unsqueeze(2)
+    wanted = rotate(x, (cos[..., 8:], sin[..., 8:]))
+    TurnInPlace(x, cos, sin)()
+    torch.testing.assert_close(x, wanted)
+    torch.testing.assert_close(turns[0, :, 8:], rope.turn(index)[0])
