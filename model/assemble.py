@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from model.config import StreamChatConfig, VisionConfig
-from model.folder import SHARD_BYTES, copy_tokenizer, plan_shards, shard_files, tokenizer_files, write_index
+from model.folder import SHARD_BYTES, plan_shards, shard_files, write_index
 from model.network import StreamChat
 from model.tensor_files import AnyTensor, MadeTensor, StoredTensor, stored_tensors, write_tensors
+from model.tokenizer import copy_tokenizer, tokenizer_files
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 

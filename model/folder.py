@@ -6,7 +6,6 @@ What `streamchat assemble` and the trainers write and the services load. A tenso
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import StreamChatConfig
 from model.network import StreamChat
+from model.tokenizer import copy_tokenizer
 from model.vision import VisionTower
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4_000_000_000
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-
-
-def tokenizer_files(folder: Path) -> list[str]:
-    """Names of the tokenizer's files and chat template; raises FileNotFoundError if there is no tokenizer."""
-    if not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no tokenizer: it has no tokenizer_config.json")
-    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy tokenizer files and chat template."""
-    if source.resolve() != folder.resolve():
-        for name in tokenizer_files(source):
-            shutil.copyfile(source / name, folder / name)
 
 
 def plan_shards(sizes: Iterable[tuple[str, int]], shard_bytes: int) -> list[list[str]]:
@@ -114,7 +88,6 @@ def load_model(
     with torch.device("meta"):
         model = StreamChat(config)
     _read_tensors(model, folder, dtype, device)
-    model.vision.fill_buffers(torch.device(device))
     return model.eval()
 
 
@@ -127,14 +100,7 @@ def load_vision(
         tower = VisionTower(config.vision)
     part = nn.ModuleDict({"vision": tower})
     _read_tensors(part, folder, dtype, device, only="vision.")
-    tower.fill_buffers(torch.device(device))
     return tower.eval()
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, with its chat template; raises FileNotFoundError if there is none."""
-    tokenizer_files(folder)
-    return AutoTokenizer.from_pretrained(str(folder))
 
 
 def _read_tensors(

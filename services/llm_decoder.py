@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from model.engine import Engine
-from model.folder import load_model, load_tokenizer
+from model.folder import load_model
 from model.network import StreamChat
 from model.retention import Retention
+from model.tokenizer import load_tokenizer
 from model.weights import dtype_of, quantise_to, weights_named
 from services.decode_loop import DecodeLoop
 from services.frame_follower import FrameFollower

@@ -13,11 +13,16 @@ from xdist.scheduler.loadfile import LoadFileScheduling
 from services.embedded import Broker, Store, start_broker, start_store
 from tests.secured_servers import SecuredServers, secured_servers
 
-ORDER = ("training", "services", "model", "helm", "bench", "live")  # the longest first
+ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")
+SHARED = ("tests/runs", "tests/live")  # folders whose tests share a run, and a running stack
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on a whole running stack come last, so that it takes no time from the others."""
+    """What takes long comes first: the small files of the end fill both processes until all is done.
+
+    The running stack lives until its process ends, so what comes after its tests should be what the other process
+    makes in about the same time.
+    """
 
     def place(item: pytest.Item) -> int:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
@@ -27,11 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Together(LoadFileScheduling):
-    """A file's tests stay in one process, and all those on the running stack: they share what they started."""
+    """A file's tests stay in one process, and all those of some folders: they share what they started."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "tests/live" if file.startswith("tests/live/") else file
+        folder = file.rpartition("/")[0]
+        return folder if folder in SHARED else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,34 +1,22 @@
-"""From the command line to a trained folder: read the rows, make the plan, and hand both to Ray Train."""
+"""From the command line to a trained folder: make the plan, and hand it to Ray Train."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from model.config import StreamChatConfig
-from model.folder import load_vision
-from model.network import StreamChat
 from training.bad_row import BadRows
 from training.local_ray import connect
-from training.plan import Plan
-from training.provenance import describe
 from training.recipe import Recipe, overridden
-from training.row import Row, read_rows, windows
-from training.row_parts import write_table
-from training.smoke_clips import smoke_rows
-from training.start_folder import start_folder, tiny_start
-from training.trainable import set_trainable
-from training.world_parts import seen_file, training_clips
+
+if TYPE_CHECKING:
+    from training.plan import Plan
 
 RUNS = Path("streamchat-runs")  # in the home folder, unless --out says otherwise
-TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
 
 
 def parser_of(recipes: Mapping[str, Recipe], about: str | None) -> argparse.ArgumentParser:
@@ -74,7 +62,11 @@ def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
     try:
         recipe = overridden(recipes[options.recipe], options.set)
         workers = _workers(options.workers)
-        torch.set_num_threads(options.threads)
+        options.out = options.out or Path.home() / RUNS / recipe.name
+        # Only now: torch takes seconds, and whoever asks for help, or mistypes an option, need not wait for it.
+        from training.preparation import make_plan, trainable
+        from training.provenance import describe
+
         plan = make_plan(recipe, options)
         learning = trainable(recipe, plan.start)
     except (ValueError, OSError) as error:
@@ -86,78 +78,6 @@ def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
     if why := _stopped(plan):
         parser.exit(1, f"stopped: {why}\n")
     print(f"trained: {plan.out}")
-
-
-def make_plan(recipe: Recipe, options: argparse.Namespace) -> Plan:
-    """Prepare all that workers read. ValueError or OSError say what is wrong with what was given."""
-    out: Path = (options.out or Path.home() / RUNS / recipe.name).resolve()
-    run = out / "run"
-    _check_same(recipe, run / "recipe.json")
-    clips = training_clips(options.clips)  # refuses before anything is written
-    run.mkdir(parents=True, exist_ok=True)
-    cache = options.cache.resolve() if options.cache else run / "cache"
-    if not options.rows and not clips and recipe.name != "smoke":
-        raise ValueError("nothing to train on: give --rows or --clips")
-    if clips and not recipe.steps:
-        raise ValueError("with --clips the recipe needs steps: the live world has no end")
-    start = _start(recipe, options, run)
-    trainable(recipe, start)  # refuses what it does not know before the rows are read
-    rows = list(options.rows) or (smoke_rows(run) if recipe.name == "smoke" else [])
-    table, num_rows = None, 0
-    if rows:
-        table = run / "rows.arrow"
-        num_rows = write_table(table, checked(rows, recipe))
-        if not num_rows:
-            raise ValueError(f"no rows of kinds {', '.join(recipe.kinds)} in {', '.join(rows)}")
-    seen = None
-    if clips:
-        still = not rows and not {"all", "vision"} & set(recipe.trainable)
-        tower = load_vision(start) if still else None  # its output never changes: encoded once
-        seen = seen_file(clips, StreamChatConfig.load(start), tower, cache)
-    return Plan(
-        recipe=recipe, start=start.resolve(), out=out, table=table, num_rows=num_rows, seen=seen,
-        clips=tuple(folder.resolve() for folder in options.clips), threads=options.threads,
-        frame_cache=cache if options.cache or recipe.name == "smoke" else None,
-    )  # fmt: skip
-
-
-def checked(paths: list[str], recipe: Recipe) -> Iterator[Row]:
-    """Good rows of the recipe's kinds, dense ones cut into windows; too many bad ones raise ValueError."""
-    longest_s = (recipe.max_frames - 1) / recipe.frames_per_second
-    bad = BadRows(max_share=recipe.max_bad_share)
-    for row in read_rows(paths, bad):
-        if row.kind in recipe.kinds:
-            yield from windows(row, longest_s) if row.kind == "dense" else [row]
-    print(f"{bad.num_good} good rows; skipped: {bad.summary()}", file=sys.stderr)
-
-
-def _start(recipe: Recipe, options: argparse.Namespace, run: Path) -> Path:
-    """The folder to start from."""
-    if options.model == "new-tiny":
-        given = tiny_start(run / "new", options.vision, recipe.seed)
-    elif options.model or recipe.name == "smoke":
-        given = Path(options.model or TINY)
-    else:
-        raise ValueError("--model: give a StreamChat folder (see `streamchat assemble`), or new-tiny")
-    return start_folder(recipe, given, run / "start")
-
-
-def trainable(recipe: Recipe, start: Path) -> list[str]:
-    """A line for each part of the model, saying whether it learns; ValueError for a part that there is not."""
-    with torch.device("meta"):
-        return set_trainable(StreamChat(StreamChatConfig.load(start)), recipe.trainable)
-
-
-def _check_same(recipe: Recipe, path: Path) -> None:
-    """A run that goes on must be the run that was begun."""
-    if not path.is_file():
-        return
-    begun = json.loads(path.read_text())["recipe"]
-    now = json.loads(json.dumps(asdict(recipe)))
-    if changed := sorted(key for key in now if begun.get(key) != now[key] and key != "save_every"):
-        raise ValueError(
-            f"{path.parent.parent} was begun with another recipe ({', '.join(changed)}): give another --out"
-        )
 
 
 def _workers(text: str) -> int | tuple[int, int]:

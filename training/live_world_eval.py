@@ -27,8 +27,9 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model.dialog import Options
 from model.engine import Engine
-from model.folder import load_model, load_tokenizer
+from model.folder import load_model
 from model.network import StreamChat
+from model.tokenizer import load_tokenizer
 from model.weights import Weights, dtype_of, quantise_to, weights_named
 from training.clips import Clip, find_clips, question_of, read_frames
 from training.samples import RowMaker, collate

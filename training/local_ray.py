@@ -59,6 +59,7 @@ def _prepare(folder: Path) -> None:
             # Actors count among its processes; beyond the limit those that make parts would end at each pause, and then
             # begin anew with seconds of imports.
             "RAY_num_workers_soft_limit": "32",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; nobody takes this machine away
             "RAY_worker_niceness": "0",  # Ray's own 15 would put training behind whatever else runs here
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }

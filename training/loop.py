@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedTokenizerFast
 
 from model.config import StreamChatConfig
-from model.folder import load_tokenizer
 from model.network import StreamChat
+from model.tokenizer import load_tokenizer
 from training.bad_row import BadRows
 from training.feeding import PartStream
 from training.objective import Objective

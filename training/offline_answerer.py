@@ -19,8 +19,9 @@ from torch import Tensor
 
 from model.dialog import Options
 from model.engine import Engine
-from model.folder import load_model, load_tokenizer
+from model.folder import load_model
 from model.pixels import to_pixels
+from model.tokenizer import load_tokenizer
 from training.row import Row, Turn
 from training.video_frames import FrameReader
 

@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from model.config import StreamChatConfig
+from model.tokenizer import load_tokenizer
 from training.part import Part
 from training.recipe import Recipe
 from training.row_parts import Order, RowParts, RowTable
@@ -56,8 +57,7 @@ class Source:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
         self.config = StreamChatConfig.load(plan.start)
-        # Not by model.folder: what only makes parts need not load the model's code.
-        tokenizer = AutoTokenizer.from_pretrained(str(plan.start))
+        tokenizer = load_tokenizer(plan.start)
         self.rows = self.world = None
         if plan.table is not None:
             text = TimedText(tokenizer, self._capacity(), self.recipe.max_tokens)

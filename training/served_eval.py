@@ -26,7 +26,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from model.folder import load_model, load_tokenizer
+from model.folder import load_model
+from model.tokenizer import load_tokenizer
 from training.answer_judge import truth_of
 from training.broadcast import Broadcast
 from training.candidate import Candidate, ask_camera, first_model

@@ -23,7 +23,7 @@ from model.config import preset
 from model.folder import save_folder
 from model.network import StreamChat
 from tests.bench.report import Plot, keep, numbers, parser, setup, table
-from tests.training.gang import train_together
+from tests.training.gang import Gang
 from training.live_world import write_clips
 from training.plan import Plan
 from training.recipe import smoke
@@ -58,7 +58,8 @@ def make_plan(work: Path, *, wide: bool) -> Plan:
 
 def measure(plan: Plan, workers: int, work: Path) -> dict[str, Any]:
     """One run: the most that any worker held and grew by, and the median time of a step after the first."""
-    told = train_together(plan, workers, work)
+    with Gang(workers) as gang:  # new processes: how far one has grown it does not forget
+        told = gang.train(plan, workers, work)
     return {
         "workers": workers,
         "held_mb": round(max(sum(t["held"].values()) for t in told) / 1e6, 1),

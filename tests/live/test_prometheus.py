@@ -1,6 +1,6 @@
 """A live Prometheus scrapes the running stack, and every query of every panel and alert returns data from it.
 
-The panels of training are in test_training_scraped.py.
+The panels of training are in tests/runs/test_killed.py.
 """
 
 from __future__ import annotations

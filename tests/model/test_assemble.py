@@ -30,8 +30,9 @@ from transformers import (
 from model.assemble import assemble
 from model.dialog import Options
 from model.engine import Engine
-from model.folder import load_model, load_tokenizer
+from model.folder import load_model
 from model.network import StreamChat
+from model.tokenizer import load_tokenizer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,

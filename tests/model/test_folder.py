@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.folder import INDEX, WEIGHTS, load_model, load_tokenizer, load_vision, plan_shards, save_folder
+from model.folder import INDEX, WEIGHTS, load_model, load_vision, plan_shards, save_folder
 from model.network import StreamChat
 from tests.model.scenes import make_model, make_scene
 
@@ -98,8 +98,3 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(ValueError, match="model_type is 'qwen2', wanted 'streamchat'"):
         load_model(tmp_path)
-
-
-def test_a_folder_without_tokenizer_says_so(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
-        load_tokenizer(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from model.folder import load_tokenizer
+from model.tokenizer import load_tokenizer
 from services.messages import Message
 from services.resting_dialogs import RestingDialogs
 

@@ -90,56 +90,40 @@ class Command:
     def ledger(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
 
+    def requests(self, name: str) -> set[str]:
+        """Of a ledger, those that will not be asked again."""
+        path = self.out / name
+        return {o["request"] for o in self.ledger(name) if not o.get("again")} if path.is_file() else set()
 
-def test_a_run_keeps_drops_and_rejects(tmp_path: Path) -> None:
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    """What it kept, dropped and rejected is then told of the whole."""
+    waits = threading.Event()
+    failed: set[str] = set()
+    bad: dict[int, str | int] = {3: "Sorry.", 7: json.dumps({"start_s": 2.0})}
+
     def reply(asked: Asked) -> str | int:
+        if len(endpoint.asked) > 12:
+            waits.wait(120)  # the rest hangs until the run was killed
         number = int(asked.text.rsplit("number", 1)[1].split()[0])
-        bad: dict[int, str | int] = {3: "Sorry.", 5: 500, 7: json.dumps({"start_s": 2.0})}
+        if number == 2 and not failed:
+            failed.add(asked.text)
+            return 503
         same = proper(asked).replace(f"number{number}?", "?")  # for two things there are two of each
         return bad.get(number, same if number in (0, 1, 12, 13) else proper(asked))
 
     with scripted(reply) as endpoint:
         more = ("--price-prompt", "2", "--price-reply", "8", "--similarity", "0.99")
-        command = Command(tmp_path, captions(16), endpoint.url, *more)
-        status, last, err = command.run()
-    assert status == 0, err
-    report = json.loads(last)
-    assert report["kept"] == 11
-    assert report["dropped"] == 2
-    assert report["rejected"] == {"no JSON": 1, "endpoint: 500": 1, "wrong type": 1}
-    assert (report["prompt_tokens"], report["reply_tokens"]) == (1500, 150)
-    assert report["cost"] == pytest.approx(1500 * 2e-6 + 150 * 8e-6)
-    assert "no JSON: got 'Sorry.'" in err
-    assert Counter(o["reason"] for o in command.ledger("rejected.jsonl")) == report["rejected"]
-    assert len(command.ledger("dropped.jsonl")) == 2
-    rows = list(read_rows([str(command.out / "rows.parquet")], BadRows()))
-    assert len(rows) == report["rows"] == 11
-    assert all(row.kind == "dense" and row.source == "live_world" for row in rows)
-    assert all("appears" in row.turns[0].answer and row.turns[0].start_s == 2.0 for row in rows)
-
-
-def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
-    waits = threading.Event()
-    failed: set[str] = set()
-
-    def reply(asked: Asked) -> str | int:
-        if len(endpoint.asked) > 12:
-            waits.wait(120)  # the rest hangs until the run was killed
-        if "number2 " in asked.text and not failed:
-            failed.add(asked.text)
-            return 503
-        return proper(asked)
-
-    with scripted(reply) as endpoint:
-        command = Command(tmp_path, captions(24), endpoint.url)
+        command = Command(tmp_path, captions(24), endpoint.url, *more)
         with command.start() as process:
             answers = command.out / "answers.jsonl"
             while not answers.is_file() or answers.read_bytes().count(b"\n") < 4:
                 assert process.poll() is None, process.communicate()
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-        done = {outcome["request"] for outcome in command.ledger("answers.jsonl")}
+        done = command.requests("answers.jsonl")
         assert 4 <= len(done) < 24
+        done |= command.requests("rejected.jsonl")
         waits.set()
         with answers.open("a") as file:
             file.write('{"request": "cut sho')  # as a kill in the middle of a line would
@@ -148,13 +132,29 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
         assert status == 0, err
         # What the killed run had sent may be counted late: it is asked again, once.
         assert len({asked.text for asked in endpoint.asked[asked_before:]}) == 24 - len(done)
-        outcomes = command.ledger("answers.jsonl")
-        assert len({outcome["request"] for outcome in outcomes}) == len(outcomes) == 24
-        assert json.loads(last)["rejected"] == {}
+        check_told(command, json.loads(last), err)
         asked_before = len(endpoint.asked)
         status, last, err = command.run()
-        assert (status, json.loads(last)["kept"]) == (0, 24)
+        assert (status, json.loads(last)["kept"]) == (0, 20)
         assert len(endpoint.asked) == asked_before, "a finished run asks nothing"
+
+
+def check_told(command: Command, report: dict[str, Any], err: str) -> None:
+    """The report, the ledgers and the rows of the run above."""
+    outcomes = command.ledger("answers.jsonl")
+    assert len({outcome["request"] for outcome in outcomes}) == len(outcomes) == 22
+    assert (report["requests"], report["kept"], report["dropped"]) == (24, 20, 2)
+    assert report["rejected"] == {"no JSON": 1, "wrong type": 1}
+    assert (report["prompt_tokens"], report["reply_tokens"]) == (2400, 240)
+    assert report["cost"] == round(2400 * 2e-6 + 240 * 8e-6, 4)
+    assert "no JSON: got 'Sorry.'" in err
+    told = Counter(o["reason"] for o in command.ledger("rejected.jsonl") if not o.get("again"))
+    assert told == report["rejected"]
+    assert len(command.ledger("dropped.jsonl")) == 2
+    rows = list(read_rows([str(command.out / "rows.parquet")], BadRows()))
+    assert len(rows) == report["rows"] == 20
+    assert all(row.kind == "dense" and row.source == "live_world" for row in rows)
+    assert all("appears" in row.turns[0].answer and row.turns[0].start_s == 2.0 for row in rows)
 
 
 def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> None:
@@ -199,8 +199,11 @@ def test_more_requests_for_each_row(tmp_path: Path) -> None:
 
 def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
     made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    made.rejected.add(
+        {"request": "a#0", "reason": "endpoint: 500", "again": True, "prompt_tokens": 0, "reply_tokens": 0}
+    )
     report = made.finish(word_vectors, 0.9, 1)
-    assert (report["kept"], report["rows"]) == (0, 0)
+    assert (report["kept"], report["rows"], report["rejected"]) == (0, 0, {"endpoint: 500": 1})
     assert list(read_rows([str(tmp_path / "rows.parquet")], BadRows())) == []
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.folder import load_model, load_tokenizer, save_folder
+from model.folder import load_model, save_folder
+from model.tokenizer import load_tokenizer
 from tests.random_folder import make_random_folder
 from training.recipe import TUNING
 from training.start_folder import start_folder, switched, tiny_start

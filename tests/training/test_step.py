@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from model.folder import load_model
 from tests.random_folder import make_random_folder
-from tests.training.gang import train_together
+from tests.training.gang import Gang
 from training.clips import Clip
 from training.plan import Plan
 from training.recipe import smoke
@@ -34,10 +35,18 @@ def plan(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def alone(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], Path, dict[str, int]]:
+def gang() -> Iterator[Gang]:
+    with Gang(2) as gang:
+        yield gang
+
+
+@pytest.fixture(scope="module")
+def alone(
+    gang: Gang, plan: Plan, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[float], Path, dict[str, int]]:
     """The run of one worker: its curve, its folder, and what it holds."""
     work = tmp_path_factory.mktemp("alone")
-    told = train_together(plan, 1, work, save=work / "saved")[0]
+    told = gang.train(plan, 1, work, save=work / "saved")[0]
     return [step["loss"] for step in told["steps"]], work / "saved" / "folder", told["held"]
 
 
@@ -47,9 +56,9 @@ def test_a_few_steps_lower_the_loss(alone: tuple[list[float], Path, dict[str, in
 
 
 def test_two_workers_have_the_curve_of_one_and_hold_half(
-    plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+    gang: Gang, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    told = train_together(plan, 2, tmp_path, save=tmp_path / "saved")
+    told = gang.train(plan, 2, tmp_path, save=tmp_path / "saved")
     assert told[0]["steps"][0].keys() == told[1]["steps"][0].keys()
     for one, other, wanted in zip(told[0]["steps"], told[1]["steps"], alone[0], strict=True):
         assert one["loss"] == other["loss"]
@@ -65,24 +74,24 @@ def test_two_workers_have_the_curve_of_one_and_hold_half(
 
 
 def test_a_checkpoint_of_two_goes_on_with_one_worker_as_if_nothing_had_been(
-    plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+    gang: Gang, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    train_together(plan, 2, tmp_path / "two", last=3, save=tmp_path / "saved")
-    later = train_together(plan, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
+    gang.train(plan, 2, tmp_path / "two", last=3, save=tmp_path / "saved")
+    later = gang.train(plan, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
     assert [step["loss"] for step in later["steps"]] == pytest.approx(alone[0][3:], rel=TOLERANCE)
 
 
 def test_activation_checkpointing_changes_nothing(
-    plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+    gang: Gang, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
     again = replace(plan, recipe=replace(plan.recipe, checkpoint_activations=True))
-    told = train_together(again, 1, tmp_path, last=2)[0]
+    told = gang.train(again, 1, tmp_path, last=2)[0]
     assert [step["loss"] for step in told["steps"]] == pytest.approx(alone[0][:2], rel=1e-6)
 
 
-def test_what_does_not_learn_stays_as_it_was(plan: Plan, tmp_path: Path) -> None:
+def test_what_does_not_learn_stays_as_it_was(gang: Gang, plan: Plan, tmp_path: Path) -> None:
     stage = replace(plan, recipe=replace(plan.recipe, trainable=("adapter", "gates")))
-    train_together(stage, 2, tmp_path, last=2, save=tmp_path / "saved")
+    gang.train(stage, 2, tmp_path, last=2, save=tmp_path / "saved")
     before = dict(load_model(plan.start).named_parameters())
     after = dict(load_model(tmp_path / "saved" / "folder").named_parameters())
     changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
@@ -90,12 +99,12 @@ def test_what_does_not_learn_stays_as_it_was(plan: Plan, tmp_path: Path) -> None
     assert changed == {n for n in before if n.startswith("adapter.") or n.endswith(gates)}
 
 
-def test_two_workers_turn_matrices_as_one_does(plan: Plan, tmp_path: Path) -> None:
+def test_two_workers_turn_matrices_as_one_does(gang: Gang, plan: Plan, tmp_path: Path) -> None:
     """Muon needs whole matrices; it turns them in bfloat16, so sums in another order tell a little more."""
     by_muon = replace(plan, recipe=replace(plan.recipe, steps=4, peak_muon_lr=3e-3, weight_decay=0.05))
-    one = train_together(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
-    two = train_together(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
-    more = train_together(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
+    one = gang.train(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
+    two = gang.train(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
+    more = gang.train(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
     losses = [step["loss"] for step in (*two[0]["steps"], *more[0]["steps"])]
     assert losses == pytest.approx([step["loss"] for step in one["steps"]], rel=5e-3)
     held = [sum(worker["held"].values()) for worker in two]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from model.folder import load_tokenizer
+from model.tokenizer import load_tokenizer
 from training.tiny_tokenizer import SPECIALS, make_tokenizer
 from training.world_language import SLOTS
 
