@@ -88,6 +88,7 @@ def load_model(
     with torch.device("meta"):
         model = StreamChat(config)
     _read_tensors(model, folder, dtype, device)
+    model.vision.fill_buffers(torch.device(device))
     return model.eval()
 
 
@@ -100,6 +101,7 @@ def load_vision(
         tower = VisionTower(config.vision)
     part = nn.ModuleDict({"vision": tower})
     _read_tensors(part, folder, dtype, device, only="vision.")
+    tower.fill_buffers(torch.device(device))
     return tower.eval()
 
 

@@ -64,6 +64,7 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
 def read_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
     """Give a sharded model, built without memory, its weights: one tensor at a time, float32, each worker its share."""
     model.to_empty(device=device)
+    model.vision.fill_buffers(device)
     wanted = dict(model.named_parameters())
     with torch.no_grad():
         for file in weight_files(folder):

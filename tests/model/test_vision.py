@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import pytest
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -21,8 +18,7 @@ CONFIG = VisionConfig(
 )
 
 
-@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "gelu"])
-def test_it_is_hugging_faces_siglip_with_its_normalisation(act: str):
+def test_it_is_hugging_faces_siglip_with_its_normalisation():
     """SigLIP's processor: x / 255, mean 0.5, deviation 0.5."""
     theirs = SiglipVisionModel(
         SiglipVisionConfig(
@@ -32,10 +28,9 @@ def test_it_is_hugging_faces_siglip_with_its_normalisation(act: str):
             intermediate_size=40,
             num_hidden_layers=2,
             num_attention_heads=3,
-            hidden_act=act,
         )
     ).eval()
-    tower = VisionTower(replace(CONFIG, hidden_act=act)).eval()
+    tower = VisionTower(CONFIG).eval()
     tower.encoder.load_state_dict({n: t for n, t in theirs.state_dict().items() if "head." not in n})
     pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
     normal = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
@@ -43,13 +38,6 @@ def test_it_is_hugging_faces_siglip_with_its_normalisation(act: str):
         got, wanted = tower(pixels), theirs(pixel_values=normal).last_hidden_state
     assert got.shape == (3, CONFIG.num_visual_tokens, CONFIG.hidden_size)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_an_encoder_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="hidden_act: got 'silu'"):
-        replace(CONFIG, hidden_act="silu")
-    with pytest.raises(ValueError, match="hidden_size 24 is no multiple of its num_attention_heads 5"):
-        replace(CONFIG, num_attention_heads=5)
 
 
 def test_pictures_do_not_touch_each_other():
