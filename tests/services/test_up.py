@@ -82,8 +82,9 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
     for name, port in listening_beyond_this_machine(up.processes):
         assert name.startswith("ray::ServeRepl")
         assert refuses_strangers(port)
-    folders = [argument for argument in arguments(up.stack) if argument.startswith("/tmp/")]
-    assert [oct(Path(folder).stat().st_mode & 0o777) for folder in folders] == ["0o700"]
+    temporary = [Path(argument) for argument in arguments(up.stack) if argument.startswith("/tmp/")]
+    folders = [path for path in temporary if path.is_dir()]
+    assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == ["0o700"]
 
     store = RedisFrameStore(up.told["store"])
     os.kill(up.named("valkey"), signal.SIGKILL)
@@ -97,7 +98,7 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
     assert up.guard.wait(20) == 0
     assert time.monotonic() - began < 15.0
     up.assert_nothing_is_left()
-    assert not any(Path(folder).exists() for folder in folders)
+    assert not any(folder.exists() for folder in folders)
 
 
 @pytest.mark.timeout(400)
