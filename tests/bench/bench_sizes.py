@@ -172,7 +172,7 @@ def main() -> None:
     options.clock = "cpu"
     options.device = "cpu"
     device, _ = setup(options)
-    found = [camera(size, 2 if options.quick else 10) for size in CAMERAS]
+    found = [camera(size, 1 if options.quick else 10) for size in CAMERAS]
     cameras, sampled = [row for row, _ in found], found[1][1]
     tiny, siglip = preset("tiny").vision, VisionConfig()
     entries = {
