@@ -1,6 +1,6 @@
 """Four live cameras, four dialogs at once, on this machine: how old is the frame behind a word?
 
-    python tests/bench/bench_live.py [--seconds 30] [--rounds 5]
+    python tests/bench/bench_live.py [--seconds 30] [--rounds 15]
 
 Starts a broker, a store and `streamchat up`, publishes four live-world clips as cameras at real pace, and asks.
 Prints a table, keeps the result in tests/bench/results/, and ends with one JSON line.
@@ -275,7 +275,7 @@ def main() -> None:
     """Read the command line, run, keep, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="ten seconds and one round; nothing is kept")
     options = parser.parse_args()
     result = run(10.0, 1) if options.quick else run(options.seconds, options.rounds)
