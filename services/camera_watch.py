@@ -168,12 +168,13 @@ class CameraWatch:
 
     def _decode(self, camera: WatchedCamera, record: VideoRecord, packet: VideoPacket, ahead: Ahead) -> None:
         late = self._is_late(packet, ahead)
-        if late and self._gives_up(camera, record, packet.keyframe, ahead):
+        newest = ahead.captured_s <= packet.captured_s  # of its camera here: looked at, however old
+        if late and self._gives_up(camera, record, packet.keyframe, newest, ahead):
             camera.decoder.reset()
             return self.tally.skipped(packet.camera, "late")
         if not late:
             camera.behind_at = None
-        decoded = camera.decoder.feed(packet, sample=not late or ahead.captured_s <= packet.captured_s)
+        decoded = camera.decoder.feed(packet, sample=not late or newest)
         if decoded.skipped:
             self.tally.skipped(packet.camera, decoded.skipped)
             if decoded.skipped == "damaged":
@@ -199,7 +200,9 @@ class CameraWatch:
         unread_s = time.monotonic() - self._at_head_at
         return max(ahead.captured_s - packet.captured_s, unread_s, self._round_s) > limit_s
 
-    def _gives_up(self, camera: WatchedCamera, record: VideoRecord, keyframe: bool, ahead: Ahead) -> bool:
+    def _gives_up(
+        self, camera: WatchedCamera, record: VideoRecord, keyframe: bool, newest: bool, ahead: Ahead
+    ) -> bool:
         """Whether to leave out the rest of a late GOP: when a newer one is here, or catching up takes too long.
 
         How long that is differs from GOP to GOP: of many cameras that are behind some wait for their next keyframe, as
@@ -211,8 +214,8 @@ class CameraWatch:
         if ahead.keyframe_offset > record.offset:
             return True
         gop = f"{record.place} {record.key!r} {camera.keyframe_offset}"
-        share = 0.25 + 0.75 * zlib.crc32(gop.encode()) / 2**32
-        return now - camera.behind_at > share * self.settings.max_lag_s
+        share = 1.0 + zlib.crc32(gop.encode()) / 2**32
+        return not newest and now - camera.behind_at > share * self.settings.max_lag_s
 
     def _dead_letter(self, record: VideoRecord, reason: str, text: str) -> None:
         """Count, and write while the allowance lasts: a broken publisher must not flood the dead letters."""

@@ -232,6 +232,20 @@ async def test_the_reader_behind_skips_whole_gops_to_the_newest() -> None:
         assert len(newest) + counters.frames_dropped.total() >= 3
 
 
+async def test_a_cameras_newest_frame_is_looked_at_however_late() -> None:
+    broker = MemoryBroker(num_partitions=1)
+    units = encoded(4, fps=1, gop=2)
+    for camera in ("door", "yard"):
+        for packet in camera_packets(units, camera=camera, fps=1, start_s=time.time() - 6):
+            broker.put("cameras", encode_packet(packet, LIMIT))
+    async with at_work(broker=broker, max_lag_s=1e-6) as rig:  # as late as can be
+        counters = await rig.settled()
+        for camera in ("door", "yard"):
+            assert [parse_frame_id(f.frame_id)[1] for f in rig.store.newest(camera, 9)] == [3]
+            assert counters.packets_skipped[camera, "late"] == 2  # the older GOP
+            assert counters.frames_dropped[camera, "late"] == 1  # the newer GOP's keyframe
+
+
 async def test_a_backlog_is_read_before_it_is_decoded() -> None:
     class LittleAtATime(MemoryVideoReader):
         """As a broker: the oldest first, some of it in an answer."""
