@@ -1,4 +1,4 @@
-"""The mean of some folders' weights: runs that began alike and saw different samples are better together than alone.
+"""The mean of some folders' weights: runs that began alike and saw different samples may be better together than alone.
 
     python training/mean_weights.py runs/sft-4 runs/sft-5 --out runs/mean
 """

@@ -185,6 +185,8 @@ def main() -> None:
             try:
                 wait_live(up.url, cameras)
             except TimeoutError:
+                if not rows:
+                    raise
                 print(f"{num} cameras: not all are live at once, so no more are tried", flush=True)
                 break
             rows.append(level(up, cameras, given.fps, given.seconds))
