@@ -90,7 +90,7 @@ class StreamChat(nn.Module):
 
     def visual_chain(self, features: Tensor) -> list[KeysValues]:
         """All that text ever reads of frames: features [..., P, Dv] -> per cross layer keys, values [..., P, G, d]."""
-        visual = self.adapter(features.to(self.dtype))
+        visual = self.adapter(features.to(self.dtype)).to(self.dtype)  # under autocast it comes as bfloat16
         place = self.rope.place(features.device)
         chain: list[KeysValues] = []
         for index in self.config.cross_layers:

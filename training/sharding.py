@@ -1,6 +1,6 @@
 """FSDP2: each worker holds its share of every weight, gradient and moment; checkpoints are sharded likewise.
 
-On GPUs weights are float32 and the arithmetic bfloat16; on CPUs all is float32 (gloo).
+On GPUs weights are float32 and the arithmetic bfloat16; on CPUs all is float32 (gloo), but for `autocast`.
 """
 
 from __future__ import annotations

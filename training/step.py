@@ -59,7 +59,8 @@ class Stepper:
         totals = Totals(max(sums[0], 1e-9), max(sums[1], 1.0))
         told = torch.zeros(4, device=self.device)
         for part in parts:
-            loss, values = self.objective(part, totals, self.device)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
+                loss, values = self.objective(part, totals, self.device)
             (loss * workers).backward()  # FSDP takes the mean over workers, and the loss is a sum over them
             told += values
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), recipe.clip_norm)

@@ -73,6 +73,16 @@ def test_two_workers_have_the_curve_of_one_and_hold_half(
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3, msg=name)
 
 
+def test_products_in_bfloat16_give_nearly_the_curve_of_float32(
+    gang: Gang, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+) -> None:
+    told = gang.train(replace(plan, recipe=replace(plan.recipe, autocast=True)), 1, tmp_path)[0]
+    losses = [step["loss"] for step in told["steps"]]
+    assert losses != alone[0]
+    assert losses == pytest.approx(alone[0], rel=0.02)
+    assert told["held"] == alone[2]  # weights and moments stay float32
+
+
 def test_a_checkpoint_of_two_goes_on_with_one_worker_as_if_nothing_had_been(
     gang: Gang, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
