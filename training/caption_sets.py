@@ -15,7 +15,7 @@ from typing import Any
 
 from training.bad_row import BadRow, BadRows, as_list, as_mapping, as_number, as_text
 from training.json_file import read_json
-from training.row import MAX_TURNS, Row, Turn
+from training.row import MAX_TURNS, SLACK_S, Row, Turn
 
 INSTRUCTION = "Tell me what happens."
 LONGEST_NARRATION_S = 10.0  # Ego4D says when something begins, not how long it lasts
@@ -61,11 +61,11 @@ def _ego4d(uid: str, narrations: object) -> Captioned:
 
 
 def _next_s(times: Sequence[float], time_s: object) -> object:
-    """When a narration ends: when the next one begins."""
+    """When a narration ends: when the next one begins. The last one soon: the file does not say how long the video is."""
     if not isinstance(time_s, int | float):
         return time_s
     later = bisect_right(times, time_s)
-    return min([*times[later : later + 1], time_s + LONGEST_NARRATION_S])
+    return min(times[later], time_s + LONGEST_NARRATION_S) if later < len(times) else time_s + SLACK_S
 
 
 def _narration(text: object) -> object:
