@@ -59,7 +59,7 @@ class Worker:
             self.model = StreamChat(StreamChatConfig.load(plan.start))
         set_trainable(self.model, self.recipe.trainable)
         work = Work.of(self.model)
-        self.model.flex = self.recipe.flex
+        self.model.flex = self.recipe.flex and self.device.type == "cuda"
         objective = Objective(self.model, self._tokenizer(), self.recipe.grounding, self.recipe.topic)
         shard(objective, init_device_mesh(self.device.type, (self.world_size,)), self.recipe)
         read_weights(self.model, plan.start, self.device)

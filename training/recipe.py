@@ -49,7 +49,7 @@ class Recipe:
     # The machine.
     checkpoint_activations: bool = True
     compile: bool = False
-    flex: bool = False  # FlexAttention, which skips what the staircase hides (GPUs)
+    flex: bool = False  # on GPUs: FlexAttention, which skips what the staircase hides (on CPUs it cannot go back)
     bfloat16: bool = True  # on GPUs; weights and sums stay float32
     autocast: bool = False  # on CPUs: products in bfloat16, which pays where the CPU has AMX
     # Reports and checkpoints, in steps.
