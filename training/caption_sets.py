@@ -61,7 +61,7 @@ def _ego4d(uid: str, narrations: object) -> Captioned:
 
 
 def _next_s(times: Sequence[float], time_s: object) -> object:
-    """When a narration ends: when the next one begins. The last one soon: the file does not say how long the video is."""
+    """When a narration ends: when the next begins. The last one soon: the file does not say how long the video is."""
     if not isinstance(time_s, int | float):
         return time_s
     later = bisect_right(times, time_s)
