@@ -67,7 +67,11 @@ class Objective(nn.Module):
             return torch.from_numpy(part.features).to(device)
         assert part.pictures is not None
         assert part.slots is not None
-        with torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()):
+        # Not in a CPU's bfloat16: the encoder's attention would take longer than its products save.
+        with (
+            torch.autocast("cpu", enabled=False),
+            torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()),
+        ):
             seen = self.model.vision(torch.from_numpy(part.pictures).to(device))
         num_frames = part.batch.visible.shape[2]
         num_clips = int(part.batch.clip_of_row.max()) + 1

@@ -51,7 +51,7 @@ class Recipe:
     compile: bool = False
     flex: bool = False  # on GPUs: FlexAttention, which skips what the staircase hides (on CPUs it cannot go back)
     bfloat16: bool = True  # on GPUs; weights and sums stay float32
-    autocast: bool = False  # on CPUs: products in bfloat16, which pays where the CPU has AMX
+    autocast: bool = False  # on CPUs: the language model's products in bfloat16, which pays where the CPU has AMX
     # Reports and checkpoints, in steps.
     report_every: int = 10
     save_every: int = 500
