@@ -53,7 +53,7 @@ def self_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | N
 
 
 def _fused(query: Tensor, keys: Tensor, values: Tensor, **how: Any) -> Tensor:
-    """Torch's attention; under autocast on a CPU in float32, in which it is three times faster there."""
+    """Torch's attention; under autocast on a CPU in float32, which is faster there."""
     if not torch.is_autocast_enabled("cpu"):
         return scaled_dot_product_attention(query, keys, values, enable_gqa=True, **how)
     with torch.autocast("cpu", enabled=False):
