@@ -253,12 +253,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clips = find_clips(options.clips)[: options.num or None]
+    try:
+        clips = find_clips(options.clips)[: options.num or None]
+        asked = json.loads((options.clips / "questions.json").read_text())
+        model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if not options.any_seed and any(c.world.seed not in TEST_SEEDS for c in clips):
         parser.error(f"--clips: wanted held-out seeds, from {TEST_SEEDS.start} on")
-    asked = json.loads((options.clips / "questions.json").read_text())
-    model = load_model(options.model)
-    tokenizer = load_tokenizer(options.model)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     examiner = Examiner(model, tokenizer, options.weights)
     verdicts: dict[str, list[Verdict]] = {c: [] for c in CONTEXTS}

@@ -23,7 +23,8 @@ from model.config import preset
 from model.vision import VisionTower
 from training.clips import Clip, clip_truths, find_clips, read_all
 from training.optimisation import RunLog, adamw, learning_rate, set_learning_rate
-from training.world import COLOURS, HAPPENINGS, PLACES, TEST_SEEDS, THINGS
+from training.world import COLOURS, HAPPENINGS, PLACES, THINGS
+from training.world_parts import training_clips
 
 NUM_CLASSES = (1 + len(THINGS), 1 + len(COLOURS), 1 + len(HAPPENINGS), len(PLACES))
 
@@ -138,13 +139,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    clips = [c for folder in options.clips for c in find_clips(folder)]
-    if any(c.world.seed in TEST_SEEDS for c in clips):
-        parser.error(f"--clips: seeds from {TEST_SEEDS.start} on are held out for tests; train on others")
+    try:
+        clips, held_out = training_clips(options.clips), find_clips(options.held_out)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     train(
         clips,
-        find_clips(options.held_out),
+        held_out,
         options.minutes,
         options.batch,
         options.lr,

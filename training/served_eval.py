@@ -90,16 +90,16 @@ def main() -> None:
     options = parser.parse_args()
     try:
         samples = live_world_samples(options.clips, options.num)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(f"--clips: {error}")
+        model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    torch.set_num_threads(1)
+    examiner = Examiner(model, tokenizer)
     exam = ServedExam(options.url, options.kafka, 1 / TICK_S)
     verdicts = asyncio.run(examine(exam, samples))
     clips = find_clips(options.clips)[: options.num]
     asked = json.loads((options.clips / "questions.json").read_text())
-    torch.set_num_threads(1)
-    tokenizer = load_tokenizer(options.model)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    examiner = Examiner(load_model(options.model), tokenizer)
     forward = [examiner.forward_right(c, asked[c.path.name]) for c in clips]
     right, num = (sum(part) for part in zip(*forward, strict=True))
     alone: list[Verdict] = []

@@ -54,20 +54,23 @@ def test_a_random_model_is_examined_and_the_files_are_written(
         assert picture.width > 600
 
 
-def test_clips_that_are_not_held_out_are_refused(
+def test_clips_that_are_not_held_out_and_none_are_refused(
     random_folder: Path,
     clips: list[Clip],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    training = str(clips[0].path.parent)
-    monkeypatch.setattr(
-        sys, "argv", ["eval", "--model", str(random_folder), "--clips", training, "--out", str(tmp_path)]
-    )
-    with pytest.raises(SystemExit):
-        main()
-    assert "wanted held-out seeds, from 1000000 on" in capsys.readouterr().err
+    for model, folder, said in (
+        (random_folder, clips[0].path.parent, "wanted held-out seeds, from 1000000 on"),
+        (random_folder, tmp_path, "holds no live-world clips"),
+        (tmp_path, clips[0].path.parent, "is no StreamChat folder"),
+    ):
+        command = ["--model", str(model), "--clips", str(folder), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["eval", *command])
+        with pytest.raises(SystemExit):
+            main()
+        assert said in capsys.readouterr().err
 
 
 def test_live_and_frozen_see_the_same_until_a_frame_comes(

@@ -56,13 +56,16 @@ def test_augmented_pictures_are_pictures_of_the_same() -> None:
     assert abs(float(changed.float().mean()) - float(pictures.mean())) < 20
 
 
-def test_held_out_clips_are_refused(
+def test_held_out_clips_and_none_are_refused(
     held_out: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = str(held_out[0].path.parent)
-    command = ["pretrain_vision.py", "--clips", folder, "--held-out", folder, "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit):
-        main()
-    assert "seeds from 1000000 on are held out for tests" in capsys.readouterr().err
+    for folder, said in (
+        (held_out[0].path.parent, "seeds from 1000000 on are held out for tests"),
+        (tmp_path, "holds no live-world clips"),
+    ):
+        command = ["--clips", str(folder), "--held-out", str(folder), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["pretrain_vision.py", *command])
+        with pytest.raises(SystemExit):
+            main()
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
