@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHIPPED_FOLDER = PROJECT_ROOT / "model" / "streamchat-tiny"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:

@@ -21,14 +21,14 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
-from model.config import StreamChatConfig
-from services.gateway import make_app
-from services.messages import DialogEvent, DialogRequest, PlayedClip, VisualTokens
-from services.meters import Meters
-from services.replica_policy import FRAME_AGE, FrameAges
+from model.config import SHIPPED_FOLDER, StreamChatConfig
+from services.gateway.gateway import make_app
+from services.llm_decoder.replica_policy import FRAME_AGE, FrameAges
+from services.messages.dialog import DialogEvent, DialogRequest
+from services.messages.video import PlayedClip, VisualTokens
+from services.ports.recorder import Meters
 from services.settings import Settings
 
-TINY = Path(__file__).parent.parent / "model" / "streamchat-tiny"
 # A camera's dialogs go where its frames already are; two other replicas stand in when that one is full or gone.
 ROUTER = RequestRouterConfig.model_validate(
     {"request_router_class": ConsistentHashRouter, "request_router_kwargs": {"num_fallback_replicas": 2}}
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def model_folder(settings: Settings) -> Path:
     """The StreamChat folder to serve."""
-    return Path(settings.model) if settings.model else TINY
+    return Path(settings.model) if settings.model else SHIPPED_FOLDER
 
 
 def device_of(num_gpus: float) -> str:
@@ -49,7 +49,7 @@ def device_of(num_gpus: float) -> str:
 
 def replica_meters(service: str) -> Meters:
     """Where a replica's measurements go; asked in the replica itself."""
-    from services.ray_meters import RayMeters
+    from services.adapters.ray_recorder import RayMeters
 
     return RayMeters(service, serve.get_replica_context().replica_id.unique_id)
 
@@ -58,7 +58,7 @@ class VisionEncoderReplica:
     """VisionEncoder as a deployment."""
 
     def __init__(self, settings: Settings) -> None:
-        from services.vision_encoder import VisionEncoder
+        from services.vision_encoder.vision_encoder import VisionEncoder
 
         device = device_of(settings.num_gpus_per_encoder)
         self._encoder = VisionEncoder(
@@ -78,10 +78,10 @@ class FrameFifoReplica:
     """FrameFifo as a deployment; it works from its start on, asked or not."""
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
-        from services.frame_fifo import FrameFifo
-        from services.kafka_access import KafkaAccess
-        from services.kafka_video_log import KafkaVideoReader
-        from services.redis_frame_store import RedisFrameStore
+        from services.adapters.kafka_access import KafkaAccess
+        from services.adapters.kafka_video_log import KafkaVideoReader
+        from services.adapters.redis_frame_store import RedisFrameStore
+        from services.frame_fifo.frame_fifo import FrameFifo
 
         async def encode(pictures: list[bytes]) -> list[VisualTokens]:
             return await encoder.encode.remote(pictures)
@@ -115,8 +115,8 @@ class LLMDecoderReplica:
     """LLMDecoder as a deployment."""
 
     def __init__(self, settings: Settings) -> None:
-        from services.llm_decoder import LLMDecoder
-        from services.redis_frame_store import RedisFrameStore
+        from services.adapters.redis_frame_store import RedisFrameStore
+        from services.llm_decoder.llm_decoder import LLMDecoder
 
         store = RedisFrameStore.of(settings)
         device = device_of(settings.num_gpus_per_decoder)
@@ -163,7 +163,7 @@ class GatewayReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve in the replica."""
-        from services.redis_frame_store import RedisFrameStore
+        from services.adapters.redis_frame_store import RedisFrameStore
 
         decoder, frame_fifo = self._decoder, self._frame_fifo
 

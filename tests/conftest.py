@@ -10,7 +10,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-from services.embedded import Broker, Store, start_broker, start_store
+from services.local.embedded_servers import Broker, Store, start_broker, start_store
 from tests.secured_servers import SecuredServers, secured_servers
 
 ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")

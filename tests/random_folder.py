@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint.folder import save_folder
 from model.config import preset
-from model.folder import save_folder
-from model.network import StreamChat
-from training.tiny_tokenizer import make_tokenizer
+from model.network.streamchat import StreamChat
+from training.live_world.tiny_tokenizer import make_tokenizer
 
 SPACE = "Ġ"  # how byte-level tokenizers write it
 

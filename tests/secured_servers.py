@@ -29,8 +29,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from redis import Redis
 
-from services.embedded import HOST, free_port, start_broker, start_store
-from services.redis_frame_store import ACL_RULES
+from services.adapters.redis_frame_store import ACL_RULES
+from services.local.embedded_servers import HOST, free_port, start_broker, start_store
 
 API_VERSIONS, SASL_HANDSHAKE, SASL_AUTHENTICATE = 18, 17, 36
 MECHANISM = "SCRAM-SHA-512"

@@ -12,21 +12,31 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from model.config import PROJECT_ROOT
+
 PACKAGES = ("model", "services", "training")
 FORBIDDEN = {"model": {"services", "training"}, "services": {"training"}, "training": {"services"}}
 ONLY = {  # what only these files of services/ may import
     "kafka": {"kafka_video_log.py"},
     "redis": {"redis_frame_store.py"},
-    "ray": {"app.py", "local_ray.py", "ray_meters.py"},
+    "ray": {"app.py", "local_ray.py", "ray_recorder.py"},
 }
 NOT_IN_MODEL = {"ray", "kafka", "redis", "fastapi", "uvicorn", "httpx"}
-LIGHT = ("gateway", "openai_api", "realtime", "frame_fifo", "cli", "up", "stack", "publish")
+LIGHT = (
+    "gateway.gateway",
+    "gateway.chat.endpoint",
+    "gateway.realtime.session",
+    "frame_fifo.frame_fifo",
+    "cli.main",
+    "local.up",
+    "local.supervisor",
+    "publisher.publish",
+)
 # local_ray.py hands Ray its settings: it writes the environment of its own process, and reads nothing from it; but
 # that it is a job of a cluster, `ray job submit` tells a process in this way alone.
 WRITES_ENVIRONMENT = {
-    "services/local_ray.py": {"update", "PYTHONPATH"},
-    "training/local_ray.py": {"update", "RAY_ADDRESS"},
+    "services/local/local_ray.py": {"update", "PYTHONPATH"},
+    "training/run/local_ray.py": {"update", "RAY_ADDRESS"},
 }
 TEXTS = {".py", ".md", ".toml", ".txt", ".html", ".js", ".css", ".yaml", ".yml", ".json", ".cfg", "", ".sh"}
 NOT_OURS = re.compile(
@@ -39,17 +49,17 @@ def files(suffix: str = "") -> list[Path]:
     """All files that git knows or would take, by name."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
-    found = (ROOT / name for name in sorted(set(listed)))
+    found = (PROJECT_ROOT / name for name in sorted(set(listed)))
     return [path for path in found if path.is_file() and path.name.endswith(suffix)]
 
 
 def sources(package: str) -> list[Path]:
-    return [path for path in files(".py") if path.is_relative_to(ROOT / package)]
+    return [path for path in files(".py") if path.is_relative_to(PROJECT_ROOT / package)]
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -65,7 +75,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_in_one_direction(package: str) -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for path in sources(package)
         for module, line in imports(path)
         if module.partition(".")[0] in FORBIDDEN[package]
@@ -75,7 +85,7 @@ def test_packages_import_in_one_direction(package: str) -> None:
 
 def test_the_model_is_pure() -> None:
     wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
         for path in sources("model")
         for module, line in imports(path)
         if module.partition(".")[0] in NOT_IN_MODEL
@@ -98,7 +108,7 @@ def test_only_settings_reads_the_environment() -> None:
     wrong: list[str] = []
     for package in PACKAGES:
         for path in sources(package):
-            name = str(path.relative_to(ROOT))
+            name = str(path.relative_to(PROJECT_ROOT))
             allowed = WRITES_ENVIRONMENT.get(name, set[str]())
             tree = ast.parse(path.read_text())
             uses = [use for use in environment_uses(tree) if not any(word in use[0] for word in allowed)]
@@ -125,16 +135,16 @@ def environment_uses(tree: ast.AST) -> Iterator[tuple[str, int]]:
 def test_light_processes_never_load_torch(module: str) -> None:
     program = f"import sys, services.{module}; print(*sorted({{'torch', 'transformers', 'ray'}} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
 
 
 def test_what_makes_training_data_never_loads_torch() -> None:
     # Every task of Ray Data would take seconds and 200 MB more to start.
-    program = "import sys, training.feeding; print('torch' in sys.modules)"
+    program = "import sys, training.data.feeding; print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
 
@@ -142,20 +152,24 @@ def test_what_makes_training_data_never_loads_torch() -> None:
 def test_no_file_in_training_hides_an_installed_module() -> None:
     # `python training/sft.py` puts training/ first on the path: `datasets.py` there would hide Hugging Face's.
     installed = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
-    ours = {path.stem if path.suffix == ".py" else path.name for path in (ROOT / "training").iterdir()}
+    ours = {
+        path.stem if path.suffix == ".py" else path.name for path in (PROJECT_ROOT / "training").iterdir()
+    }
     assert ours & (installed - set(PACKAGES)) == set()
 
 
 def test_tests_are_no_packages_and_mirror_the_sources() -> None:
-    tests = [path.relative_to(ROOT) for path in files(".py") if path.is_relative_to(ROOT / "tests")]
+    tests = [
+        path.relative_to(PROJECT_ROOT) for path in files(".py") if path.is_relative_to(PROJECT_ROOT / "tests")
+    ]
     assert [path for path in tests if path.name == "__init__.py"] == []
     wrong: list[str] = []
     for path in tests:
         package = path.parts[1]
         if path.name.startswith("test_") and package in PACKAGES:
-            source = ROOT / package / path.name.removeprefix("test_")
+            source = PROJECT_ROOT.joinpath(*path.parts[1:-1]) / path.name.removeprefix("test_")
             if not source.exists() and not source.with_suffix("").is_dir():
-                wrong.append(f"{path}: no {source.relative_to(ROOT)}")
+                wrong.append(f"{path}: no {source.relative_to(PROJECT_ROOT)}")
     assert wrong == []
 
 
@@ -171,7 +185,7 @@ def test_no_machine_in_the_tree() -> None:
             continue
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             if found := NOT_OURS.search(line):
-                wrong.append(f"{path.relative_to(ROOT)}:{number}: {found[0]}")
+                wrong.append(f"{path.relative_to(PROJECT_ROOT)}:{number}: {found[0]}")
     assert wrong == []
 
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.launch import main
-from training.recipe import PRETRAINING
+from training.run.launch import main
+from training.run.recipe import PRETRAINING
 
 if __name__ == "__main__":
     main(PRETRAINING, __doc__)

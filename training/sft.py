@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.launch import main
-from training.recipe import TUNING
+from training.run.launch import main
+from training.run.recipe import TUNING
 
 if __name__ == "__main__":
     main(TUNING, __doc__)

@@ -24,7 +24,8 @@ ANSWERS = (
     "streamchat --help",
     "serve --help",
     "python training/sft.py --help",
-    "python -c 'import services.app, services.llm_decoder, services.frame_fifo, services.kafka_video_log'",
+    "python -c 'import services.app, services.llm_decoder.llm_decoder, services.frame_fifo.frame_fifo,"
+    " services.adapters.kafka_video_log'",
 )
 
 

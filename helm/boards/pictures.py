@@ -42,7 +42,9 @@ def main() -> None:
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     for path in sorted(FOLDER.glob(f"{given.only}.json")):
-        save(drawn(json.loads(path.read_text()), given.url, given.minutes * 60), given.out / f"{path.stem}.png")
+        save(
+            drawn(json.loads(path.read_text()), given.url, given.minutes * 60), given.out / f"{path.stem}.png"
+        )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -110,7 +112,9 @@ def draw(axis: Axes, panel: dict[str, Any], series: Series, span: float) -> None
     axis.yaxis.set_major_locator(MaxNLocator(5))
     axis.yaxis.set_major_formatter(numbers(defaults["unit"], top))
     if 0 < len(series) <= MAX_LINES and any(name for name, _, _ in series):
-        axis.legend(fontsize=6.5, frameon=False, loc="upper left", ncols=4, columnspacing=1.0, handlelength=1.2)
+        axis.legend(
+            fontsize=6.5, frameon=False, loc="upper left", ncols=4, columnspacing=1.0, handlelength=1.2
+        )
 
 
 def numbers(unit: str, top: float) -> Formatter:

@@ -30,10 +30,10 @@ from PIL import Image
 from redis import Redis
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from services.kafka_video_log import KafkaVideoLog
-from services.publish import play
+from model.config import PROJECT_ROOT
+from services.adapters.kafka_video_log import KafkaVideoLog
+from services.publisher.publish import play
 from tests.bench.bench_live import (
-    ROOT,
     FrameCounter,
     Heard,
     Served,
@@ -160,7 +160,9 @@ def level(up: Served, cameras: Sequence[str], fps: float, seconds: float) -> dic
 def main() -> None:
     """Read the command line, run, keep, print."""
     options = parser(__doc__)
-    options.add_argument("--cameras", type=numbers, default=[16, 32, 48, 64, 80, 96], help="so many, row by row")
+    options.add_argument(
+        "--cameras", type=numbers, default=[16, 32, 48, 64, 80, 96], help="so many, row by row"
+    )
     options.add_argument("--fps", type=int, default=1, help="pictures a second of each camera (1)")
     options.add_argument("--size", type=numbers, default=[640, 360], help="of a picture, in pixels (640,360)")
     options.add_argument("--seconds", type=float, default=20.0, help="of each row (20)")
@@ -180,7 +182,7 @@ def main() -> None:
         for num in given.cameras:
             new = [f"camera-{number:03d}" for number in range(len(cameras), num)]
             words = [sys.executable, __file__, "--publish", str(clip), up.kafka, *new]
-            stack.enter_context(running(words, cwd=ROOT, stderr=subprocess.DEVNULL))
+            stack.enter_context(running(words, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL))
             cameras += new
             try:
                 wait_live(up.url, cameras)

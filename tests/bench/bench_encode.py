@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+from model.checkpoint.folder import save_folder
 from model.config import VisionConfig, preset
-from model.folder import save_folder
-from model.network import StreamChat
-from model.pixels import to_pixels
-from model.vision import VisionTower
-from services.meters import PrometheusMeters
-from services.vision_encoder import VisionEncoder
+from model.network.pixels import to_pixels
+from model.network.streamchat import StreamChat
+from model.network.vision import VisionTower
+from services.ports.recorder import PrometheusMeters
+from services.vision_encoder.vision_encoder import VisionEncoder
 from tests.bench.crowd import FPS
 from tests.bench.machine import median_s
 from tests.bench.report import Plot, keep, numbers, parser, setup, table

@@ -30,12 +30,12 @@ import httpx
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from services.embedded import start_broker, start_store
-from services.frame_store import BEFORE_ALL
-from services.redis_frame_store import RedisFrameStore
+from model.config import PROJECT_ROOT
+from services.adapters.redis_frame_store import RedisFrameStore
+from services.local.embedded_servers import start_broker, start_store
+from services.ports.frame_store import BEFORE_ALL
 
-ROOT = Path(__file__).parent.parent.parent
-COMMAND = (sys.executable, "-m", "services.cli")
+COMMAND = (sys.executable, "-m", "services.cli.main")
 NUM_CAMERAS = 4
 FPS = 5.0
 QUESTION = "Tell me what happens from now on."
@@ -225,7 +225,9 @@ def served() -> Generator[Served]:
             "STREAMCHAT_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "STREAMCHAT_REDIS_URL": store.url,
         }
-        starting = running([*COMMAND, "up", "--port", "0"], environment, cwd=ROOT, stdout=subprocess.PIPE)
+        starting = running(
+            [*COMMAND, "up", "--port", "0"], environment, cwd=PROJECT_ROOT, stdout=subprocess.PIPE
+        )
         up = stack.enter_context(starting)
         yield Served(psutil.Process(up.pid), wait_ready(up), broker.bootstrap_servers, store.url)
 
@@ -235,13 +237,20 @@ def run(seconds: float, rounds: int) -> dict[str, Any]:
     cameras = [f"bench-{i}" for i in range(NUM_CAMERAS)]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        make = [sys.executable, "training/live_world.py", "--seed", "77", "--num", str(NUM_CAMERAS)]
-        subprocess.run([*make, "--out", folder], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        make = [
+            sys.executable,
+            "training/live_world/write_clips.py",
+            "--seed",
+            "77",
+            "--num",
+            str(NUM_CAMERAS),
+        ]
+        subprocess.run([*make, "--out", folder], cwd=PROJECT_ROOT, check=True, stderr=subprocess.DEVNULL)
         up = stack.enter_context(served())
         for number, camera in enumerate(cameras):
             publish = [*COMMAND, "publish", str(folder / f"{number:04d}.mp4"), "--camera", camera]
             publish += ["--loop", "--kafka", up.kafka]
-            stack.enter_context(running(publish, cwd=ROOT, stderr=subprocess.DEVNULL))
+            stack.enter_context(running(publish, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL))
         wait_live(up.url, cameras)
         counter = FrameCounter(up.redis, cameras)
         stack.callback(counter.stop)

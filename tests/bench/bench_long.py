@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from model.dialog import Options
-from model.network import StreamChat
+from model.engine.dialog import Options
+from model.network.streamchat import StreamChat
 from tests.bench.crowd import FPS, Crowd
 from tests.bench.machine import seconds
 from tests.bench.report import Plot, keep, name_of, parser, setup, table

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 from tests.bench.crowd import Crowd
 from tests.bench.machine import limits, median_s, wait_for
 from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table

@@ -25,15 +25,15 @@ from redis import Redis
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.config import VisionConfig, preset
-from model.memory import camera_bytes, token_bytes
-from model.network import StreamChat
-from model.vision import VisionTower
-from services.camera_decoder import SampledFrame, open_decoder, sampled_frame
-from services.embedded import Store, start_store
-from services.frame_fifo import as_frame
-from services.frame_store import BEFORE_ALL
-from services.messages import VisualTokens
-from services.redis_frame_store import RedisFrameStore
+from model.engine.pages import camera_bytes, token_bytes
+from model.network.streamchat import StreamChat
+from model.network.vision import VisionTower
+from services.adapters.redis_frame_store import RedisFrameStore
+from services.frame_fifo.camera_decoder import SampledFrame, open_decoder, sampled_frame
+from services.frame_fifo.frame_fifo import as_frame
+from services.local.embedded_servers import Store, start_store
+from services.messages.video import VisualTokens
+from services.ports.frame_store import BEFORE_ALL
 from tests.bench.report import Plot, keep, parser, setup, table
 from tests.services.h264 import encoded
 

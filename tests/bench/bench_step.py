@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 from tests.bench.crowd import FPS, Crowd
 from tests.bench.machine import median_s, seconds
 from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from model.checkpoint.folder import save_folder
 from model.config import preset
-from model.folder import save_folder
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 from tests.bench.report import Plot, keep, numbers, parser, setup, table
 from tests.training.gang import Gang
-from training.live_world import write_clips
-from training.plan import Plan
-from training.recipe import smoke
-from training.row_parts import write_table
-from training.smoke_clips import question_rows
-from training.tiny_tokenizer import make_tokenizer
+from training.data.row_parts import write_table
+from training.live_world.smoke_clips import question_rows
+from training.live_world.tiny_tokenizer import make_tokenizer
+from training.live_world.write_clips import write_clips
+from training.run.plan import Plan
+from training.run.recipe import smoke
 
 WIDE: dict[str, Any] = {
     "hidden_size": 768,

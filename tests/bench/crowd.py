@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from model.dialog import Options
-from model.engine import Engine
-from model.memory import camera_bytes, token_bytes
-from model.network import StreamChat
+from model.engine.dialog import Options
+from model.engine.engine import Engine
+from model.engine.pages import camera_bytes, token_bytes
+from model.network.streamchat import StreamChat
 from tests.bench.machine import now
 from tests.bench.shapes import make_frames, make_text
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from model.config import StreamChatConfig
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 
 
 def hugging_face(model: StreamChat) -> Qwen2ForCausalLM:

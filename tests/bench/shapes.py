@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig, preset
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 
 # Qwen2.5-0.5B's published shape.
 QWEN25_05B: dict[str, Any] = {

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services import children
-from services.embedded import HOST, free_port
-from tests.helm.rendered_chart import ROOT
+from model.config import PROJECT_ROOT
+from services.local import child_processes as children
+from services.local.embedded_servers import HOST, free_port
 
 UP = b"up\n"
 PATIENCE_S = 600.0  # this machine may be busy
@@ -58,7 +58,7 @@ def cluster(
         [sys.executable, "-m", "tests.helm.cluster", *(str(word) for word in words)],
         environment=plain | PATIENT | dict(environment),
         stdout=subprocess.PIPE,
-        folder=ROOT,
+        folder=PROJECT_ROOT,
         death_signal=signal.SIGTERM,
     )
     try:
@@ -109,7 +109,7 @@ def end(number: int, frame: object) -> None:
 
 def start_ray(folder: Path, cpus: float, labels: dict[str, str], jobs_port: int | None) -> None:
     """As `streamchat up` does, but with the processors and the labels of the chart's pod."""
-    from services import local_ray
+    from services.local import local_ray
     from services.settings import Settings
 
     local_ray.prepare(folder, Settings.from_environment())

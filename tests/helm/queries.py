@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CHART = ROOT / "helm" / "streamchat"
+from model.config import PROJECT_ROOT
+
+CHART = PROJECT_ROOT / "helm" / "streamchat"
 RULES = CHART / "rules" / "streamchat.yaml"
 
 

@@ -15,8 +15,9 @@ import kubernetes_validate.utils
 import yaml
 from helm_python import Chart, Config
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CHART = ROOT / "helm" / "streamchat"
+from model.config import PROJECT_ROOT
+
+CHART = PROJECT_ROOT / "helm" / "streamchat"
 CRDS = Path(__file__).resolve().parent / "crds"  # the schemas of KubeRay 1.7.0's v1 CRDs
 KUBERNETES = "1.37"
 RELEASE, NAMESPACE = "streamchat", "video"

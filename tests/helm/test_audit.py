@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.helm.rendered_chart import ROOT
+from model.config import PROJECT_ROOT
 
 CLEAN = {"name": "av", "version": "18.1.0", "vulns": []}
-SKIPPED = {"name": "ray", "skip_reason": "Dependency not found on PyPI and could not be audited: ray (2.60.0)"}
+SKIPPED = {
+    "name": "ray",
+    "skip_reason": "Dependency not found on PyPI and could not be audited: ray (2.60.0)",
+}
 HOLED = {"name": "pillow", "version": "1.0", "vulns": [{"id": "CVE-1", "fix_versions": ["1.1"]}]}
 
 
 @pytest.fixture(scope="module")
 def audit() -> ModuleType:
     """deploy/audit.py."""
-    spec = importlib.util.spec_from_file_location("audit", ROOT / "deploy" / "audit.py")
+    spec = importlib.util.spec_from_file_location("audit", PROJECT_ROOT / "deploy" / "audit.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,7 +35,11 @@ def audit() -> ModuleType:
         (None, 0, ["could not be asked"]),
         ([SKIPPED, SKIPPED], 0, ["could not be asked"]),
         ([CLEAN, CLEAN], 0, ["nothing is known against 2 packages"]),
-        ([CLEAN, SKIPPED], 0, ["nothing is known against 1 packages", "of 1 packages the index tells nothing: ray"]),
+        (
+            [CLEAN, SKIPPED],
+            0,
+            ["nothing is known against 1 packages", "of 1 packages the index tells nothing: ray"],
+        ),
         ([CLEAN, HOLED, SKIPPED], 1, ["pillow 1.0: CVE-1, fixed in ['1.1']", "tells nothing: ray"]),
     ],
 )

@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from helm.boards.__main__ import documents
-from services.metrics import METRICS
-from tests.helm.queries import CHART, ROOT, Asked, dashboards, of_alerts, of_panels, panels
+from model.config import PROJECT_ROOT
+from services.adapters.metric_catalogue import METRICS
+from tests.helm.queries import CHART, Asked, dashboards, of_alerts, of_panels, panels
 from tests.prometheus import PROMTOOL
 
-TRAINING = re.findall(r"\bstreamchat_train_\w+", (ROOT / "training" / "train_metrics.py").read_text())
+TRAINING = re.findall(
+    r"\bstreamchat_train_\w+", (PROJECT_ROOT / "training" / "run" / "metrics.py").read_text()
+)
 EVERY_PANEL = [
     pytest.param(panel, id=f"{name}: {panel['title']}")
     for name, board in dashboards().items()

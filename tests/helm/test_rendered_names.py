@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from services import cli, local_ray
+from model.config import PROJECT_ROOT
+from services.cli import main as cli
+from services.local import local_ray
 from services.settings import PREFIX, Settings
-from tests.helm.rendered_chart import CASES, ROOT, Object, problems, rendered
+from tests.helm.rendered_chart import CASES, Object, problems, rendered
 
-DEPLOY = ROOT / "deploy"
+DEPLOY = PROJECT_ROOT / "deploy"
 KUBECTL = str(Path(sys.executable).with_name("kubectl"))
 JOBS = ("pretraining", "sft", "dense-instructions")
 KEYS = re.compile(r"^STREAMCHAT_[A-Z_]+$")
@@ -43,7 +45,7 @@ def bound_deployments() -> set[str]:
     """The names that services/app.py gives its deployments."""
     calls = (
         node
-        for node in ast.walk(ast.parse((ROOT / "services/app.py").read_text()))
+        for node in ast.walk(ast.parse((PROJECT_ROOT / "services/app.py").read_text()))
         if isinstance(node, ast.Call)
     )
     found = (call for call in calls if ast.unparse(call.func) == "serve.deployment")
@@ -181,7 +183,7 @@ def test_files_that_pods_name_are_in_the_tree() -> None:
         for container in template["spec"]["containers"]:
             for words in streamchat_commands(container):
                 if words[0] == "publish" and not words[1].startswith("$("):
-                    assert (ROOT / words[1]).is_file()
+                    assert (PROJECT_ROOT / words[1]).is_file()
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -196,7 +198,7 @@ def test_training_jobs_run_scripts_that_take_their_options(name: str) -> None:
         assert python == "python"
         wrong = subprocess.run(
             [sys.executable, script, *words, "--no-such-option"],
-            cwd=ROOT,
+            cwd=PROJECT_ROOT,
             capture_output=True,
             text=True,
             check=False,
@@ -270,7 +272,7 @@ def test_the_image_copies_what_is_there() -> None:
     copied: list[str] = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
     ignored = (DEPLOY / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     sources = {source for words in copied for source in words.split()[:-1]}
-    assert {source for source in sources if not (ROOT / source).exists()} == set()
+    assert {source for source in sources if not (PROJECT_ROOT / source).exists()} == set()
     assert {f"!{source}" for source in sources} <= set(ignored)
     targets = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
     assert {"cpu", "gpu"} <= targets

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.helm.queries import ROOT, RULES, alerts
+from model.config import PROJECT_ROOT
+from tests.helm.queries import RULES, alerts
 from tests.prometheus import PROMTOOL
 
 CASES = Path(__file__).with_name("alerts.yaml")
@@ -39,7 +40,7 @@ def test_no_alert_is_left_out_of_the_cases() -> None:
 
 
 def test_each_alert_says_what_it_means_and_what_to_do() -> None:
-    headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## (\w+)$", (PROJECT_ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     for rule in alerts():
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]

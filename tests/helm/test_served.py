@@ -20,10 +20,11 @@ import httpx
 import openai
 import pytest
 
-from services import children
-from services.embedded import HOST, free_port
+from model.config import PROJECT_ROOT
+from services.local import child_processes as children
+from services.local.embedded_servers import HOST, free_port
 from tests.helm.cluster import PATIENCE_S, cluster
-from tests.helm.rendered_chart import CASES, ROOT, Object, Rendered, render
+from tests.helm.rendered_chart import CASES, Object, Rendered, render
 from tests.live.live_stack import asking, look_at, tokens_of
 from tests.secured_servers import SecuredServers
 from tests.services.h264 import clip_file
@@ -52,10 +53,10 @@ class Service:
 
     def spawn(self, container: Object, words: list[str]) -> subprocess.Popen[bytes]:
         """Run a pod's command with its variables, in the image's working folder, which is the tree's root."""
-        path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT_ROOT)}
         environment = self.environment(container) | path
         command = ["/usr/bin/env", *words]
-        return children.spawn(command, environment=environment, folder=ROOT, stdout=subprocess.PIPE)
+        return children.spawn(command, environment=environment, folder=PROJECT_ROOT, stdout=subprocess.PIPE)
 
 
 def here(environment: dict[str, str], folder: Path) -> dict[str, str]:
@@ -127,7 +128,7 @@ def lay_out_command(folder: Path) -> None:
     """`streamchat`, as the image has it, of this very tree."""
     command = folder / "bin" / "streamchat"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m services.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m services.cli.main "$@"\n')
     command.chmod(0o755)
 
 

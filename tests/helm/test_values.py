@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from helm_python import HelmError
 
+from model.config import PROJECT_ROOT
 from services.settings import PREFIX, Settings
-from tests.helm.rendered_chart import CASES, CHART, RELEASE, ROOT, dry_install, rendered
+from tests.helm.rendered_chart import CASES, CHART, RELEASE, dry_install, rendered
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 # What an item of each list looks like when it is right: the schema walk breaks one thing of it at a time.
@@ -131,7 +132,9 @@ def is_comment(line: str) -> bool:
 @pytest.fixture(scope="module")
 def mirror() -> ModuleType:
     """deploy/mirror_settings.py."""
-    spec = importlib.util.spec_from_file_location("mirror_settings", ROOT / "deploy" / "mirror_settings.py")
+    spec = importlib.util.spec_from_file_location(
+        "mirror_settings", PROJECT_ROOT / "deploy" / "mirror_settings.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

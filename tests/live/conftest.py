@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.background import Background
-from services.embedded import HOST, free_port
+from services.local.background_command import Background
+from services.local.embedded_servers import HOST, free_port
 from tests.live.bystander import Bystander
 from tests.live.deaf_client import deaf_to_pictures
 from tests.live.kafka_camera import DeadLetters

@@ -11,8 +11,8 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from services.children import wait_for
-from services.messages import VideoPacket
+from services.local.child_processes import wait_for
+from services.messages.video import VideoPacket
 from tests.services.h264 import camera_packets, encoded
 
 FPS = 15

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import openai
 
-from services.children import wait_for
-from services.frame_store import parse_frame_id
+from services.local.child_processes import wait_for
+from services.ports.frame_store import parse_frame_id
 
 MODEL = "streamchat-tiny"
 MAX_DIALOGS = 32  # places of the decoder: few, so that a crowd does not fit

@@ -11,8 +11,8 @@ import httpx
 import yaml
 
 from helm.boards import pictures
-from services import children
-from services.embedded import HOST, free_port
+from services.local import child_processes as children
+from services.local.embedded_servers import HOST, free_port
 from tests.helm.queries import dashboards, panels
 from tests.live.live_stack import until
 from tests.prometheus import PROMETHEUS

@@ -13,7 +13,7 @@ import openai
 import pytest
 from confluent_kafka import Producer
 
-from services.messages import VideoPacket
+from services.messages.video import VideoPacket
 from tests.live.kafka_camera import SILENT, DeadLetters, KafkaCamera, send, waiting_packets
 from tests.live.live_stack import MODEL, PATIENCE_S, LiveStack, asking, look_at, until
 from tests.services.h264 import mjpeg_bomb

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from services.frame_store import parse_frame_id
+from services.ports.frame_store import parse_frame_id
 from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of
 
 pytestmark = pytest.mark.timeout(400)  # the first test here starts everything

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
+from model.config import PROJECT_ROOT
 from tests.live.live_stack import QUESTION, LiveStack, in_order, until
 from tests.services.page_driver import (
     ANSWERED,
@@ -22,7 +22,7 @@ from tests.services.page_driver import (
 )
 
 pytestmark = pytest.mark.timeout(400)
-FOLDER = Path(__file__).parents[2] / "runs" / "page"  # pictures for people to look at; git ignores them
+FOLDER = PROJECT_ROOT / "runs" / "page"  # pictures for people to look at; git ignores them
 
 
 def see_them_move(page: Page, *cameras: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.background import Background
-from services.embedded import HOST, free_port
+from services.local.background_command import Background
+from services.local.embedded_servers import HOST, free_port
 from tests.helm.queries import Asked, dashboards, of_alerts, of_panels
 from tests.live.live_stack import MODEL, LiveStack, asking, look_at, until
 from tests.live.scraper import Scraper, check_picture

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.live.live_stack import LiveStack
-from training import streaming_eval
-from training.live_world import write_clips
-from training.world import TEST_SEEDS
+from training.evaluation import streaming_eval
+from training.live_world.world import TEST_SEEDS
+from training.live_world.write_clips import write_clips
 
 pytestmark = pytest.mark.timeout(400)  # the first test here starts everything
 NUM_TOKENS = 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.network import StreamChat
+from model.network.streamchat import StreamChat
 from tests.model.scenes import SHAPES, make_model
 
 

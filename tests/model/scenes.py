@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.clock import indices, visibility
 from model.config import StreamChatConfig, VisionConfig
-from model.engine import Engine
-from model.network import StreamChat
+from model.engine.engine import Engine
+from model.network.clock import indices, visibility
+from model.network.streamchat import StreamChat
 
 COMMON: dict[str, Any] = {
     "name": "small",

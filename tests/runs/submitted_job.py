@@ -19,8 +19,8 @@ from tests.helm.rendered_chart import Object
 from tests.helm.test_rendered_names import job
 from tests.random_folder import make_random_folder
 from tests.runs.training_job import RunFolder
-from training.row import write_rows
-from training.smoke_clips import question_rows, smoke_rows
+from training.data.row import write_rows
+from training.live_world.smoke_clips import question_rows, smoke_rows
 
 STEPS = 10
 # Three parts a step, so that one of two workers has less to do in every step. The rate is high: a curve that is steep

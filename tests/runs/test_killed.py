@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import pytest
 
-from model.folder import load_model
-from services.embedded import HOST
+from model.checkpoint.folder import load_model
+from services.local.embedded_servers import HOST
 from tests.helm.queries import Asked, of_panels
 from tests.live.live_stack import until
 from tests.live.scraper import Scraper, check_picture

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from model.folder import load_model
-from model.tokenizer import load_tokenizer
+from model.checkpoint.folder import load_model
+from model.checkpoint.tokenizer import load_tokenizer
 from tests.runs.submitted_job import NUM_ROWS, SETTINGS, STEPS, SubmittedJob
-from training import launch
-from training.recipe import TUNING
+from training.run import launch
+from training.run.recipe import TUNING
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from model.config import PROJECT_ROOT
+
 PATIENCE_S = 600
 
 
@@ -74,7 +75,7 @@ class TrainingJob(RunFolder):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=PROJECT_ROOT,
             env=environment,
             stdout=self.said,
             stderr=subprocess.STDOUT,

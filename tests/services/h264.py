@@ -14,7 +14,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from services.messages import VideoPacket
+from services.messages.video import VideoPacket
 
 
 def picture(i: int, width: int = 160, height: int = 120) -> npt.NDArray[np.uint8]:

@@ -15,19 +15,17 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image, ImageDraw
 
-from services.frame_store import MemoryFrameStore
-from services.gateway import make_app
-from services.messages import (
-    ClipRefused,
+from services.gateway.gateway import make_app
+from services.messages.dialog import (
     DialogEnded,
     DialogEvent,
     DialogFailed,
     DialogRequest,
     DialogStarted,
-    Frame,
-    PlayedClip,
     TokenEvent,
 )
+from services.messages.video import ClipRefused, Frame, PlayedClip
+from services.ports.frame_store import MemoryFrameStore
 from services.settings import Settings
 
 MODEL = "streamchat-test"

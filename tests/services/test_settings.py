@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
+from model.config import PROJECT_ROOT
 from services.settings import PREFIX, Settings
 
-README = Path(__file__).parent.parent.parent / "README.md"
+README = PROJECT_ROOT / "README.md"
 
 
 def test_the_environment_is_read_by_type() -> None:

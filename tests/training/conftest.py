@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from model.checkpoint.folder import save_folder
 from model.config import preset
-from model.folder import save_folder
-from model.network import StreamChat
-from training.clips import Clip, find_clips
-from training.live_world import write_clips
-from training.tiny_tokenizer import make_tokenizer
-from training.world import TEST_SEEDS
+from model.network.streamchat import StreamChat
+from training.live_world.clips import Clip, find_clips
+from training.live_world.tiny_tokenizer import make_tokenizer
+from training.live_world.world import TEST_SEEDS
+from training.live_world.write_clips import write_clips
 
 
 @pytest.fixture(autouse=True, scope="session")

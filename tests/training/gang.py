@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-ROOT = Path(__file__).parents[2]
+from model.config import PROJECT_ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,13 @@ class Gang:
 
     def __init__(self, size: int) -> None:
         command = [sys.executable, "-m", "tests.training.gang"]
-        paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH")) if path)
+        paths = os.pathsep.join(path for path in (str(PROJECT_ROOT), os.environ.get("PYTHONPATH")) if path)
         self._processes = [
             subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                cwd=ROOT,
+                cwd=PROJECT_ROOT,
                 env=os.environ | {"PYTHONPATH": paths},
             )
             for _ in range(size)
@@ -59,7 +59,14 @@ class Gang:
         trains = self._processes[:workers]
         for rank, process in enumerate(trains):
             training = Training(
-                plan=plan, rank=rank, workers=workers, store=store, first=first, last=end, save=save, load=load
+                plan=plan,
+                rank=rank,
+                workers=workers,
+                store=store,
+                first=first,
+                last=end,
+                save=save,
+                load=load,
             )
             path = work / f"training-{rank}.pickle"
             path.write_bytes(pickle.dumps(training))
@@ -96,13 +103,13 @@ def train(training: Training) -> dict[str, Any]:
     from torch.distributed.device_mesh import init_device_mesh
 
     from model.config import StreamChatConfig
-    from model.network import StreamChat
-    from training.objective import Objective
-    from training.optimizers import Optimizers
-    from training.plan import Source
-    from training.sharding import held_bytes, load_state, read_weights, save_state, shard, write_folder
-    from training.step import Stepper
-    from training.trainable import set_trainable
+    from model.network.streamchat import StreamChat
+    from training.optimise.objective import Objective
+    from training.optimise.optimizers import Optimizers
+    from training.optimise.trainable import set_trainable
+    from training.run.plan import Source
+    from training.run.sharding import held_bytes, load_state, read_weights, save_state, shard, write_folder
+    from training.run.step import Stepper
 
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-from training.recipe import PRETRAINING
-
-ROOT = Path(__file__).parents[2]
+from model.config import PROJECT_ROOT
+from training.run.recipe import PRETRAINING
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "training/pretrain.py", *options],
-        cwd=ROOT,
+        cwd=PROJECT_ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from training.recipe import TUNING
-
-ROOT = Path(__file__).parents[2]
+from model.config import PROJECT_ROOT
+from training.run.recipe import TUNING
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "training/sft.py", *options], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "training/sft.py", *options],
+        cwd=PROJECT_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from training.world import Event, Happening, Thing, World, make_world
-from training.world_judge import Spoken
-from training.world_language import Answer, Question, Word
+from training.live_world.judge import Spoken
+from training.live_world.language import Answer, Question, Word
+from training.live_world.world import Event, Happening, Thing, World, make_world
 
 DOG = Thing(name="dog", colour="red", place=0)
 CAT = Thing(name="cat", colour="blue", place=8)

@@ -1,4 +1,4 @@
-{{/* Flags of Ray, the same on head and workers; services/local_ray.py has them for one machine. */}}
+{{/* Flags of Ray, the same on head and workers; services/local/local_ray.py has them for one machine. */}}
 {{- define "streamchat.rayVariables" -}}
 - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
 - {name: RAY_SERVE_THROUGHPUT_OPTIMIZED, value: "1"}
@@ -93,7 +93,7 @@ spec:
     target_ongoing_requests: {{ .scale.ongoingRequests }}
     {{- with .scale.frameAgeSeconds }}
     policy:
-      policy_function: services.replica_policy:ReplicaPolicy
+      policy_function: services.llm_decoder.replica_policy:ReplicaPolicy
       policy_kwargs: {frame_age_s: {{ . }}}
     {{- end }}
   {{- end }}

@@ -22,10 +22,10 @@ import av
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from training.clips import Clip, find_clips
-from training.live_world import write_clips
-from training.world import TEST_SEEDS
-from training.world_language import Question, sentence
+from training.live_world.clips import Clip, find_clips
+from training.live_world.language import Question, sentence
+from training.live_world.world import TEST_SEEDS
+from training.live_world.write_clips import write_clips
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]

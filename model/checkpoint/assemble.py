@@ -1,0 +1,215 @@
+"""A StreamChat folder from Hugging Face folders of SigLIP and of Qwen2 (or a Llama-shaped language model).
+
+V-FFNs are copies of the language model's FFNs, and cross-attention shares its attention (paper, section 2.1). Bytes go
+from file to file: whatever the size of the model, only headers are in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
+
+from model.checkpoint.folder import SHARD_BYTES, plan_shards, shard_files, write_index
+from model.checkpoint.tensor_files import AnyTensor, MadeTensor, StoredTensor, stored_tensors, write_tensors
+from model.checkpoint.tokenizer import copy_tokenizer, tokenizer_files
+from model.config import StreamChatConfig, VisionConfig
+from model.network.streamchat import StreamChat
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+# A parameter's name here -> Hugging Face's name: the one place that knows both.
+LANGUAGE_NAMES = (
+    (".visual_ffn.", ".mlp."),
+    (".visual_norm.", ".post_attention_layernorm."),
+    (".cross_attn.", ".self_attn."),
+    ("language.lm_head.", "lm_head."),
+    ("language.", "model."),
+)
+VISION_PREFIXES = (  # SiglipVisionModel, SiglipModel, PaliGemma; each as older and newer transformers write it
+    "",
+    "vision_model.",
+    "vision_tower.",
+    "vision_tower.vision_model.",
+    "model.vision_tower.",
+    "model.vision_tower.vision_model.",
+)
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FIRST_VISION_TENSOR = "embeddings.patch_embedding.weight"
+
+
+def language_name(name: str) -> str:
+    """Hugging Face's name of the tensor that the parameter `name` (`language.…`) starts from."""
+    for ours, theirs in LANGUAGE_NAMES:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def show_progress(written: int, total: int) -> None:
+    """One line on stderr that counts up."""
+    line = f"\rassembling: {written / 1e9:.2f} of {total / 1e9:.2f} GB ({written * 100 // max(total, 1)} %)"
+    print(line, end="\n" if written == total else "", file=sys.stderr, flush=True)
+
+
+def assemble(
+    vision: Path,
+    language: Path,
+    out: Path,
+    progress: Progress = show_progress,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> StreamChatConfig:
+    """Write the StreamChat folder `out`; returns its config. Weights keep the precision of their files.
+
+    Args:
+        vision: folder of a SiglipVisionModel, a SiglipModel or a PaliGemma model (its vision part is taken).
+        language: folder of a Qwen2ForCausalLM or LlamaForCausalLM, with its tokenizer.
+        out: a folder that does not exist, or is empty.
+        progress: called now and then with bytes written and bytes in all.
+        changes: fields of the config to set otherwise, such as the switches of the paper's Table 3.
+
+    Raises:
+        FileNotFoundError: a folder lacks its config, weights or tokenizer.
+        FileExistsError: `out` is not empty.
+        ValueError: a model of another kind, damaged files, or tensors that do not fit; says which.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty")
+    tokenizer_files(language)
+    fields: dict[str, Any] = {"name": f"streamchat-{language.resolve().name}".lower()}
+    fields |= _language_fields(language) | {"vision": _vision_config(vision)} | dict(changes or {})
+    config = StreamChatConfig(**fields)
+    tensors = _plan(config, vision, language)
+    sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
+    shards = plan_shards(sizes.items(), shard_bytes)
+    out.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(language, out)
+    written, total = 0, sum(sizes.values())
+    for names, file in zip(shards, shard_files(shards), strict=True):
+        for num_bytes in write_tensors(out / file, {name: tensors[name] for name in names}):
+            written += num_bytes
+            progress(written, total)
+    write_index(out, shards, total)
+    config.save(out)  # last: a folder without a config is known to be unfinished
+    return config
+
+
+def _plan(config: StreamChatConfig, vision: Path, language: Path) -> dict[str, AnyTensor]:
+    """Where each parameter's bytes come from."""
+    with torch.device("meta"):
+        model = StreamChat(config)
+    seen, said = stored_tensors(vision), stored_tensors(language)
+    prefix = next((p for p in VISION_PREFIXES if p + FIRST_VISION_TENSOR in seen), None)
+    if prefix is None:
+        raise ValueError(f"{vision} holds no SigLIP: no tensor is called {FIRST_VISION_TENSOR}")
+    made = _made_tensors(config, said)
+    plan: dict[str, AnyTensor] = {}
+    used: set[str] = set()
+    for name, parameter in model.named_parameters():
+        if name in made:
+            plan[name] = made[name]
+        elif name.startswith("vision."):
+            plan[name] = _found(vision, seen, prefix + name.removeprefix("vision.encoder."), parameter)
+        else:
+            used.add(language_name(name))
+            plan[name] = _found(language, said, language_name(name), parameter)
+    if unknown := sorted(
+        name for name in set(said) - used if name != "lm_head.weight" and "inv_freq" not in name
+    ):
+        raise ValueError(
+            f"{language}: this network has no place for {len(unknown)} tensors, such as {unknown[0]}"
+        )
+    return plan
+
+
+def _found(
+    folder: Path, tensors: Mapping[str, StoredTensor], name: str, wanted: nn.Parameter
+) -> StoredTensor:
+    if name not in tensors:
+        raise ValueError(f"{folder}: tensor {name} is missing")
+    tensor = tensors[name]
+    if tensor.shape != tuple(wanted.shape):
+        raise ValueError(f"{folder}: tensor {name} has shape {tensor.shape}, wanted {tuple(wanted.shape)}")
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"{folder}: tensor {name} is {tensor.dtype}, wanted plain floats (not quantised)")
+    return tensor
+
+
+def _made_tensors(config: StreamChatConfig, said: Mapping[str, StoredTensor]) -> dict[str, AnyTensor]:
+    """What neither model has, in the language model's precision: adapter, random from a fixed seed, and gates."""
+    first = said.get("model.embed_tokens.weight")
+    dtype = first.dtype if first is not None and first.dtype in DTYPES else "F32"
+    made: dict[str, AnyTensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    for place, width in ((0, config.vision.hidden_size), (2, config.hidden_size)):
+        weight = torch.empty(config.hidden_size, width)
+        nn.init.uniform_(weight, -(width**-0.5), width**-0.5, generator=generator)
+        made[f"adapter.{place}.weight"] = _made(weight, dtype)
+        made[f"adapter.{place}.bias"] = _made(torch.zeros(config.hidden_size), dtype)
+    gate = _made(torch.full((config.hidden_size,), config.gate_init), dtype)
+    for layer in config.cross_layers:
+        made |= {f"language.layers.{layer}.{name}": gate for name in ("gate_cross", "gate_visual")}
+    return made
+
+
+def _made(values: Tensor, dtype: str) -> MadeTensor:
+    data = values.to(DTYPES[dtype]).view(torch.uint8).numpy().tobytes()
+    return MadeTensor(tuple(values.shape), data, dtype)
+
+
+def _vision_config(folder: Path) -> VisionConfig:
+    values = _json_config(folder)
+    kind = values.get("model_type")
+    if kind not in ("siglip", "siglip_vision_model", "paligemma"):
+        raise ValueError(
+            f"{folder}: model_type is {kind!r}, wanted 'siglip', 'siglip_vision_model' or 'paligemma'"
+        )
+    read = SiglipVisionConfig(**values.get("vision_config", values if kind == "siglip_vision_model" else {}))
+    names = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    names += ("num_attention_heads", "layer_norm_eps", "hidden_act")
+    return VisionConfig(**{name: getattr(read, name) for name in names})
+
+
+def _language_fields(folder: Path) -> dict[str, Any]:
+    """The fields of our config that a language model's config settles."""
+    values = _json_config(folder)
+    kind = values.get("model_type")
+    if kind not in ("qwen2", "llama"):
+        raise ValueError(f"{folder}: model_type is {kind!r}, wanted 'qwen2' or 'llama'")
+    try:
+        read = Qwen2Config(**values) if kind == "qwen2" else LlamaConfig(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder}: its config.json contradicts itself: {error}") from error
+    rope: dict[str, Any] = dict(read.rope_parameters or {})
+    wanted: dict[str, tuple[Any, Any]] = {  # what this network can only be
+        "hidden_act": (read.hidden_act, "silu"),
+        "rope_type": (rope.get("rope_type", "default"), "default"),
+        "use_sliding_window": (getattr(read, "use_sliding_window", False), False),
+        "attention_bias": (kind == "llama" and bool(values.get("attention_bias")), False),
+        "mlp_bias": (bool(values.get("mlp_bias")), False),
+    }
+    for name, (got, possible) in wanted.items():
+        if got != possible:
+            raise ValueError(f"{folder}: {name} is {got!r}, wanted {possible!r}")
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
+    return {name: getattr(read, name) for name in names} | {
+        "head_dim": getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads,
+        "rope_theta": rope["rope_theta"],
+        "attention_bias": kind == "qwen2",
+    }
+
+
+def _json_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no Hugging Face model folder: it has no config.json")
+    return json.loads(path.read_text())

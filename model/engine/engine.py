@@ -1,0 +1,479 @@
+"""The engine: continuous batching of dialogs that look again at their cameras before every token.
+
+No threads, no Ray, no clock of its own: whoever owns it gives it frames and dialogs, and asks for steps. One step is
+one forward for all dialogs of all cameras; dialogs on one camera read its one copy of the frames. What is not a step,
+taking in frames and reading prompts, is done at once, or, where somebody speaks meanwhile, in pieces between steps.
+
+Letters: B rows (dialogs of a step), T text tokens, F frames, P visual tokens a frame, Dv the vision encoder's width.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.engine.cameras import Cameras, EngineFull
+from model.engine.dialog import Dialog, Options, Spoken
+from model.engine.pages import camera_bytes, num_text_pages, token_bytes
+from model.engine.retention import Retention
+from model.engine.sampling import Chances, Voice, draw
+from model.network.streamchat import StreamChat
+from model.runtime.decode_step import Step
+from model.runtime.frame_ingest import Intake, NewFrame, Pace
+from model.runtime.kv_cache import FrameStore, SeenFrame, TextStore
+from model.runtime.packed_model import Decoding, Quantise
+from model.runtime.prefill import Chunks
+
+DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
+
+
+class Made(NamedTuple):
+    """One token of one dialog, and the newest frame that it could see (None: no frame at all)."""
+
+    dialog_id: str
+    token_id: int
+    frame_id: str | None
+    captured_s: float | None
+    text_index: int
+    finished: Literal["stop", "length"] | None
+    chances: Chances | None = None  # when they were asked for
+
+
+class Engine:
+    """Cameras' rings, dialogs, and steps. For a caller's mistake a method raises ValueError and changes nothing."""
+
+    def __init__(
+        self,
+        model: StreamChat,
+        *,
+        max_dialogs: int = 256,
+        max_cameras: int = 32,
+        cache_bytes: int | None = None,
+        page_tokens: int = 64,
+        prefill_tokens: int = 512,
+        retention: Retention | None = None,
+        quantise: Quantise | None = None,
+    ) -> None:
+        """All memory that lasts is taken here, for good.
+
+        Args:
+            model: in eval mode, where it is to run; weights that are used together are laid together.
+            max_dialogs: that may speak at once.
+            max_cameras: rings, those of frozen dialogs' moments included.
+            cache_bytes: for rings and text; None: what `max_dialogs` dialogs of 2048 tokens need.
+            page_tokens: of text in one page (256 suits flash-attn).
+            prefill_tokens: of prompts, read in one forward at most.
+            retention: which frames a ring keeps; None: the newest, `config.fifo_frames` of them.
+            quantise: for the text's weights (`model.checkpoint.weights`); `model` is used up by it.
+
+        Raises:
+            ValueError: `cache_bytes` holds less than the rings and one page of text.
+        """
+        self.model, self.config = model, model.config
+        weight = model.language.embed_tokens.weight
+        self.dtype, self.device = weight.dtype, weight.device
+        self.max_dialogs, self.window = max_dialogs, self.config.max_position_embeddings
+        self._dialogs: dict[str, Dialog] = {}
+        self._resting: dict[str, None] = {}  # longest at rest first
+        num_pages = max_dialogs * (-(-min(self.window, DIALOG_TOKENS) // page_tokens) + 2)
+        if cache_bytes is not None:
+            sizes = {"cache_bytes": cache_bytes, "max_cameras": max_cameras, "page_tokens": page_tokens}
+            num_pages = num_text_pages(self.config, self.dtype.itemsize, **sizes)
+        with torch.inference_mode():
+            self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
+            self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
+        self._cameras = Cameras(self._frames, retention or Retention(self.config.fifo_frames))
+        self._decoding = Decoding(model, quantise)
+        self._intake = Intake(model, self._decoding)
+        self._prompts = Pace(8, prefill_tokens)
+        self._step: Step | None = None
+        self.step_s = 0.0  # how long a step takes, lately
+
+    # Memory
+
+    @property
+    def camera_bytes(self) -> int:
+        """Of one camera's frames."""
+        return camera_bytes(self.config, self.dtype.itemsize)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frames of all cameras, and of frozen moments, that are kept now."""
+        return self._frames.pages.num_taken * self.camera_bytes
+
+    @property
+    def text_bytes(self) -> int:
+        """Of the pages that hold dialogs' text now."""
+        return self._text.pages.num_taken * self._page_bytes
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """Of all memory that was set aside for frames and text."""
+        frames, text = self._frames.pages.num_pages, self._text.pages.num_pages
+        return frames * self.camera_bytes + text * self._page_bytes
+
+    def dialog_bytes(self, dialog_id: str) -> int:
+        """Of one dialog's text."""
+        return self._text.pages.held(self._dialog(dialog_id)) * self._page_bytes
+
+    @property
+    def _page_bytes(self) -> int:
+        return self._text.page_tokens * token_bytes(self.config, self.dtype.itemsize)
+
+    # Cameras
+
+    @property
+    def cameras(self) -> dict[str, SeenFrame | None]:
+        """The cameras that have a ring, and each one's newest frame."""
+        return {camera: ring.newest for camera, ring in self._cameras.rings.items()}
+
+    def add_camera(self, camera: str) -> str | None:
+        """Make an empty ring for a new camera; returns the camera that was dropped for it, if one was.
+
+        When no ring is free, the camera goes that nobody watches and nobody has asked about for longest.
+        Raises EngineFull when all are watched.
+        """
+        if camera in self._cameras.rings:
+            raise ValueError(f"camera: {camera!r} is there already")
+        watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._resting}
+        if (dropped := self._cameras.makes_way(watched)) is not None:
+            self.drop_camera(dropped)
+        self._cameras.add(camera)
+        return dropped
+
+    def drop_camera(self, camera: str) -> None:
+        """Forget a camera, its frames, and dialogs at rest; no other dialog may be open on it."""
+        self._cameras.ring(camera)
+        users = [dialog.dialog_id for dialog in self._dialogs.values() if dialog.camera == camera]
+        if speaking := [user for user in users if user not in self._resting]:
+            raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(speaking[:5])}")
+        for user in users:
+            self.close(user)
+        self._intake.forget(camera)
+        self._cameras.drop(camera)
+
+    def add_frame(self, camera: str, frame_id: str, captured_s: float, features: Tensor) -> None:
+        """A frame arrives: `features` [P, Dv], the vision encoder's output."""
+        self.add_frames(camera, [(frame_id, captured_s, features)])
+
+    def add_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
+        """Frames arrive, oldest first, and are taken in at once, with all that waited before them."""
+        self.offer_frames(camera, frames)
+        while self._intake.busy:
+            self._take_frames(math.inf)
+
+    def offer_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
+        """Frames arrive, oldest first; `work` takes them in."""
+        self._cameras.ring(camera)
+        shape = (self.config.vision.num_visual_tokens, self.config.vision.hidden_size)
+        for frame_id, _, features in frames:
+            if tuple(features.shape) != shape:
+                raise ValueError(
+                    f"features of frame {frame_id}: got shape {tuple(features.shape)}, wanted {shape}"
+                )
+        if frames:
+            new = [NewFrame(camera, *frame) for frame in frames]
+            self._intake.put(new, self._cameras.retention.capacity)
+
+    # Dialogs
+
+    @property
+    def dialogs(self) -> dict[str, Dialog]:
+        """The open dialogs, those at rest included, to look at, not to change."""
+        return self._dialogs
+
+    def open(
+        self,
+        dialog_id: str,
+        camera: str,
+        token_ids: Sequence[int],
+        options: Options,
+        *,
+        spoken: Sequence[Spoken] = (),
+        asked_s: float = 0.0,
+        num_kept: int = 0,
+        at_once: bool = True,
+    ) -> None:
+        """Begin a dialog: reads all of the prompt but its last token, which the first step reads.
+
+        Args:
+            dialog_id: a new name.
+            camera: one that was added; it may be without frames yet.
+            token_ids: the prompt, through the chat template.
+            options: how to watch and speak.
+            spoken: what another engine already answered, to go on from there; counts for `max_tokens`.
+            asked_s: when the question was asked, on the cameras' clock; needed with `spoken` only.
+            num_kept: first tokens of the prompt (instructions) that stay when old turns are dropped.
+            at_once: read the prompt now; if not, `work` reads it, and `ready` tells when that is done.
+
+        Raises:
+            EngineFull: `max_dialogs` are open, or there is no memory for one more of this length.
+        """
+        ring = self._cameras.ring(camera)
+        if dialog_id in self._dialogs:
+            raise ValueError(f"dialog_id: {dialog_id!r} is open already")
+        if len(spoken) >= options.max_tokens:
+            raise ValueError(
+                f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}"
+            )
+        self._check_tokens([*token_ids, *(token.token_id for token in spoken)])
+        self._check_bias(options)
+        if not token_ids:
+            raise ValueError("token_ids: got none, wanted at least one")
+        if len(self._dialogs) - len(self._resting) >= self.max_dialogs:
+            raise EngineFull(f"all {self.max_dialogs} dialogs are taken")
+        dialog = Dialog(dialog_id, camera, options, ring, self._voice(options), num_kept)
+        self._admit(dialog, len(token_ids))
+        self._dialogs[dialog_id] = dialog
+        try:
+            self._look(dialog)
+            dialog.hear(token_ids, spoken, asked_s)
+            if at_once:
+                self._read_all(dialog)
+        except BaseException:  # out of memory, say: the place must not stay taken
+            self.close(dialog_id)
+            raise
+        self._cameras.asked_about(camera)
+
+    def ask(
+        self,
+        dialog_id: str,
+        token_ids: Sequence[int],
+        options: Options | None = None,
+        *,
+        at_once: bool = True,
+    ) -> None:
+        """The next question of a dialog whose turn is over; its text so far is kept. `options` None: as before.
+
+        Where the model's window is full, oldest turns are dropped, whole ones, as many as must go.
+        """
+        dialog = self._dialog(dialog_id)
+        if dialog.finished is None:
+            raise ValueError(f"dialog_id: {dialog_id!r} is still speaking")
+        if not token_ids:
+            raise ValueError("token_ids: got none, wanted at least one")
+        self._check_tokens(token_ids)
+        self._check_bias(options or dialog.options)
+        before, dialog.options = dialog.options, options or dialog.options
+        try:
+            self._admit(dialog, len(token_ids) + 1)
+            self._look(dialog)
+        except EngineFull:
+            dialog.options = before
+            raise
+        self._resting.pop(dialog_id, None)
+        dialog.voice = self._voice(dialog.options)
+        dialog.ask(token_ids, dialog.live.num_arrived - 1)
+        self._cameras.asked_about(dialog.camera)
+        if at_once:
+            self._read_all(dialog)
+
+    def ready(self, dialog_id: str) -> bool:
+        """Whether the prompt is read, so that a step may be asked for."""
+        return not self._dialog(dialog_id).unread
+
+    def rest(self, dialog_id: str) -> None:
+        """End the turn and keep the dialog's text, to be asked again, until its memory is needed for others."""
+        dialog = self._dialog(dialog_id)
+        dialog.end("stop")
+        self._read_all(dialog)
+        self._unlook(dialog)
+        self._text.pages.ask(dialog, self._text.pages.held(dialog))
+        self._resting[dialog_id] = None
+        if len(self._resting) > self.max_dialogs:
+            self.close(next(iter(self._resting)))
+
+    def close(self, dialog_id: str) -> None:
+        """End a dialog and free its place."""
+        dialog = self._dialog(dialog_id)
+        del self._dialogs[dialog_id]
+        self._resting.pop(dialog_id, None)
+        self._unlook(dialog)
+        self._text.pages.end(dialog)
+
+    # Steps
+
+    def step(self, dialog_ids: Sequence[str]) -> list[Made]:
+        """One token for each of these dialogs, in their order, in one forward. A finished dialog makes no more."""
+        began = time.perf_counter()
+        rows = self._rows(dialog_ids)
+        if not rows:
+            return []
+        draws = draw(self._forward(rows), [dialog.voice for dialog in rows])
+        made = {
+            dialog.dialog_id: self._say(dialog, token_id, chances)
+            for dialog, (token_id, chances) in zip(rows, draws, strict=True)
+        }
+        took_s = time.perf_counter() - began
+        self.step_s = took_s if not self.step_s else 0.8 * self.step_s + 0.2 * took_s
+        return [made[dialog_id] for dialog_id in dialog_ids]
+
+    def logits(self, dialog_ids: Sequence[str]) -> Tensor:
+        """Logits [B, vocabulary] of each dialog's next token, from the frames there are now. Changes no dialog."""
+        rows = self._rows(dialog_ids)
+        if not rows:
+            return torch.empty(0, self.config.vocab_size, dtype=self.dtype, device=self.device)
+        row_of = {dialog.dialog_id: row for row, dialog in enumerate(rows)}
+        return self._forward(rows)[[row_of[dialog_id] for dialog_id in dialog_ids]]
+
+    def say(self, dialog_id: str, token_id: int) -> Made:
+        """Take this token as the one made from the last `logits`."""
+        return self._say(self._dialog(dialog_id), token_id)
+
+    def work(self, allowed_s: float) -> bool:
+        """Beside the steps: take in frames and read prompts, in pieces, at least one of each that waits.
+
+        Pieces become as small as they must for two of them to fit in `allowed_s`. Returns whether more waits.
+        """
+        end_s = time.perf_counter() + allowed_s
+        while True:
+            if self._intake.busy:
+                self._take_frames(allowed_s)
+            if any(dialog.unread for dialog in self._dialogs.values()):
+                self._read_some(allowed_s)
+            waits = self._intake.busy or any(dialog.unread for dialog in self._dialogs.values())
+            if not waits or time.perf_counter() >= end_s:
+                return waits
+
+    # Inside
+
+    def _rows(self, dialog_ids: Sequence[str]) -> list[Dialog]:
+        """The dialogs of a step, those of one ring together, with their prompts read and room for a token."""
+        dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
+        if len(set(dialog_ids)) != len(dialogs):
+            raise ValueError("dialog_ids: got one twice")
+        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
+            raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
+        for dialog in dialogs:
+            self._read_all(dialog)
+            self._make_room(dialog, 1)
+        return sorted(dialogs, key=lambda dialog: dialog.ring.place)
+
+    @torch.inference_mode()
+    def _forward(self, rows: Sequence[Dialog]) -> Tensor:
+        """Logits [B, vocabulary] of the rows; the next forward writes over them."""
+        if self._step is None or not self._step.advance(rows):
+            self._step = Step(self._decoding, self._text, self._frames, rows)
+        self._step.run()
+        return self._step.logits
+
+    def _say(self, dialog: Dialog, token_id: int, chances: Chances | None = None) -> Made:
+        frame = dialog.newest()
+        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
+        frame_id, captured_s = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
+        return Made(
+            dialog.dialog_id,
+            token_id,
+            frame_id,
+            captured_s,
+            dialog.pending_index,
+            dialog.finished,
+            chances,
+        )
+
+    @torch.inference_mode()
+    def _take_frames(self, allowed_s: float) -> None:
+        """One piece of the frames' way."""
+        for frame, chain in self._intake.piece(allowed_s):
+            slot = self._cameras.arrive(frame, chain)
+            for dialog in self._dialogs.values():
+                if slot is not None and dialog.camera == frame.camera:
+                    dialog.frame_index[slot] = dialog.clock.frame_arrived()
+
+    def _read_some(self, allowed_s: float) -> None:
+        """One forward's worth of prompts, those that came first before others."""
+        room = self._prompts.amount(allowed_s)
+        chunks = list[tuple[Dialog, int]]()
+        for dialog in self._dialogs.values():
+            if num := min(room, len(dialog.unread)):
+                chunks.append((dialog, num))
+                room -= num
+        began = time.perf_counter()
+        self._read(chunks)
+        self._prompts.learn(sum(num for _, num in chunks), time.perf_counter() - began)
+
+    def _read_all(self, dialog: Dialog) -> None:
+        while dialog.unread:
+            self._read([(dialog, min(self._prompts.amount(math.inf), len(dialog.unread)))])
+
+    @torch.inference_mode()
+    def _read(self, chunks: Sequence[tuple[Dialog, int]]) -> None:
+        for dialog, num in chunks:
+            self._make_room(dialog, num)
+        parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
+        self._decoding.read(Chunks(self._decoding, self._text, self._frames, parts))
+        for dialog, num in chunks:
+            dialog.read(num)
+
+    def _admit(self, dialog: Dialog, num_tokens: int) -> None:
+        """Set pages aside for a turn of so many tokens and its answer; dialogs at rest make way."""
+        pages, size = self._text.pages, self._text.page_tokens
+        most = dialog.num_held + num_tokens + dialog.options.max_tokens
+        # Where turns are dropped, the first and the last page of what is missing may be half empty.
+        broken = 2 if most > self.window or dialog.hole[1] else 0
+        wanted = -(-min(most, self.window) // size) + broken
+        resting = [name for name in self._resting if name != dialog.dialog_id]
+        spare = sum(pages.held(self._dialogs[name]) for name in resting) + pages.num_left
+        if wanted - pages.promised(dialog) > spare:
+            raise EngineFull(
+                f"no memory for a dialog of {most} tokens beside the {len(self._dialogs)} there are"
+            )
+        while not pages.ask(dialog, wanted):
+            self.close(resting.pop(0))
+
+    def _make_room(self, dialog: Dialog, num_new: int) -> None:
+        """Pages for so many tokens more; old turns leave where the window is full."""
+        pages, size = self._text.pages, self._text.page_tokens
+        while dialog.num_held + num_new > self.window or self._reaches(dialog) > self.window:
+            freed = dialog.drop_turn(size)
+            if freed is None:
+                break
+            for page in freed:
+                pages.give_back(dialog, page)
+        while len(dialog.pages) * size < dialog.length + num_new:
+            dialog.pages.append(pages.take(dialog))
+
+    @staticmethod
+    def _reaches(dialog: Dialog) -> int:
+        """How far back the oldest turn lies on the dialog's clock, in tokens."""
+        return dialog.pending_index - dialog.turns[0].place + 1
+
+    def _look(self, dialog: Dialog) -> None:
+        """A frozen dialog looks at a copy of its camera's ring."""
+        self._unlook(dialog)
+        if dialog.options.visual_context == "frozen":
+            dialog.ring = self._cameras.freeze(dialog.live)
+
+    def _unlook(self, dialog: Dialog) -> None:
+        if dialog.ring is not dialog.live:
+            self._cameras.release(dialog.ring, dialog.live)
+        dialog.ring, dialog.ring_index, dialog.until = dialog.live, dialog.frame_index, None
+
+    def _voice(self, options: Options) -> Voice:
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        return Voice(options, seed, self.config.vocab_size, self.device)
+
+    def _check_tokens(self, token_ids: Sequence[int]) -> None:
+        room = self.window - 1  # one token must fit after them
+        if len(token_ids) > room:
+            raise ValueError(f"token_ids: got {len(token_ids)} tokens, wanted at most {room}")
+        if wrong := [token for token in token_ids if not 0 <= token < self.config.vocab_size]:
+            raise ValueError(f"token_ids: got {wrong[0]}, wanted 0 to {self.config.vocab_size - 1}")
+
+    def _check_bias(self, options: Options) -> None:
+        for token_id, _ in options.logit_bias:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise ValueError(
+                    f"logit_bias: got token {token_id}, wanted 0 to {self.config.vocab_size - 1}"
+                )
+
+    def _dialog(self, dialog_id: str) -> Dialog:
+        if dialog_id not in self._dialogs:
+            raise ValueError(f"dialog_id: got {dialog_id!r}, which is not open")
+        return self._dialogs[dialog_id]

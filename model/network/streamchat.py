@@ -1,0 +1,127 @@
+"""StreamChat's network (paper, section 2.1): a Qwen2-shaped language model some of whose layers look at frames.
+
+Letters: B rows, T text tokens, C clips, F frames of a clip, P visual tokens a frame, Dv the vision encoder's width,
+D the language model's width, G key/value heads, d head size.
+
+Visual states never depend on text. So a frame's keys and values are made by `visual_chain`, once, for whoever looks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from model.config import StreamChatConfig
+from model.network.attention import FrameView, additive
+from model.network.layer import KeysValues, Layer, Norm, Whole
+from model.network.rope import Rope
+from model.network.vision import VisionTower
+
+
+class LanguageModel(nn.Module):
+    """The Qwen2 part: parameters are named as Hugging Face names them, without its leading `model.`."""
+
+    def __init__(self, config: StreamChatConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+class StreamChat(nn.Module):
+    """Vision encoder, adapter and language model."""
+
+    def __init__(self, config: StreamChatConfig) -> None:
+        """Random weights (the caller's seed); V-FFNs start as copies of the FFNs."""
+        super().__init__()
+        self.config = config
+        self.flex = False  # FlexAttention for frames in `forward` (GPUs)
+        self.vision = VisionTower(config.vision)
+        self.adapter = nn.Sequential(
+            nn.Linear(config.vision.hidden_size, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+        self.language = LanguageModel(config)
+        self.rope = Rope(head_dim=config.head_dim, theta=config.rope_theta, grid=config.vision.grid)
+        self._start()
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        text_index: Tensor,
+        frame_features: Tensor,
+        clip_of_row: Tensor,
+        frame_index: Tensor,
+        visible: Tensor,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of each position's next token, [B, T, vocabulary]; nothing is kept (training).
+
+        Many rows may share a clip: its frames go through adapter and V-FFNs once, and each row has its own clock.
+
+        Args:
+            token_ids: int64 [B, T]; padding on the right is harmless.
+            text_index: temporal indices [B, T] (`model.network.clock.indices`).
+            frame_features: vision encoder's output [C, F, P, Dv].
+            clip_of_row: int64 [B].
+            frame_index: temporal index of each frame on its row's clock, [B, F].
+            visible: bool [B, T, F], the frames of position i being those of token i + 1
+                (`model.network.clock.visibility`). A position that sees none gets nothing from the cross layers.
+            text_mask: bool [B, T, T], what each position may read; None: all up to itself.
+        """
+        origin = text_index[:, :1]  # only differences matter, and small numbers turn most exactly
+        text_index, frame_index = text_index - origin, frame_index - origin
+        view = FrameView(
+            self.rope, text_index, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
+        )
+        cos, sin = self.rope.turn(text_index)
+        mask = None if text_mask is None else additive(text_mask, self.dtype)[0].unsqueeze(1)
+        turn = cos.unsqueeze(1), sin.unsqueeze(1)
+        return self.logits(self.read(token_ids, Whole(turn, mask, view, self.visual_chain(frame_features))))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model; the vision encoder may have its own."""
+        return self.language.embed_tokens.weight.dtype
+
+    def visual_chain(self, features: Tensor) -> list[KeysValues]:
+        """All that text ever reads of frames: features [..., P, Dv] -> per cross layer keys, values [..., P, G, d]."""
+        visual = self.adapter(features.to(self.dtype)).to(self.dtype)  # under autocast it comes as bfloat16
+        place = self.rope.place(features.device)
+        chain: list[KeysValues] = []
+        for index in self.config.cross_layers:
+            keys_values, visual = self.layer(index).see(visual, place)
+            chain.append(keys_values)
+        return chain
+
+    def read(self, token_ids: Tensor, reader: Whole) -> Tensor:
+        """Final hidden states [B, T, D] of tokens [B, T]."""
+        hidden = self.language.embed_tokens(token_ids)
+        for layer in self.language.layers:
+            hidden = layer(hidden, reader)
+        return self.language.norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., vocabulary]."""
+        head = self.language.lm_head
+        return linear(hidden, self.language.embed_tokens.weight if head is None else head.weight)
+
+    def layer(self, index: int) -> Layer:
+        """One of the language model's."""
+        layer = self.language.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
+
+    def _start(self) -> None:
+        """Linear layers keep torch's start, which suits any width; embeddings are as small as Qwen2's."""
+        nn.init.normal_(self.language.embed_tokens.weight, std=0.02)
+        for index in range(self.config.num_hidden_layers):
+            layer = self.layer(index)
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                if self.config.attention_bias:
+                    nn.init.zeros_(projection.bias)
+            layer.copy_experts()

@@ -1,0 +1,233 @@
+"""The `streamchat` command. What a subcommand needs is imported when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+USERS_MISTAKE = 2
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Returns 0, 2 for a mistake of the user's, 1 for what failed otherwise."""
+    options = parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        return FAILED
+    except (ValueError, OSError) as error:
+        print(f"streamchat {options.command}: {error}", file=sys.stderr)
+        return FAILED if isinstance(error, ConnectionError) else USERS_MISTAKE
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands and their options."""
+    top = argparse.ArgumentParser(
+        prog="streamchat",
+        description="Talk with live cameras: the answer follows the video while it is spoken.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_up, _add_publish, _add_chat, _add_cameras, _add_keys, _add_assemble, _add_demo):
+        add(commands)
+    return top
+
+
+def _add_up(commands: Any) -> None:
+    add = commands.add_parser("up", help="start everything on this machine and keep it up until Ctrl-C")
+    add.add_argument("--port", type=int, default=8000, help="of the page and the API; 0: a free one (8000)")
+    add.add_argument("--model", default="", metavar="FOLDER", help="a StreamChat folder (streamchat-tiny)")
+    add.add_argument(
+        "--kafka-port", type=int, default=0, help="of the broker (9092 if free, else a free one)"
+    )
+    add.add_argument(
+        "--keys",
+        default="",
+        metavar="FILE",
+        help="ask for keys of this file, made by `streamchat keys` (none)",
+    )
+    add.set_defaults(run=_up)
+
+
+def _up(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from services.local.up import up
+    from services.settings import Settings
+
+    settings = Settings.from_environment()
+    if options.model:
+        settings = replace(settings, model=options.model)
+    if options.keys:
+        settings = replace(settings, keys_file=options.keys)
+    return up(settings, options.port, kafka_port=options.kafka_port)
+
+
+def _add_publish(commands: Any) -> None:
+    add = commands.add_parser(
+        "publish", help="send a file, an RTSP URL or a webcam as a camera, at real pace"
+    )
+    add.add_argument("source", help="a video file, an rtsp:// URL or a device such as /dev/video0")
+    add.add_argument("--camera", required=True, metavar="ID", help="the name under which it is asked about")
+    add.add_argument("--loop", action="store_true", help="begin again when the file ends")
+    add.add_argument("--topic", default="cameras", help="the Kafka topic (cameras)")
+    add.add_argument(
+        "--kafka", default="", metavar="HOST:PORT", help="the broker (the setting's, or 127.0.0.1:9092)"
+    )
+    add.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there (nowhere)")
+    add.set_defaults(run=_publish)
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from services.adapters.kafka_access import KafkaAccess
+    from services.local.embedded_servers import HOST, KAFKA_PORT
+    from services.publisher.publish import publish
+    from services.settings import Settings
+
+    settings = Settings.from_environment()
+    brokers = options.kafka or settings.kafka_bootstrap_servers or f"{HOST}:{KAFKA_PORT}"
+    return publish(
+        options.source,
+        camera=options.camera,
+        bootstrap_servers=brokers,
+        topic=options.topic,
+        loop=options.loop,
+        access=KafkaAccess.of(settings),
+        metrics=options.metrics,
+    )
+
+
+def _add_chat(commands: Any) -> None:
+    add = commands.add_parser("chat", help="ask a camera and see the answer while it is spoken")
+    add.add_argument("question")
+    add.add_argument("--camera", required=True, metavar="ID")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    add.add_argument("--frozen", action="store_true", help="see only what was there when you asked")
+    add.add_argument(
+        "--tokens-per-second", type=float, metavar="N", help="speak at this pace (as fast as it goes)"
+    )
+    add.set_defaults(run=_chat)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from services.cli.chat import chat
+    from services.settings import Settings
+
+    pace: float | None = options.tokens_per_second
+    key = Settings.from_environment().api_key
+    return chat(
+        options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace, key=key
+    )
+
+
+def _add_cameras(commands: Any) -> None:
+    add = commands.add_parser("cameras", help="list the cameras")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    add.set_defaults(run=_cameras)
+
+
+def _cameras(options: argparse.Namespace) -> int:
+    from services.cli.chat import show_cameras
+    from services.settings import Settings
+
+    return show_cameras(options.url, key=Settings.from_environment().api_key)
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="make, list, rotate and revoke API keys")
+    keys.add_argument(
+        "--file", type=Path, metavar="FILE", help="of the keys' hashes (the setting STREAMCHAT_KEYS_FILE)"
+    )
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser("make", help="make a key and print it")
+    make.add_argument("name", help="whose it is")
+    make.add_argument("--role", choices=("ask", "admin"), default="ask", help="admin: /metrics too (ask)")
+    make.add_argument(
+        "--camera",
+        action="append",
+        metavar="PATTERN",
+        help="that it may see, such as 'door-*'; may be repeated (all)",
+    )
+    make.add_argument("--no-camera", action="store_true", help="it may see none: to read the metrics")
+    make.add_argument("--days", type=float, metavar="N", help="so long it is good (for ever)")
+    make.add_argument("--requests-per-minute", type=int, default=0, metavar="N", help="(the setting's)")
+    make.add_argument("--requests-at-once", type=int, default=0, metavar="N", help="(the setting's)")
+    actions.add_parser("list", help="show whose keys there are")
+    rotate = actions.add_parser("rotate", help="make another key with the same rights; the old one ends")
+    rotate.add_argument("key", help="its id, or its name")
+    rotate.add_argument(
+        "--grace-days", type=float, default=1.0, metavar="N", help="both are good so long (1)"
+    )
+    revoke = actions.add_parser("revoke", help="end a key now")
+    revoke.add_argument("key", help="its id, or its name")
+    keys.set_defaults(run=_keys)
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from services.cli import keys
+    from services.settings import Settings
+
+    path = options.file or Path(Settings.from_environment().keys_file)
+    if path == Path():
+        raise ValueError("name the file of the keys: --file FILE, or the setting STREAMCHAT_KEYS_FILE")
+    match options.action:
+        case "make":
+            return keys.make(
+                path,
+                options.name,
+                role=options.role,
+                cameras=() if options.no_camera else tuple(options.camera or ("*",)),
+                ends_s=keys.ends_after(options.days),
+                requests_per_minute=options.requests_per_minute,
+                requests_at_once=options.requests_at_once,
+            )
+        case "rotate":
+            return keys.rotate(path, options.key, old_lasts_s=max(0.0, options.grace_days) * keys.DAY_S)
+        case "revoke":
+            return keys.revoke(path, options.key)
+        case _:
+            return keys.show_keys(path)
+
+
+def _add_assemble(commands: Any) -> None:
+    add = commands.add_parser("assemble", help="make a StreamChat folder from a SigLIP and a language model")
+    add.add_argument(
+        "--vision", type=Path, required=True, metavar="DIR", help="Hugging Face folder of a SigLIP"
+    )
+    add.add_argument(
+        "--language", type=Path, required=True, metavar="DIR", help="of a Qwen2.5 or Llama model"
+    )
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    add.set_defaults(run=_assemble)
+
+
+def _assemble(options: argparse.Namespace) -> int:
+    from model.checkpoint.assemble import assemble
+
+    config = assemble(options.vision, options.language, options.out)
+    print(f"{options.out}: {config.name}; serve it with `streamchat up --model {options.out}`")
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    add = commands.add_parser("demo", help="three cameras, two questions, and the page: all of it at once")
+    add.add_argument("--once", action="store_true", help="end after the answers, with a line of JSON")
+    add.add_argument("--port", type=int, default=8000, help="of the page (8000 if free, else a free one)")
+    add.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from services.local.demo import demo
+
+    return demo(once=options.once, port=options.port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""From a checked chat request to a question for the decoder: the words, and the one thing to look at."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
+
+from services.access.authentication import Caller
+from services.gateway.chat.request import (
+    CHARACTERS_PER_TOKEN,
+    ChatMessage,
+    ChatRequest,
+    StreamChatOptions,
+    TextPart,
+)
+from services.gateway.question_service import Desk
+from services.messages.api_error import ApiError
+from services.messages.dialog import DialogRequest, Message
+from services.messages.video import PlayedClip
+
+MAX_STOPS = 4
+DATA_URI = re.compile(r"data:(video|image)/[\w.+-]+((?:;[\w.+=-]+)*);base64,", re.ASCII)
+HOW_TO_NAME_A_CAMERA = (
+    'name a camera in the newest user message: {"type": "video_url", "video_url": {"url": "camera://ID"}}; '
+    "GET /v1/cameras lists the ids"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualSource:
+    """What the question is about, as it was named, and the path of the field that names it."""
+
+    url: str
+    kind: str  # of the content part: "video" or "image"
+    param: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Ready for the decoder; `clip` is set when it is about a clip that came with it."""
+
+    request: DialogRequest
+    clip: PlayedClip | None = None
+
+
+def text_of(message: ChatMessage) -> str:
+    """A message's words: its text parts joined by line breaks."""
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+
+
+def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
+    """The pictures, clips and cameras that a message names."""
+    if isinstance(message.content, str):
+        return []
+    sources: list[VisualSource] = []
+    for index, part in enumerate(message.content):
+        if isinstance(part, TextPart):
+            continue
+        kind = "video" if part.type == "video_url" else "image"
+        url = part.video_url.url if part.type == "video_url" else part.image_url.url
+        sources.append(VisualSource(url=url, kind=kind, param=f"{path}.content[{index}].{part.type}.url"))
+    if sources and message.role != "user":
+        raise ApiError(400, "misplaced_picture", "only user messages show something", param=sources[0].param)
+    return sources
+
+
+def visual_source(messages: Sequence[ChatMessage]) -> VisualSource:
+    """The newest user message that names something to look at wins; it names exactly one thing."""
+    named = [sources_of(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    newest = next((sources for sources in reversed(named) if sources), None)
+    if newest is None:
+        raise ApiError(400, "no_camera", HOW_TO_NAME_A_CAMERA, param="messages")
+    if len(newest) > 1:
+        message = f"got {len(newest)} things to look at in one message, wanted one camera, clip or picture"
+        raise ApiError(400, "several_pictures", message, param=newest[1].param)
+    return newest[0]
+
+
+def check_words(messages: Sequence[Message], max_prompt_tokens: int, param: str = "messages") -> None:
+    """The last turn is a question with words in it, and all together are not hopelessly long."""
+    if messages[-1].role != "user" or not messages[-1].text.strip():
+        raise ApiError(
+            400, "empty_question", "the last message must be the user's and hold a question", param=param
+        )
+    num_characters = sum(len(message.text) for message in messages)
+    limit = max_prompt_tokens * CHARACTERS_PER_TOKEN
+    if num_characters > limit:
+        message = f"got {num_characters} characters of text, more than {max_prompt_tokens} tokens can hold"
+        raise ApiError(400, "prompt_too_long", message, param=param)
+
+
+def camera_named(source: VisualSource) -> str | None:
+    """The id in `camera://ID`; None for a data URI; everything else is refused and never fetched."""
+    scheme, separator, rest = source.url.partition(":")
+    if scheme.lower() == "camera" and rest.startswith("//"):
+        if source.kind != "video":
+            raise ApiError(
+                400,
+                "invalid_url",
+                "a camera is named in a video_url, not in an image_url",
+                param=source.param,
+            )
+        return unquote(rest[2:].rstrip("/"))
+    if scheme.lower() == "data" and separator:
+        return None
+    if scheme.lower() in ("http", "https"):
+        message = "addresses are never fetched: send the clip or picture itself as a data URI"
+        raise ApiError(400, "url_not_fetched", message, param=source.param)
+    message = f"got {source.url[:40]!r}, wanted camera://ID or data:{source.kind}/...;base64,..."
+    raise ApiError(400, "invalid_url", message, param=source.param)
+
+
+def media_of(source: VisualSource) -> bytes:
+    """The bytes in a data URI of the part's own kind; raises ApiError 400 when it is broken."""
+    head = DATA_URI.match(source.url[:256])
+    if head is None or head[1] != source.kind:
+        message = f"got {source.url[:40]!r}, wanted data:{source.kind}/...;base64,..."
+        raise ApiError(400, "invalid_data_uri", message, param=source.param)
+    try:
+        media = base64.b64decode(source.url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, "invalid_data_uri", f"the data URI is not base64: {error}", param=source.param
+        ) from error
+    if not media:
+        raise ApiError(400, "invalid_data_uri", "the data URI holds nothing", param=source.param)
+    return media
+
+
+def num_tokens_wanted(request: ChatRequest, limit: int) -> int:
+    """`max_completion_tokens` or the older `max_tokens`; they must not contradict each other."""
+    newer, older = request.max_completion_tokens, request.max_tokens
+    if newer is not None and older is not None and newer != older:
+        message = f"max_tokens is {older} and max_completion_tokens is {newer}: give one of them"
+        raise ApiError(400, "invalid_option", message, param="max_tokens")
+    wanted = newer if newer is not None else older
+    if wanted is not None and wanted > limit:
+        param = "max_completion_tokens" if newer is not None else "max_tokens"
+        raise ApiError(400, "invalid_option", f"{param}: got {wanted}, wanted at most {limit}", param=param)
+    return limit if wanted is None else wanted
+
+
+def stops_wanted(stop: str | list[str] | None) -> tuple[str, ...]:
+    """OpenAI takes one text or up to four."""
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(stops) > MAX_STOPS or "" in stops:
+        message = f"stop: got {len(stops)} texts, wanted at most {MAX_STOPS}, none of them empty"
+        raise ApiError(400, "invalid_option", message, param="stop")
+    return stops
+
+
+def biases_wanted(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """OpenAI's `logit_bias`: token ids as text, and what is added to their logits."""
+    for token in logit_bias or {}:
+        if not token.isascii() or not token.isdigit():
+            message = f"logit_bias: got {token[:40]!r}, wanted token ids"
+            raise ApiError(400, "invalid_option", message, param="logit_bias")
+    return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())
+
+
+def num_top_wanted(chat: ChatRequest) -> int | None:
+    """How many likely tokens to tell beside the one that was made; None: no log chances at all."""
+    if chat.top_logprobs and not chat.logprobs:
+        message = "top_logprobs: wanted with `logprobs: true` only"
+        raise ApiError(400, "invalid_option", message, param="top_logprobs")
+    return (chat.top_logprobs or 0) if chat.logprobs else None
+
+
+def dialog_request(
+    camera: str, messages: Sequence[Message], options: StreamChatOptions, *, max_tokens: int
+) -> DialogRequest:
+    """A question with our options; what OpenAI's options add is for the caller to set."""
+    return DialogRequest(
+        request_id=uuid.uuid4().hex,
+        camera=camera,
+        messages=tuple(messages),
+        max_tokens=max_tokens,
+        visual_context=options.visual_context or "live",
+        num_frames=options.frames,
+        tokens_per_second=options.tokens_per_second,
+        max_frame_age_ms=options.max_frame_age_ms,
+        min_p=options.min_p or 0.0,
+        repetition_penalty=options.repetition_penalty or 1.0,
+        asked_s=time.time(),
+    )
+
+
+async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
+    """Check everything that can be checked here, play the clip if one came along; raises ApiError."""
+    desk.check_model(chat.model)
+    words = [
+        Message(role="system" if message.role == "developer" else message.role, text=text_of(message))
+        for message in chat.messages
+    ]
+    check_words(words, desk.settings.max_prompt_tokens)
+    max_tokens = num_tokens_wanted(chat, desk.settings.max_completion_tokens)
+    stops = stops_wanted(chat.stop)
+    biases, num_top = biases_wanted(chat.logit_bias), num_top_wanted(chat)
+    options = chat.streamchat or StreamChatOptions()
+    source = visual_source(chat.messages)
+    camera = camera_named(source)
+    clip = None
+    if camera is None:
+        options, clip = await play(desk, source, options)
+        camera = clip.camera
+    else:
+        await desk.check_camera(caller, camera, source.param)
+    request = dialog_request(camera, words, options, max_tokens=max_tokens)
+    request = replace(
+        request,
+        stop=stops,
+        temperature=chat.temperature or 0.0,
+        top_p=1.0 if chat.top_p is None else chat.top_p,
+        frequency_penalty=chat.frequency_penalty or 0.0,
+        presence_penalty=chat.presence_penalty or 0.0,
+        logit_bias=biases,
+        num_top=num_top,
+        seed=chat.seed,
+    )
+    return Question(request=request, clip=clip)
+
+
+async def play(
+    desk: Desk, source: VisualSource, options: StreamChatOptions
+) -> tuple[StreamChatOptions, PlayedClip]:
+    """A clip is over when it is asked about: it is played, and the answer sees its end."""
+    if options.visual_context == "live":
+        message = "a clip is asked about when it is over: leave visual_context out, or say frozen"
+        raise ApiError(400, "invalid_option", message, param="streamchat.visual_context")
+    media = await asyncio.to_thread(media_of, source)
+    clip = await desk.play(media, source.kind, source.param)
+    return options.model_copy(update={"visual_context": "frozen", "max_frame_age_ms": None}), clip

@@ -1,0 +1,219 @@
+"""The request of `POST /v1/chat/completions`: OpenAI's fields and `streamchat`, checked strictly.
+
+A field that would change the answer's meaning and is not implemented is refused by name, never swallowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.messages.api_error import ApiError
+
+CHARACTERS_PER_TOKEN = 16  # no tokenizer is this good: a longer text is surely too long, and refused early
+MAX_MESSAGES = 1000
+
+# Not implemented; the values that change nothing are accepted.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+HARMLESS = {
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+PART_TYPES = {"text", "video_url", "image_url", "input_text", "output_text"}
+
+
+class Strict(BaseModel):
+    """No unknown keys, no silent conversions ("5" is not 5), no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class StreamChatOptions(Strict):
+    """Our options, beside OpenAI's own: `extra_body={"streamchat": {...}}`."""
+
+    visual_context: Literal["live", "frozen"] | None = Field(
+        default=None,
+        description="live (default): look again before every word; frozen: only what was visible when asked",
+    )
+    frames: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="newest frames to see; default: the camera's whole FIFO"
+    )
+    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        default=None, description="speak at this pace; default: as fast as it goes"
+    )
+    max_frame_age_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
+        default=None, description="a token whose newest frame is older than this says `stale: true`"
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="only tokens at least this likely, as a share of the likeliest one's chance"
+    )
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
+        default=None, description="above 1: what was said or asked before is less likely to be said"
+    )
+
+
+class MediaUrl(BaseModel):
+    """Where a picture comes from."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    url: str = Field(description="camera://ID, or data:video/...;base64,... or data:image/...;base64,...")
+
+
+class TextPart(Strict):
+    """Words."""
+
+    type: Literal["text"]
+    text: str
+
+
+class VideoPart(Strict):
+    """A camera, or a clip as a data URI."""
+
+    type: Literal["video_url"]
+    video_url: MediaUrl
+
+
+class ImagePart(Strict):
+    """A picture as a data URI."""
+
+    type: Literal["image_url"]
+    image_url: MediaUrl
+
+
+ContentPart = Annotated[TextPart | VideoPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """OpenAI's chat completion request, as far as it is implemented, and `streamchat`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None, description="default 0: the likeliest word"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: str | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
+    streamchat: StreamChatOptions | None = None
+
+
+def decoded_json(text: str | bytes) -> Any:
+    """Strict JSON; raises ApiError 400 `malformed_json` for all else, NaN and lone surrogates too."""
+
+    def no_constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        value = json.loads(text, parse_constant=no_constant)
+        if b"\\u" in text if isinstance(text, bytes) else "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half a surrogate pair
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "malformed_json", f"the body is not JSON: {error}"[:300]) from error
+    return value
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].text`, without what pydantic adds to tell alternatives apart."""
+    path = ""
+    before: int | str = ""
+    for key in location:
+        if isinstance(key, int):
+            path += f"[{key}]"
+        elif (
+            key != "str"
+            and not key.startswith("list[")
+            and not (isinstance(before, int) and key in PART_TYPES)
+        ):
+            path += f".{key}" if path else key
+        before = key
+    return path
+
+
+def option_error(error: ValidationError) -> ApiError:
+    """What is wrong with a request, with the path of its field."""
+    found = [(field_path(e["loc"]), e) for e in error.errors(include_url=False, include_context=False)]
+    # Of alternatives (`content` is a text or a list), the one that got furthest is the one that was meant.
+    path, first = max(
+        found, key=lambda pair: (pair[0].count(".") + pair[0].count("["), pair[1]["type"] != "string_type")
+    )
+    wanted = " or ".join(dict.fromkeys(e["msg"] for at, e in found if at == path))
+    got = "" if isinstance(first["input"], dict | list) else f" (got {str(first['input'])[:80]!r})"
+    part = first["type"].startswith("union_tag") or (".content[" in path and path.endswith(".type"))
+    code = "unknown_content_part" if part else "invalid_option"
+    return ApiError(400, code, f"{path}: {wanted}{got}"[:400], param=path)
+
+
+def check_extra(extra: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], path: str = "") -> None:
+    """Refuse what is unknown, or known and not implemented, unless its value changes nothing."""
+    for name, value in extra.items():
+        param = f"{path}{name[:80]}"
+        if name in HARMLESS or value is None:
+            continue
+        if name not in neutral:
+            raise ApiError(400, "unknown_parameter", f"{param}: no such field", param=param)
+        # `True == 1` in Python: a flag and a number are told apart.
+        if not any(isinstance(value, bool) == isinstance(n, bool) and value == n for n in neutral[name]):
+            wanted = " or ".join(json.dumps(n) for n in neutral[name])
+            message = f"{param}: not supported here" + (f", wanted {wanted}" if wanted else "")
+            raise ApiError(400, "unsupported_parameter", message, param=param)
+
+
+def parsed(value: Any) -> ChatRequest:
+    """The checked request; raises ApiError 400 with the path of the field at fault."""
+    if not isinstance(value, dict):
+        raise ApiError(400, "invalid_request", "the body is not a JSON object")
+    try:
+        request = ChatRequest.model_validate(value)
+    except ValidationError as error:
+        raise option_error(error) from error
+    check_extra(request.model_extra or {}, NEUTRAL)
+    return request

@@ -1,0 +1,99 @@
+"""Where questions are handed in, whichever protocol brought them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from services.access.authentication import Caller
+from services.gateway.answer import Answer, Decode
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.store_threads import StoreThreads
+from services.messages.api_error import ApiError
+from services.messages.dialog import DialogRequest
+from services.messages.video import CameraState, ClipRefused, PlayedClip
+from services.ports.frame_store import FrameStore, is_private
+from services.settings import Settings
+
+PlayClip = Callable[[bytes, str], Awaitable[PlayedClip]]
+
+MAX_CAMERA_CHARACTERS = 256
+CLIP_TIMEOUT_S = 120.0
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    """The parts that the chat API, the realtime API and the camera API share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model_name: str,
+        store: FrameStore,
+        decode: Decode,
+        play_clip: PlayClip,
+        metrics: GatewayMetrics | None = None,
+    ) -> None:
+        self.settings = settings
+        self.model_name = model_name
+        self.store = StoreThreads(store)
+        self.metrics = metrics or GatewayMetrics()
+        self._decode = decode
+        self._play_clip = play_clip
+
+    async def camera(self, caller: Caller, camera: str, param: str | None = None) -> CameraState:
+        """State of a camera with frames; ApiError 403 (not the caller's), 404 (unknown), 409 (no frame), 503."""
+        caller.check_sees(camera, param)
+        known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
+        states = await self.store.ask(lambda store: store.cameras()) if known else []
+        for state in states:
+            if state.camera == camera:
+                return state
+        if known and await self.store.ask(lambda store: store.is_announced(camera)):
+            message = f"camera {camera!r} sends, but no picture could be made of it yet: ask again shortly"
+            raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
+        message = (
+            f"no camera called {camera[:80]!r} has sent a frame yet: GET /v1/cameras lists those that have"
+        )
+        raise ApiError(404, "unknown_camera", message, param=param)
+
+    async def check_camera(self, caller: Caller, camera: str, param: str | None = None) -> None:
+        """Like `camera`, but a lost store does not matter: the decoder may still have the camera's frames."""
+        try:
+            await self.camera(caller, camera, param)
+        except ApiError as error:
+            if error.code != "store_lost":
+                raise
+
+    def check_model(self, model: str) -> None:
+        """ApiError 404 when this gateway serves another model."""
+        if model != self.model_name:
+            message = f"no model is called {model[:80]!r}: this is {self.model_name!r}"
+            raise ApiError(404, "model_not_found", message, param="model")
+
+    async def play(self, media: bytes, kind: str, param: str) -> PlayedClip:
+        """Play a clip or picture into a private FIFO; raises ApiError when it cannot be played."""
+        try:
+            async with asyncio.timeout(CLIP_TIMEOUT_S):
+                return await self._play_clip(media, kind)
+        except ClipRefused as refused:
+            raise ApiError(refused.status, refused.code, refused.message, param=param) from refused
+        except Exception as error:
+            log.warning("clip not played: %r", error)
+            message = "the service that plays clips cannot be reached: try again shortly"
+            raise ApiError(503, "clip_player_lost", message, param=param, retry_after_s=1) from error
+
+    async def ask(self, request: DialogRequest) -> Answer:
+        """Hand the question to a decoder and wait until it is admitted; raises ApiError when refused.
+
+        The caller closes the answer.
+        """
+        answer = Answer(self._decode, request, self.metrics)
+        await answer.start()
+        return answer
+
+    def close(self) -> None:
+        """End the threads."""
+        self.store.close()

@@ -1,0 +1,133 @@
+"""One answer over `WS /v1/realtime`: OpenAI's events of a response, with our facts under `streamchat`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from services.gateway.chat.reply import facts_of, percentile
+from services.gateway.realtime.conversation import Conversation, Item, new_id
+from services.messages.api_error import ApiError
+from services.messages.dialog import TokenEvent
+
+Event = dict[str, Any]
+
+
+class RealtimeReply:
+    """Makes the events; each method gives those of one moment, in order."""
+
+    def __init__(
+        self, conversation_id: str | None, max_output_tokens: int, metadata: dict[str, str] | None
+    ) -> None:
+        self.id = new_id("resp")
+        self.item_id = new_id("item")
+        self.tokens: list[TokenEvent] = []
+        self.num_prompt_tokens = 0
+        self._conversation_id = conversation_id
+        self._max_output_tokens = max_output_tokens
+        self._metadata = metadata
+        self._text_began = False
+
+    @property
+    def text(self) -> str:
+        """The words so far."""
+        return "".join(token.text for token in self.tokens)
+
+    def created(self) -> list[Event]:
+        """Before the decoder is asked."""
+        return [{"type": "response.created", "response": self._response("in_progress", None, [])}]
+
+    def began(self, num_prompt_tokens: int, conversation: Conversation | None) -> list[Event]:
+        """When the decoder has taken the dialog."""
+        self.num_prompt_tokens = num_prompt_tokens
+        self._text_began = True
+        item = Item(id=self.item_id, role="assistant", text="", status="in_progress")
+        events = [self._of_response("response.output_item.added", item=item.event)]
+        if conversation is not None:
+            before, _ = conversation.add(item)
+            events.append({"type": "conversation.item.added", "previous_item_id": before, "item": item.event})
+        part = {"type": "text", "text": ""}
+        return [*events, self._of_item("response.content_part.added", part=part)]
+
+    def delta(self, tokens: Sequence[TokenEvent]) -> Event:
+        """The next words."""
+        self.tokens += tokens
+        facts = {"tokens": [facts_of(token, None).model_dump() for token in tokens]}
+        text = "".join(token.text for token in tokens)
+        return self._of_item("response.output_text.delta", delta=text, streamchat=facts)
+
+    def ended(
+        self,
+        status: Literal["completed", "incomplete", "cancelled", "failed"],
+        conversation: Conversation | None,
+        error: ApiError | None = None,
+    ) -> list[Event]:
+        """All that closes a response, whatever became of it."""
+        events: list[Event] = []
+        output: list[Event] = []
+        if self._text_began:
+            item_status = "completed" if status == "completed" else "incomplete"
+            item = Item(id=self.item_id, role="assistant", text=self.text, status=item_status)
+            kept = conversation.finish(self.item_id, self.text, item_status) if conversation else None
+            output = [item.event]
+            events.append(self._of_item("response.output_text.done", text=self.text))
+            events.append(
+                self._of_item("response.content_part.done", part={"type": "text", "text": self.text})
+            )
+            events.append(self._of_response("response.output_item.done", item=item.event))
+            if kept is not None:
+                events.append({"type": "conversation.item.done", "item": item.event})
+        details: Event | None = None
+        if status != "completed":
+            reasons = {"incomplete": "max_output_tokens", "cancelled": "client_cancelled"}
+            details = {"type": status, "reason": reasons.get(status)}
+        if details is not None and error is not None:
+            details["error"] = error.body.error.model_dump()
+        return [*events, {"type": "response.done", "response": self._response(status, details, output)}]
+
+    def camera_lost(self, camera: str, token: TokenEvent) -> Event:
+        """No new frame comes any more: what is said now is said from this one."""
+        return {
+            "type": "streamchat.camera.lost",
+            "response_id": self.id,
+            "camera": camera,
+            "frame_id": token.frame_id,
+            "captured_s": token.captured_s,
+            "frame_age_ms": round(token.frame_age_ms, 2),
+        }
+
+    def _of_response(self, kind: str, **more: Any) -> Event:
+        return {"type": kind, "response_id": self.id, "output_index": 0, **more}
+
+    def _of_item(self, kind: str, **more: Any) -> Event:
+        return self._of_response(kind, item_id=self.item_id, content_index=0, **more)
+
+    def _response(self, status: str, details: Event | None, output: list[Event]) -> Event:
+        ages_ms = [token.frame_age_ms for token in self.tokens]
+        ended = status != "in_progress"
+        num_tokens = len(self.tokens)
+        usage = {
+            "total_tokens": self.num_prompt_tokens + num_tokens,
+            "input_tokens": self.num_prompt_tokens,
+            "output_tokens": num_tokens,
+            "input_token_details": {
+                "text_tokens": self.num_prompt_tokens,
+                "audio_tokens": 0,
+                "cached_tokens": 0,
+            },
+            "output_token_details": {"text_tokens": num_tokens, "audio_tokens": 0},
+        }
+        ages = {"frame_age_p50_ms": percentile(ages_ms, 0.5), "frame_age_p95_ms": percentile(ages_ms, 0.95)}
+        return {
+            "id": self.id,
+            "object": "realtime.response",
+            "status": status,
+            "status_details": details,
+            "output": output,
+            "conversation_id": self._conversation_id,
+            "output_modalities": ["text"],
+            "max_output_tokens": self._max_output_tokens,
+            "metadata": self._metadata,
+            "usage": usage if ended else None,
+            "streamchat": ages if ended else None,
+        }

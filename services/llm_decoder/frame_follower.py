@@ -1,0 +1,82 @@
+"""A decoder replica's own thread that follows the FIFOs of the cameras it is asked about."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from services.messages.video import Frame
+from services.ports.frame_store import BEFORE_ALL, FrameStore, StoreLost
+
+BLOCK_S = 0.1  # a camera that is watched from now on waits at most this long for its first new frame
+RETRY_S = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class FrameFollower:
+    """Fetches each new frame once, whoever looks at it, and hands it on. A lost store is waited for."""
+
+    def __init__(self, store: FrameStore, deliver: Callable[[Sequence[Frame]], None]) -> None:
+        self._store, self._deliver = store, deliver
+        self._positions: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._ended = False
+        self.store_lost = False
+        self._thread = threading.Thread(target=self._run, name="frame-follower", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def watch(self, camera: str, after: str = BEFORE_ALL) -> None:
+        """Follow a camera from a frame id on; one that is followed already stays where it is."""
+        with self._changed:
+            self._positions.setdefault(camera, after)
+            self._changed.notify()
+
+    def forget(self, camera: str) -> None:
+        """Stop following."""
+        with self._changed:
+            self._positions.pop(camera, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is running."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._positions)
+                if self._ended:
+                    return
+                positions = dict(self._positions)
+            try:
+                frames = self._store.newer(positions, block_s=BLOCK_S)
+                self.store_lost = False
+            except StoreLost as error:
+                if not self.store_lost:
+                    log.warning("the frame store is lost; answers go on from what is in the ring: %s", error)
+                self.store_lost = True
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ended, timeout=RETRY_S)
+                continue
+            self._advance(frames)
+            if frames:
+                self._deliver(frames)
+
+    def _advance(self, frames: Sequence[Frame]) -> None:
+        with self._changed:
+            for frame in frames:
+                if frame.camera in self._positions:
+                    self._positions[frame.camera] = frame.frame_id

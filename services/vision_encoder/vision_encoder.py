@@ -1,0 +1,121 @@
+"""VisionEncoder: pictures in, visual tokens out, many cameras at a time.
+
+While one forward pass runs, whatever other cameras send meanwhile gathers, and the next pass takes it all: batches grow
+with the load, and nobody ever waits for a batch to fill. (Ray Serve's own batching waits a fixed time for every batch,
+and makes none of what comes while it is busy.) A picture waits for the pass before its own and no longer, unless more
+than `max_pictures` are waiting; under such load FrameFifo drops what is older than a newer frame.
+
+Letters: N pictures, S pixels along a side, P visual tokens a picture, Dv the encoder's width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.checkpoint.folder import load_vision
+from services.adapters.metric_catalogue import ENCODER_BATCH, ENCODER_BUSY, FRAME_ENCODE
+from services.messages.video import VisualTokens
+from services.ports.recorder import Meters, PrometheusMeters
+
+
+class _Call(NamedTuple):
+    pictures: list[bytes]
+    answer: Future[list[VisualTokens]]
+
+
+class VisionEncoder:
+    """One replica: the vision part of a StreamChat folder. Forward passes run in a thread of their own, in turn."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        max_pictures: int = 16,
+        meters: Meters | None = None,
+    ) -> None:
+        """`max_pictures`: of several callers, encoded in one pass."""
+        torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.tower = load_vision(folder, dtype=self.dtype, device=self.device)
+        self.size = self.tower.config.image_size
+        self.max_pictures = max_pictures
+        self.meters: Meters = meters or PrometheusMeters("vision_encoder")
+        self._waiting: deque[_Call] = deque()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vision")
+        self._encode(
+            [bytes(self.size * self.size * 3)]
+        )  # the first pass sets things up; nobody should wait for it
+
+    async def encode(self, pictures: list[bytes]) -> list[VisualTokens]:
+        """Raw RGB pictures, each S * S * 3 bytes -> each one's visual tokens [P, Dv]. ValueError for another size."""
+        wanted = self.size * self.size * 3
+        if wrong := [len(p) for p in pictures if len(p) != wanted]:
+            raise ValueError(
+                f"picture: got {wrong[0]} bytes, wanted {wanted} (RGB {self.size} x {self.size})"
+            )
+        if not pictures:
+            return []
+        call = _Call(pictures, Future())
+        self._waiting.append(call)
+        self._thread.submit(self._pass)  # one for each call; those that find nothing left to do are done
+        return await asyncio.wrap_future(call.answer)
+
+    def _pass(self) -> None:
+        """Encode what waits now, together."""
+        calls = self._take()
+        if not calls:
+            return
+        try:
+            tokens = iter(self._measured([picture for call in calls for picture in call.pictures]))
+        except Exception as error:  # whatever went wrong, each caller hears it
+            for call in calls:
+                call.answer.set_exception(error)
+            return
+        for call in calls:
+            call.answer.set_result([next(tokens) for _ in call.pictures])
+
+    def _take(self) -> list[_Call]:
+        """The oldest calls, without those that nobody waits for any more; one alone may be larger than a batch."""
+        calls: list[_Call] = []
+        room = self.max_pictures
+        while self._waiting and (not calls or len(self._waiting[0].pictures) <= room):
+            call = self._waiting.popleft()
+            if call.answer.set_running_or_notify_cancel():
+                calls.append(call)
+                room -= len(call.pictures)
+        return calls
+
+    def _measured(self, pictures: list[bytes]) -> list[VisualTokens]:
+        start_s = time.perf_counter()
+        tokens = self._encode(pictures)
+        took_s = time.perf_counter() - start_s
+        self.meters.observe(FRAME_ENCODE, took_s)
+        self.meters.count(ENCODER_BUSY, by=took_s)
+        self.meters.observe(ENCODER_BATCH, len(pictures))
+        return tokens
+
+    @torch.inference_mode()
+    def _encode(self, pictures: list[bytes]) -> list[VisualTokens]:
+        """Bytes go to the device as they are; scaling to the encoder's numbers happens there (`VisionTower`)."""
+        flat = torch.frombuffer(bytearray(b"".join(pictures)), dtype=torch.uint8)
+        pixels = flat.view(len(pictures), self.size, self.size, 3).to(self.device)
+        tokens = self.tower(pixels)
+        name = str(self.dtype).removeprefix("torch.")
+        shape = (tokens.shape[1], tokens.shape[2])
+        return [VisualTokens(shape=shape, dtype=name, data=data) for data in _raw(tokens)]
+
+
+def _raw(tokens: Tensor) -> list[bytes]:
+    """Little-endian bytes of each [P, Dv]; numpy knows no bfloat16, so bytes are taken as they lie."""
+    return [part.numpy().tobytes() for part in tokens.contiguous().cpu().view(torch.uint8)]

@@ -1,0 +1,67 @@
+"""Weights of fewer bits: what they are made of, and that the engine still says what the whole ones say, nearly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_named
+from model.config import PROJECT_ROOT
+from model.engine.dialog import Options
+from model.engine.engine import Engine
+from model.network.streamchat import StreamChat
+from tests.model.scenes import make_model, make_scene, play
+
+
+def test_names_and_what_is_computed_with():
+    assert weights_named("int8") == "int8"
+    with pytest.raises(
+        ValueError, match="weights: got 'int3', wanted one of auto, float32, bfloat16, int8, float8"
+    ):
+        weights_named("int3")
+    assert dtype_of("auto", "cpu") == dtype_of("int8", "cpu") == torch.float32
+    assert dtype_of("auto", "cuda:1") == dtype_of("float8", "cuda") == torch.bfloat16
+    assert dtype_of("float32", "cuda") == torch.float32
+    assert dtype_of("bfloat16", "cpu") == torch.bfloat16
+    assert quantise_to("bfloat16") is None
+
+
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `quantised` extra, which lies apart from what else is installed."""
+    monkeypatch.syspath_prepend(str(PROJECT_ROOT / ".venv" / "quantised"))
+
+
+def test_without_torchao_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # pyright: ignore[reportUnknownLambdaType]
+    with pytest.raises(ImportError, match="int8 weights need torchao: pip install"):
+        quantise_to("int8")
+
+
+def served(model: StreamChat, weights: Weights) -> Tensor:
+    """Logits [positions, V] of a scene."""
+    model = model.to(dtype_of(weights, "cpu"))
+    engine = Engine(model, quantise=quantise_to(weights), max_dialogs=1)
+    return torch.stack([logits.float() for _, logits in play(engine, make_scene(model), Options())])
+
+
+@pytest.mark.parametrize("shape", ["gqa_tied", "own_attention", "llama"])
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.parametrize("weights", ["int8", "float8", "bfloat16"])
+def test_fewer_bits_change_little(shape: str, weights: Weights):
+    wanted, got = served(make_model(shape), "float32"), served(make_model(shape), weights)
+    error = (got - wanted).square().mean().sqrt() / wanted.std()
+    assert 0 < error < 0.1
+
+
+@pytest.mark.usefixtures("torchao")
+def test_the_whole_weights_are_let_go():
+    model = make_model("gqa_tied")
+    before = sum(p.untyped_storage().nbytes() for p in model.language.layers[1].parameters())
+    Engine(model, quantise=quantise_to("int8"), max_dialogs=1)
+    left = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for p in model.language.layers[1].parameters()
+    }
+    assert sum(left.values()) < before / 2

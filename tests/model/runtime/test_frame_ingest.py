@@ -1,0 +1,76 @@
+"""Frames taken in beside decoding: the same numbers as at once, whatever the pieces."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.network.streamchat import StreamChat
+from model.runtime.frame_ingest import Chain, Intake, NewFrame, Pace
+from model.runtime.packed_model import Decoding
+
+
+def frames(model: StreamChat, camera: str, num: int) -> list[NewFrame]:
+    vision = model.config.vision
+    torch.manual_seed(num)
+    return [
+        NewFrame(camera, str(n), n / 5, torch.randn(vision.num_visual_tokens, vision.hidden_size))
+        for n in range(num)
+    ]
+
+
+def all_of(intake: Intake) -> tuple[list[tuple[NewFrame, Chain]], int]:
+    ready: list[tuple[NewFrame, Chain]] = []
+    num_pieces = 0
+    while intake.busy:
+        ready += intake.piece(math.inf)
+        num_pieces += 1
+    return ready, num_pieces
+
+
+def stacked(chain: Chain) -> list[Tensor]:
+    return [part for pair in chain for part in pair]
+
+
+@pytest.mark.parametrize("size", [1, 4, 9, 1000])
+def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
+    intake = Intake(model, Decoding(model))
+    intake.pace = Pace(size, size)
+    new = [*frames(model, "a", 3), *frames(model, "b", 2)]
+    intake.put(new[:3], 9)
+    intake.put(new[3:], 9)
+    ready, num_pieces = all_of(intake)
+    num_chunks = -(-5 * model.config.vision.num_visual_tokens // size)
+    assert num_pieces == num_chunks * (len(model.config.cross_layers) + 1) + 1
+    assert [frame for frame, _ in ready] == new
+    with torch.no_grad():
+        for frame, chain in ready:
+            wanted = stacked(model.visual_chain(frame.features))
+            torch.testing.assert_close(stacked(chain), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
+    intake = Intake(model, Decoding(model))
+    new, others = frames(model, "a", 6), frames(model, "b", 2)
+    intake.put(others, 4)
+    intake.put(new[:3], 4)
+    intake.put(new[3:], 4)
+    intake.forget("b")
+    assert [frame for frame, _ in all_of(intake)[0]] == new[2:]
+
+
+def test_pieces_learn_how_large_they_may_be():
+    pace = Pace(8, 64)
+    assert pace.amount(1.0) == 8
+    assert pace.amount(math.inf) == 64
+    pace.learn(8, 0.08)  # 10 ms each
+    assert pace.amount(1.0) == 40
+    assert pace.amount(0.1) == 8
+    pace.learn(40, 1.2)  # a slow layer
+    assert pace.amount(1.0) == 13
+    for _ in range(30):
+        pace.learn(13, 0.013)
+    assert pace.amount(1.0) == 64

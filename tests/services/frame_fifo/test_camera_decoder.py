@@ -1,0 +1,170 @@
+"""One camera's decoder: which frames it gives, and what it does with packets that are no good."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.frame_fifo.camera_decoder import CameraDecoder, Pace, SampledFrame
+from services.messages.video import VideoPacket
+from tests.services.h264 import camera_packets, encoded, mjpeg_bomb, picture
+
+SIZE = 48
+
+
+def decoder(fps: float = 5.0) -> CameraDecoder:
+    return CameraDecoder(fps, SIZE, 4096 * 2304)
+
+
+def feed(d: CameraDecoder, packets: list[VideoPacket]) -> tuple[list[SampledFrame], list[str]]:
+    """All frames, and why packets were skipped."""
+    decoded = [d.feed(p) for p in packets]
+    return [f for x in decoded for f in x.frames], [x.skipped for x in decoded if x.skipped]
+
+
+@pytest.mark.parametrize("fps", [10, 12, 15, 24, 25, 29.97, 30, 60])
+def test_every_source_gives_exactly_five_frames_a_second(fps: float) -> None:
+    pace = Pace(5.0)
+    times = [1_800_000_000 + i / fps for i in range(int(fps * 60))]
+    taken = [t for t in times if pace.takes(t)]
+    assert abs(len(taken) - 300) <= 1
+    gaps = np.diff(taken)
+    assert gaps.min() > 0.2 - 1 / fps
+    assert gaps.max() < 0.2 + 1 / fps
+
+
+def test_a_shaky_source_at_the_very_rate_loses_nothing() -> None:
+    pace = Pace(5.0)
+    shake = np.random.default_rng(0).uniform(-0.009, 0.009, 300)
+    assert sum(pace.takes(100 + i * 0.2 + s) for i, s in enumerate(shake)) == 300
+
+
+def test_a_slow_source_and_a_gap_are_not_made_up_for() -> None:
+    pace = Pace(5.0)
+    assert all(pace.takes(100 + i) for i in range(10))
+    assert not pace.takes(109.05)
+    assert pace.takes(200.0)
+    assert not pace.takes(200.1)
+    assert not pace.takes(150.0)
+
+
+def test_frames_tell_when_they_were_captured_and_show_the_picture() -> None:
+    packets = camera_packets(encoded(30))
+    frames, skipped = feed(decoder(), packets)
+    assert not skipped
+    assert [f.captured_s for f in frames] == [packets[i].captured_s for i in range(0, 30, 3)]
+    assert frames[1].frame_id == f"{round(packets[3].captured_s * 1000)}-3"
+    pixels = np.frombuffer(frames[4].pixels, np.uint8).reshape(SIZE, SIZE, 3)
+    wanted = np.asarray(Image.fromarray(picture(12)).resize((SIZE, SIZE), Image.Resampling.BOX))
+    assert np.abs(pixels.astype(int) - wanted).mean() < 12
+    jpeg = Image.open(io.BytesIO(frames[4].jpeg()))
+    assert (jpeg.format, jpeg.size) == ("JPEG", (160, 120))
+
+
+def test_a_large_picture_is_shown_small() -> None:
+    frames, _ = feed(decoder(), camera_packets(encoded(1, size=(1280, 720))))
+    assert Image.open(io.BytesIO(frames[0].jpeg())).size == (480, 270)
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc"), ("mjpeg", "mjpeg")])
+def test_each_codec_is_read(codec: str, name: str) -> None:
+    frames, skipped = feed(decoder(), camera_packets(encoded(16, codec=codec), codec=name))
+    assert len(frames) >= 5
+    assert not skipped
+
+
+def test_reordered_frames_keep_their_own_capture_times() -> None:
+    packets = camera_packets(encoded(60, b_frames=2))
+    assert [p.pts for p in packets] != sorted(p.pts for p in packets)
+    frames, skipped = feed(decoder(fps=15), packets)
+    assert not skipped
+    times = [f.captured_s for f in frames]
+    assert times == sorted(times)
+    seqs = {round(p.captured_s * 1000): p.seq for p in packets}
+    assert all(
+        f.frame_id == f"{round(f.captured_s * 1000)}-{seqs[round(f.captured_s * 1000)]}" for f in frames
+    )
+    assert len(frames) >= 57  # the codec holds the last ones back
+
+
+def test_a_new_decoder_waits_for_a_keyframe() -> None:
+    packets = camera_packets(encoded(30))
+    d = decoder()
+    frames, skipped = feed(d, packets[5:])
+    assert skipped == ["no_keyframe"] * 10
+    assert frames[0].captured_s == packets[15].captured_s
+
+
+def test_a_lost_packet_costs_the_rest_of_its_gop() -> None:
+    packets = camera_packets(encoded(30))
+    frames, skipped = feed(decoder(15), packets[:7] + packets[8:])
+    assert skipped == ["lost_packet"] + ["no_keyframe"] * 6
+    assert len(frames) == 7 + 15
+
+
+def test_a_repeated_packet_is_ignored() -> None:
+    packets = camera_packets(encoded(10))
+    frames, skipped = feed(decoder(15), [*packets[:4], packets[3], *packets[4:]])
+    assert skipped == ["repeated"]
+    assert len(frames) == 10
+
+
+@pytest.mark.parametrize("at", [0, 7, 15])
+@pytest.mark.parametrize("damage", ["cut", "noise", "noise after the header", "flipped"])
+def test_a_damaged_packet_is_told_and_the_next_keyframe_heals(at: int, damage: str) -> None:
+    packets = camera_packets(encoded(45))
+    data = packets[at].data
+    noise = np.random.default_rng(1).integers(0, 255, len(data), dtype=np.uint8).tobytes()
+    bad = {
+        "cut": data[: len(data) // 2],
+        "noise": noise,
+        "noise after the header": data[:12] + noise[12:],
+        "flipped": data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x55]) + data[len(data) // 2 + 1 :],
+    }[damage]
+    packets[at] = replace(packets[at], data=bad)
+    frames, skipped = feed(decoder(15), packets)
+    good = {packets[i].captured_s for i in range(30, 45)}
+    assert good <= {f.captured_s for f in frames}
+    if damage != "flipped":  # a flipped bit may still be a picture
+        assert "damaged" in skipped
+        assert packets[at].captured_s not in {f.captured_s for f in frames}
+
+
+def test_another_codec_resolution_or_publisher_begins_at_a_keyframe() -> None:
+    d = decoder()
+    first = camera_packets(encoded(20))
+    second = camera_packets(encoded(15, size=(96, 96)), start_s=1_800_000_010)
+    third = camera_packets(encoded(15, codec="mjpeg"), codec="mjpeg", start_s=1_800_000_020)
+    frames, skipped = feed(d, first + second + third)
+    assert not skipped
+    assert len(frames) == 7 + 5 + 5
+    assert {Image.open(io.BytesIO(f.jpeg())).size for f in frames} == {(160, 120), (96, 96)}
+    assert d.codec == "mjpeg"
+
+
+def test_a_new_resolution_within_one_stream_goes_on() -> None:
+    first = camera_packets(encoded(15))
+    second = camera_packets(encoded(15, size=(96, 96)), start_s=1_800_000_001, first_seq=15)
+    second = [replace(p, pts=p.pts + 15) for p in second]
+    frames, skipped = feed(decoder(), first + second)
+    assert not skipped
+    assert len(frames) == 10
+
+
+def test_a_huge_picture_is_damage_and_not_memory() -> None:
+    bomb = camera_packets(encoded(1, codec="mjpeg"), codec="mjpeg")[0]
+    d = decoder()
+    _, skipped = feed(d, [replace(bomb, data=mjpeg_bomb())])
+    assert skipped == ["damaged"]
+    assert d.waiting
+
+
+def test_catching_up_decodes_without_giving_frames() -> None:
+    packets = camera_packets(encoded(20))
+    d = decoder(15)
+    assert not any(d.feed(p, sample=False).frames for p in packets[:10])
+    assert len(feed(d, packets[10:])[0]) == 10

@@ -1,0 +1,73 @@
+"""From messages to one thing to look at."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from services.gateway.chat.question import VisualSource, camera_named, media_of, visual_source
+from services.gateway.chat.request import ChatRequest, parsed
+from services.messages.api_error import ApiError
+
+
+def source(url: str, kind: str = "video") -> VisualSource:
+    return VisualSource(url=url, kind=kind, param="here")
+
+
+def chat(*urls: str | None) -> ChatRequest:
+    """A user message for each url, asking about it (None: words only)."""
+    parts = [[{"type": "video_url", "video_url": {"url": url}}] if url else [] for url in urls]
+    text = {"type": "text", "text": "?"}
+    return parsed({"model": "m", "messages": [{"role": "user", "content": [*part, text]} for part in parts]})
+
+
+def test_the_newest_message_that_shows_something_wins() -> None:
+    assert visual_source(chat("camera://a", "camera://b", None).messages).url == "camera://b"
+    with pytest.raises(ApiError, match="no_camera"):
+        visual_source(chat(None, None).messages)
+
+
+@pytest.mark.parametrize(
+    ("url", "camera"),
+    [
+        ("camera://front-door", "front-door"),
+        ("CAMERA://front-door/", "front-door"),
+        ("camera://yard%2Fgate%20%C3%BC", "yard/gate ü"),
+        ("camera://yard/gate", "yard/gate"),
+        ("data:video/mp4;base64,AAAA", None),
+    ],
+)
+def test_cameras_are_named_by_url(url: str, camera: str | None) -> None:
+    assert camera_named(source(url)) == camera
+
+
+@pytest.mark.parametrize(
+    "url", ["", "front-door", "camera:front-door", "rtsp://host/x", "ftp://x", "javascript:x"]
+)
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(ApiError, match="invalid_url"):
+        camera_named(source(url))
+
+
+def test_a_data_uris_bytes_are_read() -> None:
+    media = bytes(range(256))
+    text = base64.b64encode(media).decode()
+    assert media_of(source(f"data:video/mp4;base64,{text}")) == media
+    assert media_of(source(f"data:video/mp4;codecs=avc1.4d;base64,{text}")) == media
+    assert media_of(source(f"data:image/svg+xml;base64,{text}", "image")) == media
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:video/mp4,AAAA",
+        "data:;base64,AAAA",
+        "data:text/plain;base64,AAAA",
+        "data:video/mp4;base64,A",
+        "data:",
+    ],
+)
+def test_broken_data_uris_are_refused(url: str) -> None:
+    with pytest.raises(ApiError, match="invalid_data_uri"):
+        media_of(source(url))

@@ -1,0 +1,122 @@
+"""The app as a whole: health, metrics, its own description, headers, wrong routes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from services.gateway.gateway import make_app
+from services.ports.frame_store import MemoryFrameStore
+from services.settings import Settings
+from tests.services.served_gateway import (
+    MODEL,
+    ScriptedDecoder,
+    ScriptedPlayer,
+    listening,
+)
+
+CONTENT = [
+    {"type": "video_url", "video_url": {"url": "camera://front-door"}},
+    {"type": "text", "text": "What is happening?"},
+]
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": CONTENT}]}
+
+
+def test_the_gateway_loads_no_heavy_library() -> None:
+    script = "import services.gateway.gateway, sys; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"torch", "ray", "redis", "kafka", "transformers", "av"}
+
+
+def test_health_and_readiness(http: httpx.Client) -> None:
+    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+
+
+def test_readiness_waits_for_the_decoder() -> None:
+    ready = False
+
+    async def check() -> None:
+        if not ready:
+            raise ConnectionError("no replica")
+
+    store = MemoryFrameStore()
+    decoder, player = ScriptedDecoder(store), ScriptedPlayer(store)
+    app = make_app(Settings(access="open"), MODEL, store, decoder.decode, player.play_clip, check)
+    with listening(app) as url, httpx.Client(base_url=url, verify=False) as http:
+        response = http.get("/readyz")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+        ready = True
+        assert http.get("/readyz").status_code == 200
+
+
+def test_metrics_count_what_was_asked(http: httpx.Client) -> None:
+    def value(name: str) -> float:
+        found = re.search(rf"^{re.escape(name)} (.+)$", http.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    tokens = value("streamchat_generation_tokens_total")
+    assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+    assert http.post("/v1/chat/completions", json={**BODY, "n": 2}).status_code == 400
+    assert value("streamchat_generation_tokens_total") == tokens + 8
+    assert value("streamchat_prompt_tokens_total") >= 1
+    assert value("streamchat_requests_total") >= 1
+    assert value("streamchat_time_to_first_token_seconds_count") >= 1
+    assert value("streamchat_inter_token_latency_seconds_count") >= 7
+    assert value("streamchat_e2e_request_latency_seconds_count") >= 1
+    assert value('streamchat_request_errors_total{code="unsupported_parameter",status="400"}') >= 1
+    assert value("streamchat_requests_running") == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v2/models", 404, "unknown_route"),
+        ("GET", "/v1/chat/completions", 405, "wrong_method"),
+        ("GET", "/page/../gateway.py", 404, "unknown_route"),
+        ("GET", "/page/%2e%2e%2fgateway.py", 404, "unknown_route"),
+        ("GET", "/v1/models/other", 404, "model_not_found"),
+    ],
+)
+def test_wrong_routes_are_told_in_openais_shape(
+    http: httpx.Client, method: str, path: str, status: int, code: str
+) -> None:
+    response = http.request(method, path)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/page/page.js", "/page/page.css", "/page/icon.svg", "/v1/cameras", "/nowhere"]
+)
+def test_nothing_is_loaded_from_elsewhere(http: httpx.Client, path: str) -> None:
+    response = http.get(path)
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(r"""(src|href|url|import|fetch)\s*[=(]\s*["'`]?(https?:)?//""", response.text)
+    assert "<script>" not in response.text
+    assert " style=" not in response.text
+
+
+def test_the_document_describes_the_real_requests_and_errors(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    assert "streamchat" in schemas["ChatRequest"]["properties"]
+    assert set(schemas["ErrorDetail"]["properties"]) == {"message", "type", "param", "code"}
+    assert "ChatCompletionChunk" in schemas
+    post = document["paths"]["/v1/chat/completions"]["post"]
+    assert {"200", "400", "401", "403", "404", "409", "413", "429", "503"} == set(post["responses"])
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+        assert name in schemas
+    page = http.get("/docs").text
+    for path in document["paths"]:
+        assert path in page
+    assert "/v1/realtime" in page

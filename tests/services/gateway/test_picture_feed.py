@@ -1,0 +1,79 @@
+"""The picture feed reads once for all who look on, and only while somebody does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from services.access.authentication import Caller
+from services.gateway.metrics import GatewayMetrics
+from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer, picture_of
+from services.gateway.store_threads import StoreThreads
+from services.messages.api_error import ApiError
+from services.messages.video import Frame
+from services.ports.frame_store import MemoryFrameStore
+from tests.services.served_gateway import frame
+
+
+class CountingStore(MemoryFrameStore):
+    """Counts reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_reads = 0
+
+    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
+        self.num_reads += 1
+        return super().newer(after, block_s=block_s)
+
+
+async def test_a_viewer_gets_the_newest_picture_of_each_camera_only() -> None:
+    viewer = Viewer(None, Caller())
+    for number in range(3):
+        viewer.offer(picture_of(frame("a", number)))
+        viewer.offer(picture_of(frame("b", number)))
+    newest = [await viewer.next(), await viewer.next()]
+    assert {(picture.camera, picture.frame_id.split("-")[1]) for picture in newest} == {
+        ("a", "2"),
+        ("b", "2"),
+    }
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(viewer.next(), 0.01)
+
+
+async def test_many_viewers_cost_one_reader_and_none_costs_none() -> None:
+    store = CountingStore()
+    store.append(frame("a", 1), capacity=4)
+    threads = StoreThreads(store)
+    feed = PictureFeed(threads, GatewayMetrics())
+    viewers = [feed.enter("a", Caller()) for _ in range(10)]
+    for viewer in viewers:
+        await viewer.next()
+    store.append(frame("a", 2), capacity=4)
+    for viewer in viewers:
+        assert (await viewer.next()).frame_id.endswith("-2")
+    assert store.num_reads <= 3
+    for viewer in viewers:
+        await feed.leave(viewer)
+    await asyncio.sleep(0)
+    num_reads = store.num_reads
+    store.append(frame("a", 3), capacity=4)
+    late = feed.enter("a", Caller())
+    assert (await late.next()).frame_id.endswith("-3")
+    assert num_reads <= store.num_reads <= num_reads + 2
+    await feed.leave(late)
+    threads.close()
+
+
+async def test_places_are_bounded() -> None:
+    store = MemoryFrameStore()
+    threads = StoreThreads(store)
+    feed = PictureFeed(threads, GatewayMetrics())
+    viewers = [feed.enter(None, Caller()) for _ in range(MAX_VIEWERS)]
+    with pytest.raises(ApiError, match="too_many_viewers"):
+        feed.enter(None, Caller())
+    for viewer in viewers:
+        await feed.leave(viewer)
+    threads.close()

@@ -1,0 +1,34 @@
+"""The store is asked off the event loop."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from services.gateway.store_threads import StoreThreads
+from services.messages.api_error import ApiError
+from services.ports.frame_store import FrameStore, MemoryFrameStore, StoreLost
+from tests.services.served_gateway import frame
+
+
+async def test_calls_run_in_threads_and_a_blocking_read_delays_no_other() -> None:
+    store = MemoryFrameStore()
+    threads = StoreThreads(store)
+    here = threading.get_ident()
+    assert await threads.ask(lambda store: threading.get_ident()) != here
+    waiting = threads.ask(lambda store: store.newer({"a": "0-0"}, block_s=10), blocking=True)
+    assert await threads.ask(lambda store: store.append(frame("a", 1), capacity=2))
+    assert [each.camera for each in await waiting] == ["a"]
+    threads.close()
+
+
+async def test_a_lost_store_is_a_503() -> None:
+    def lost(store: FrameStore) -> None:
+        raise StoreLost("away")
+
+    threads = StoreThreads(MemoryFrameStore())
+    with pytest.raises(ApiError) as raised:
+        await threads.ask(lost)
+    assert (raised.value.status, raised.value.code) == (503, "store_lost")
+    threads.close()

@@ -1,0 +1,275 @@
+"""One contract for every FrameStore, held against the twin in memory, a real store, and one behind TLS and an ACL."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.adapters.redis_frame_store import RedisFrameStore
+from services.local.child_processes import wait_for
+from services.local.embedded_servers import Store
+from services.messages.video import Frame
+from services.ports.frame_store import FrameStore, MemoryFrameStore, StoreLost, fps, parse_frame_id
+from tests.secured_servers import SecuredServers, certificates
+
+START_MS = 1_700_000_000_000
+
+
+def secured_store(servers: SecuredServers, password: str = "") -> RedisFrameStore:
+    return RedisFrameStore(
+        servers.redis_url,
+        username=servers.username,
+        password=password or servers.password,
+        ca_file=str(servers.authority),
+    )
+
+
+@pytest.fixture(params=["memory", "redis", "secured redis"])
+def store(
+    request: pytest.FixtureRequest, store_server: Store, secured: SecuredServers
+) -> Iterator[FrameStore]:
+    made: dict[str, Callable[[], FrameStore]] = {
+        "memory": MemoryFrameStore,
+        "redis": lambda: RedisFrameStore(store_server.url),
+        "secured redis": lambda: secured_store(secured),
+    }
+    store = made[request.param]()
+    yield store
+    store.close()
+
+
+def test_a_store_behind_a_door_needs_all_that_opens_it(secured: SecuredServers, tmp_path: Path) -> None:
+    other, _ = certificates(tmp_path)  # of an authority that signed nothing here
+    port = secured.redis_url.rsplit(":", 1)[1]
+    for refused in (
+        secured_store(secured, "wrong"),
+        RedisFrameStore(secured.redis_url, ca_file=str(secured.authority)),
+        RedisFrameStore(secured.redis_url, username=secured.username, password=secured.password),
+        RedisFrameStore(
+            secured.redis_url, username=secured.username, password=secured.password, ca_file=str(other)
+        ),
+        RedisFrameStore(f"redis://127.0.0.1:{port}", username=secured.username, password=secured.password),
+    ):
+        with closing(refused), pytest.raises(StoreLost) as lost:
+            refused.ping()
+        assert secured.password not in str(lost.value)
+
+
+def frame(camera: str, n: int, *, size: int = 2) -> Frame:
+    """Frame n of a camera that makes five a second."""
+    return Frame(
+        camera=camera,
+        frame_id=f"{START_MS + 200 * n}-{n}",
+        captured_s=(START_MS + 200 * n) / 1000,
+        shape=(size, 3),
+        dtype="float16",
+        visual_tokens=bytes([n % 256]) * (size * 6),
+        jpeg=f"picture {n}".encode(),
+    )
+
+
+def fill(store: FrameStore, camera: str, num_frames: int, *, capacity: int = 8) -> list[Frame]:
+    frames = [frame(camera, n) for n in range(num_frames)]
+    for one in frames:
+        assert store.append(one, capacity=capacity)
+    return frames
+
+
+def test_keeps_exactly_the_newest(store: FrameStore, unique: str) -> None:
+    frames = fill(store, unique, 20, capacity=8)
+    assert store.newest(unique, 100) == frames[-8:]
+    assert store.newest(unique, 3) == frames[-3:]
+    assert store.newest(unique, 0) == []
+    assert store.newest_frame(unique) == frames[-1]
+
+
+def test_a_replay_is_refused(store: FrameStore, unique: str) -> None:
+    frames = fill(store, unique, 3)
+    assert not store.append(frames[-1], capacity=8)
+    assert not store.append(frames[0], capacity=8)
+    assert store.newest(unique, 9) == frames
+
+
+def test_ids_are_ordered_as_numbers(store: FrameStore, unique: str) -> None:
+    for frame_id in ("9-5", "9-10", "10-0", "100-0"):
+        one = replace(frame(unique, 0), frame_id=frame_id)
+        assert store.append(one, capacity=8)
+    assert [one.frame_id for one in store.newer({unique: "9-5"}, block_s=0)] == ["9-10", "10-0", "100-0"]
+
+
+@pytest.mark.parametrize("frame_id", ["", "1", "a-b", "-1-0", "1-0 ", "1" * 30 + "-0", "١-٠"])
+def test_a_bad_id_is_named(store: FrameStore, unique: str, frame_id: str) -> None:
+    one = replace(frame(unique, 0), frame_id=frame_id)
+    with pytest.raises(ValueError, match="wanted '<milliseconds>-<sequence>'"):
+        store.append(one, capacity=8)
+    with pytest.raises(ValueError, match="wanted '<milliseconds>-<sequence>'"):
+        store.newer({unique: frame_id}, block_s=0)
+    assert store.frame(unique, frame_id) is None
+
+
+def test_the_first_id_is_never_taken(store: FrameStore, unique: str) -> None:
+    assert not store.append(replace(frame(unique, 0), frame_id="0-0"), capacity=8)
+
+
+def test_a_capacity_is_at_least_one(store: FrameStore, unique: str) -> None:
+    with pytest.raises(ValueError, match="capacity: got 0"):
+        store.append(frame(unique, 0), capacity=0)
+
+
+def test_newer_follows_every_camera(store: FrameStore, unique: str) -> None:
+    one, two, none = f"{unique}-1", f"{unique}-2", f"{unique}-3"
+    first, second = fill(store, one, 5), fill(store, two, 3)
+    after = {one: first[2].frame_id, two: "0-0", none: "0-0"}
+    found = store.newer(after, block_s=5.0)
+    assert [f for f in found if f.camera == one] == first[3:]
+    assert [f for f in found if f.camera == two] == second
+    assert len(found) == 5
+    assert store.newer({}, block_s=0.0) == []
+
+
+def test_newer_gives_all_that_was_missed(store: FrameStore, unique: str) -> None:
+    cameras = [f"{unique}-{i}" for i in range(40)]
+    for camera in cameras:
+        fill(store, camera, 12, capacity=10)
+    found = store.newer(dict.fromkeys(cameras, "0-0"), block_s=1.0)
+    for camera in cameras:
+        assert [f.frame_id for f in found if f.camera == camera] == [
+            frame(camera, n).frame_id for n in range(2, 12)
+        ]
+
+
+def test_newer_waits_for_the_first_frame_and_no_longer(store: FrameStore, unique: str) -> None:
+    known = fill(store, unique, 2)[-1].frame_id
+    began = time.monotonic()
+    assert store.newer({unique: known}, block_s=0.15) == []
+    assert 0.14 <= time.monotonic() - began < 2.0
+    found: list[Frame] = []
+    reader = threading.Thread(target=lambda: found.extend(store.newer({unique: known}, block_s=30.0)))
+    reader.start()
+    store.append(frame(unique, 2), capacity=8)
+    reader.join(10.0)
+    assert found == [frame(unique, 2)]
+
+
+def test_one_frame_by_its_id(store: FrameStore, unique: str) -> None:
+    frames = fill(store, unique, 10, capacity=4)
+    assert store.frame(unique, frames[-2].frame_id) == frames[-2]
+    assert store.frame(unique, frames[0].frame_id) is None
+    assert store.frame(f"{unique}-other", frames[-2].frame_id) is None
+    assert store.newest_frame(f"{unique}-other") is None
+
+
+def test_state_of_a_camera(store: FrameStore, unique: str) -> None:
+    fill(store, unique, 11, capacity=6)
+    state = next(state for state in store.cameras() if state.camera == unique)
+    assert (state.state, state.num_frames, state.capacity) == ("live", 6, 6)
+    assert state.fps == pytest.approx(5.0)
+    assert state.newest_frame_id == frame(unique, 10).frame_id
+    assert state.newest_captured_s == frame(unique, 10).captured_s
+
+
+def test_a_capacity_can_change(store: FrameStore, unique: str) -> None:
+    fill(store, unique, 10, capacity=6)
+    store.append(frame(unique, 10), capacity=2)
+    state = next(state for state in store.cameras() if state.camera == unique)
+    assert (state.num_frames, state.capacity) == (2, 2)
+    assert state.fps == pytest.approx(5.0)
+
+
+def test_private_cameras_are_not_listed(store: FrameStore, unique: str) -> None:
+    fill(store, f"clip-{unique}", 2)
+    fill(store, unique, 1)
+    names = [state.camera for state in store.cameras()]
+    assert unique in names
+    assert f"clip-{unique}" not in names
+    assert names == sorted(names)
+    assert len(store.newest(f"clip-{unique}", 5)) == 2
+
+
+def test_an_expired_camera_is_forgotten_and_may_return(store: FrameStore, unique: str) -> None:
+    fill(store, unique, 3)
+    store.expire(unique, 60.0)
+    store.expire(unique, 0.05)
+    assert wait_for(lambda: store.newest(unique, 1) == [], 5.0)
+    assert unique not in [state.camera for state in store.cameras()]
+    assert store.append(frame(unique, 0), capacity=8)
+    assert unique in [state.camera for state in store.cameras()]
+    store.expire(f"{unique}-never-seen", 1.0)
+
+
+def test_a_camera_is_announced_for_a_while(store: FrameStore, unique: str) -> None:
+    other = f"{unique}-other"
+    assert not store.is_announced(unique)
+    store.announce([unique, other], 60.0)
+    store.announce([], 60.0)
+    assert store.is_announced(unique)
+    assert store.is_announced(other)
+    assert unique not in [state.camera for state in store.cameras()]  # it has no frame
+    store.announce([unique], 0.05)
+    assert wait_for(lambda: not store.is_announced(unique), 5.0)
+    assert store.is_announced(other)
+
+
+def test_an_expiry_is_put_off_by_a_later_one(store: FrameStore, unique: str) -> None:
+    fill(store, unique, 1)
+    store.expire(unique, 0.2)
+    store.expire(unique, 60.0)
+    other = f"{unique}-other"
+    fill(store, other, 1)
+    store.expire(other, 0.3)
+    assert wait_for(lambda: store.newest(other, 1) == [], 5.0)
+    assert len(store.newest(unique, 1)) == 1
+
+
+@pytest.mark.parametrize("name", ["front door", "a}b{c", "ünïcode", "with:colon", "*", "x" * 300])
+def test_any_name_is_a_camera(store: FrameStore, unique: str, name: str) -> None:
+    camera = f"{unique}{name}"
+    frames = fill(store, camera, 2)
+    assert store.newer({camera: "0-0"}, block_s=1.0) == frames
+    assert camera in [state.camera for state in store.cameras()]
+
+
+def test_writers_and_readers_in_threads(store: FrameStore, unique: str) -> None:
+    seen: list[Frame] = []
+
+    def follow() -> None:
+        last = "0-0"
+        while len(seen) < 60:
+            for one in store.newer({unique: last}, block_s=1.0):
+                last = one.frame_id
+                seen.append(one)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    frames = fill(store, unique, 60, capacity=60)
+    reader.join(10.0)
+    assert seen == frames
+
+
+def test_silent_after_a_while(store_server: Store, unique: str) -> None:
+    for store in (
+        MemoryFrameStore(silent_after_s=0.05),
+        RedisFrameStore(store_server.url, silent_after_s=0.05),
+    ):
+        fill(store, unique, 2)
+
+        def silent(store: FrameStore = store) -> bool:
+            return [s.state for s in store.cameras() if s.camera == unique] == ["silent"]
+
+        assert wait_for(silent, 5.0)
+        store.append(frame(unique, 2), capacity=8)
+        assert not silent()
+        store.close()
+
+
+def test_frame_rate_of_a_fifo_without_a_span() -> None:
+    assert fps((1.0, 1.0), 5) == 0.0
+    assert fps((1.0, 3.0), 1) == 0.0
+    assert fps((1.0, 3.0), 5) == 2.0
+    assert parse_frame_id("12-3") == (12, 3)

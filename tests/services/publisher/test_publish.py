@@ -1,0 +1,211 @@
+"""Publishing: what leaves a file or a camera, at what pace, and what a person is told when it cannot."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from services.frame_fifo.camera_decoder import CameraDecoder
+from services.local.embedded_servers import free_port
+from services.messages.video import VideoPacket
+from services.publisher.progress import Progress
+from services.publisher.publish import file_units, live_units, play, publish
+from services.publisher.video_source import AccessUnit, SourceLost, VideoSource, open_source, parameter_sets
+from tests.services.h264 import clip, clip_file
+
+
+class Listener:
+    """A video log that only remembers what it was sent, and when."""
+
+    def __init__(self, wanted: int = 10**9) -> None:
+        self.packets: list[VideoPacket] = []
+        self.sent_s: list[float] = []
+        self.wanted = wanted
+        self.enough = threading.Event()
+
+    def send(self, packet: VideoPacket) -> None:
+        self.packets.append(packet)
+        self.sent_s.append(time.time())
+        if len(self.packets) >= self.wanted:
+            self.enough.set()
+
+    def flush(self, timeout_s: float) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def units(path: Path) -> list[AccessUnit]:
+    return list(open_source(str(path)).units())
+
+
+def decodable(found: list[AccessUnit]) -> int:
+    """How many pictures a reader gets that begins with the first of these units."""
+    decoder = CameraDecoder(1000.0, 48, 10**7)
+    count = 0
+    for i, unit in enumerate(found):
+        packet = VideoPacket(
+            camera="x",
+            captured_s=unit.time_s,
+            codec=unit.codec,
+            keyframe=unit.keyframe,
+            pts=unit.pts,
+            time_base=(unit.time_base.numerator, unit.time_base.denominator),
+            seq=i,
+            data=unit.data,
+        )
+        decoded = decoder.feed(packet)
+        assert not decoded.skipped
+        count += len(decoded.frames)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "name"),
+    [
+        ("mp4", "libx264", "h264"),
+        ("mp4", "libx265", "hevc"),
+        ("matroska", "libx264", "h264"),
+        ("mpegts", "libx264", "h264"),
+        ("avi", "mjpeg", "mjpeg"),
+    ],
+)
+def test_a_known_codec_is_copied_and_every_keyframe_is_a_beginning(
+    tmp_path: Path, container: str, codec: str, name: str
+) -> None:
+    path = clip_file(tmp_path, num_frames=45, container=container, codec=codec)
+    assert not open_source(str(path)).transcode
+    found = units(path)
+    assert len(found) == 45
+    assert {unit.codec for unit in found} == {name}
+    keyframes = [i for i, unit in enumerate(found) if unit.keyframe]
+    assert keyframes[:1] == [0]
+    assert len(keyframes) >= 3
+    for i in keyframes:
+        kinds = {7: 2, 8: 2} if name == "h264" else {32: 3} if name == "hevc" else {}
+        assert len(parameter_sets(name, found[i].data)) >= (next(iter(kinds.values())) if kinds else 0)
+        assert decodable(found[i:]) == 45 - i or codec == "libx265"
+    # Copied, not encoded again: the bytes of the pictures are the file's own.
+    with av.open(path) as container_:
+        sizes = [p.size for p in container_.demux(container_.streams.video[0]) if p.size]
+    for unit, size in zip(found, sizes, strict=True):
+        assert unit.keyframe or abs(len(unit.data) - size) <= 4  # a start code may be a byte shorter
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gop": 1000},
+        {"container": "webm", "codec": "libvpx-vp9"},
+        {"gop": 1000, "b_frames": 2, "size": (98, 74)},
+    ],
+)
+def test_what_a_late_reader_could_not_join_is_encoded_anew(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = clip_file(tmp_path, num_frames=60, **options)
+    assert open_source(str(path)).transcode
+    found = units(path)
+    assert {unit.codec for unit in found} == {"h264"}
+    assert len(found) == 60
+    keyframe_s = [unit.time_s for unit in found if unit.keyframe]
+    assert np.diff(keyframe_s) == pytest.approx([1.0] * (len(keyframe_s) - 1), abs=0.07)
+    assert len(keyframe_s) == 4
+    assert decodable(found) == 60
+    assert decodable(found[15:]) == 45
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_file_leaves_at_its_own_pace_and_goes_on_when_looped(tmp_path: Path, b_frames: int) -> None:
+    path = clip_file(tmp_path, num_frames=15, gop=15, b_frames=b_frames)
+    listener, stop = Listener(wanted=36), threading.Event()
+    thread = threading.Thread(
+        target=play, args=(str(path), "door", listener), kwargs={"loop": True, "stop": stop}
+    )
+    thread.start()
+    assert listener.enough.wait(20)
+    stop.set()
+    thread.join()
+    packets = listener.packets[:36]
+    shown = sorted(packets, key=lambda p: p.captured_s)
+    gaps = np.diff([p.captured_s for p in shown])
+    assert gaps[:-3] == pytest.approx(1 / 15, abs=0.002)  # the loop's seam, too
+    assert [p.seq for p in packets] == list(range(36))
+    pts_s = np.array([p.pts * p.time_base[0] / p.time_base[1] for p in packets])
+    captured_s = np.array([p.captured_s for p in packets])
+    assert np.diff(pts_s - captured_s) == pytest.approx(0, abs=0.002)
+    delays = np.array(listener.sent_s[:36]) - captured_s
+    assert delays.min() > -0.01  # nothing leaves before it was seen
+    assert np.median(delays) < 0.5
+
+
+def test_a_file_that_is_not_looped_ends(tmp_path: Path) -> None:
+    listener = Listener()
+    reports: list[int] = []
+    progress = play(
+        str(clip_file(tmp_path, num_frames=8)),
+        "door",
+        listener,
+        report=lambda p: reports.append(p.num_frames),
+    )
+    assert progress.num_frames == len(listener.packets) == 8
+    assert reports[-1] == 8
+    assert "8 frames" in Progress(num_frames=8, started_at=time.monotonic()).line("door")
+
+
+def test_a_publisher_that_fell_behind_goes_on_from_now(tmp_path: Path) -> None:
+    source = open_source(str(clip_file(tmp_path, num_frames=30)))
+    found: list[float] = []
+    for i, (_, captured_s) in enumerate(file_units(source, threading.Event(), loop=False)):
+        found.append(time.time() - captured_s)
+        if i == 3:
+            waited = threading.Event().wait(1.6)  # as if the machine had stood still
+            assert not waited
+    assert max(found[6:]) < 1.1
+
+
+def test_a_live_source_is_opened_again_and_again() -> None:
+    stop = threading.Event()
+    source = VideoSource(address=f"rtsp://127.0.0.1:{free_port()}/x", live=True)
+    threading.Timer(2.5, stop.set).start()
+    assert list(live_units(source, stop)) == []  # two attempts, both refused, and no error
+
+
+def test_errors_are_clear(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.mp4"
+    noise.write_bytes(np.random.default_rng(0).integers(0, 255, 9999, dtype=np.uint8).tobytes())
+    sound = tmp_path / "sound.mp4"
+    with av.open(sound, "w") as out:
+        stream: Any = out.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    for source, words in {
+        str(tmp_path / "nothing.mp4"): "no such file",
+        str(noise): "cannot be opened as video",
+        str(sound): "has no video stream",
+        "/dev/video99": "no such camera",
+        "http://127.0.0.1/x.mp4": "wanted a file",
+    }.items():
+        with pytest.raises(SourceLost, match=words):
+            open_source(source)
+    with pytest.raises(ValueError, match="camera: got 'front door'"):
+        play(str(noise), "front door", Listener())
+
+
+def test_the_command_tells_errors_in_one_line_and_returns_1(tmp_path: Path) -> None:
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(clip(3))
+    nobody = f"127.0.0.1:{free_port()}"
+    for source, words in ((str(file), "no Kafka broker answers"), ("nothing.mp4", "no such file")):
+        out = io.StringIO()
+        assert publish(source, camera="door", bootstrap_servers=nobody, out=out) == 1
+        assert words in out.getvalue()
+        assert len(out.getvalue().splitlines()) == 1

@@ -1,0 +1,124 @@
+"""Packing: every sample in a row with room, and none sees another: a packed batch has its samples' loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from model.network.streamchat import StreamChat
+from training.data.packing import Sample, bins
+from training.data.part import Part, packed_part
+from training.data.row import Row, Turn
+from training.data.timed_text import TimedText
+from training.optimise.objective import Objective, Totals
+
+CPU = torch.device("cpu")
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 120))
+def test_every_sample_has_one_place_and_no_row_is_too_long(lengths: list[int], longest: int) -> None:
+    rows = bins(lengths, longest)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= longest for row in rows)
+
+
+def some_samples(tokenizer: PreTrainedTokenizerFast, num: int) -> list[Sample]:
+    """Dialogs of different lengths on videos of different lengths, one of them without any."""
+    text, rng = TimedText(tokenizer, 16, 200), np.random.default_rng(3)
+    made: list[Sample] = []
+    for number in range(num):
+        frames = np.arange(0.0, 3.0 + 2 * number, 0.4)
+        turns = tuple(
+            Turn(
+                start_s=1.0 + t,
+                end_s=2.0 + t,
+                instruction="What is happening?",
+                answer="The red dog moves. " * (t + 1),
+            )
+            for t in range(1 + number % 3)
+        )
+        row = Row(video="a", turns=turns, kind="dense", source="test")
+        if number == 2:
+            row, frames = Row(video="", turns=turns, kind="text", source="test"), np.zeros(0)
+        pictures = rng.integers(0, 255, (len(frames), 96, 96, 3)).astype(np.uint8)
+        made.append(Sample(text.tokens(row, frames), pictures))
+    return made
+
+
+def part_of(samples: list[Sample], longest: int) -> Part:
+    return packed_part(0, samples, longest, 0, 96)
+
+
+@pytest.mark.parametrize("longest", [90, 200, 1000])
+def test_a_packed_batch_has_the_loss_of_its_samples_one_by_one(
+    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat, longest: int
+) -> None:
+    samples = some_samples(tokenizer, 5)
+    packed = part_of(samples, longest)
+    totals = Totals(packed.weight, 1.0)
+    objective = Objective(random_model.requires_grad_(True))
+    together, told = objective(packed, totals, CPU)
+    together.backward()
+    gradients = [p.grad.clone() if p.grad is not None else None for p in random_model.parameters()]
+    random_model.zero_grad()
+    alone = [objective(part_of([sample], 300), totals, CPU) for sample in samples]
+    loss = torch.stack([loss for loss, _ in alone]).sum()
+    loss.backward()
+    torch.testing.assert_close(loss, together, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sum(values for _, values in alone), told, rtol=1e-5, atol=1e-6)
+    for one, parameter in zip(gradients, random_model.parameters(), strict=True):
+        assert (one is None) == (parameter.grad is None)
+        if one is not None:
+            torch.testing.assert_close(parameter.grad, one, rtol=1e-3, atol=1e-5)
+    random_model.zero_grad()
+
+
+def test_nothing_leaks_between_samples_of_a_row(
+    tokenizer: PreTrainedTokenizerFast, random_model: StreamChat
+) -> None:
+    """Changing one sample's pictures and words changes no logit of another's, bit for bit."""
+    samples = some_samples(tokenizer, 3)
+    packed = part_of(samples, 1000)
+    assert packed.segments is not None
+    assert len(packed.segments) == 1
+    other = 255 - samples[0].pictures
+    changed = part_of([Sample(samples[0].tokens, other), *samples[1:]], 1000)
+    changed.batch.heard[0][packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))] += 1
+    before, after = logits_of(random_model, packed), logits_of(random_model, changed)
+    same = torch.from_numpy(packed.segments[0] != changed_segment)
+    assert torch.equal(before[0, same], after[0, same])
+    assert not torch.equal(before[0, ~same], after[0, ~same])
+
+
+def segment_of(part: Part, sample: Sample) -> int:
+    assert part.segments is not None
+    lengths = [int((part.segments[0] == s).sum()) for s in range(3)]
+    return lengths.index(len(sample.tokens.token_ids))
+
+
+def logits_of(model: StreamChat, part: Part) -> torch.Tensor:
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        kept.append(output)
+
+    hook = model.register_forward_hook(keep)
+    with torch.no_grad():
+        Objective(model)(part, Totals(1.0, 1.0), CPU)
+    hook.remove()
+    return kept[0]
+
+
+def test_a_part_without_samples_counts_nothing_and_is_gone_back_through(random_model: StreamChat) -> None:
+    empty = part_of([], 64)
+    assert (empty.weight, empty.num_tokens, empty.num_frames) == (0.0, 0, 0)
+    loss, _ = Objective(random_model.requires_grad_(True))(empty, Totals(1.0, 1.0), CPU)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    gradients = [p.grad for p in random_model.parameters()]
+    assert all(g is None or not g.any() for g in gradients)
+    random_model.zero_grad()

@@ -1,0 +1,98 @@
+"""Frames of rows: the right ones at the right times, and everything that cannot be read refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data.bad_row import BadRow
+from training.data.row import Row, Turn
+from training.data.video_frames import FrameReader
+from training.live_world.clips import Clip
+
+READER = FrameReader(size=32, frames_per_second=1.0, max_frames=6)
+
+
+def dense(video: Path | str, start_s: float = 4.0, end_s: float = 7.0, **changes: object) -> Row:
+    turn = Turn(start_s=start_s, end_s=end_s, instruction="What?", answer="That.")
+    return Row(video=str(video), turns=(turn,), kind="dense", source="test", **changes)  # type: ignore[arg-type]
+
+
+def whole(video: Path | str, kind: str = "offline", **changes: object) -> Row:
+    turns = (Turn(instruction="What?", answer="That."),)
+    return Row(video=str(video), turns=turns, kind=kind, source="test", **changes)  # type: ignore[arg-type]
+
+
+def test_dense_rows_have_a_frame_a_second_from_just_before_the_first_word(clips: list[Clip]) -> None:
+    frames = READER.read(dense(clips[0].path, time_range=(4.0, 7.0)))
+    np.testing.assert_allclose(frames.times, [3.0, 4.0, 5.0, 6.0, 7.0], atol=0.11)
+    assert frames.pictures.shape == (5, 32, 32, 3)
+    assert len({picture.tobytes() for picture in frames.pictures}) > 1
+
+
+def test_other_videos_are_sampled_evenly(clips: list[Clip]) -> None:
+    frames = READER.read(whole(clips[0].path))
+    length_s = clips[0].world.duration_s
+    np.testing.assert_allclose(frames.times, (np.arange(6) + 0.5) * length_s / 6, atol=0.11)
+
+
+def test_a_jump_over_many_seconds_gives_the_pictures_that_decoding_gives(clips: list[Clip]) -> None:
+    seconds = FrameReader(size=32, frames_per_second=1.0, max_frames=100).read(
+        dense(clips[0].path, 0.0, 15.0)
+    )
+    late = READER.read(dense(clips[0].path, 14.0, 15.0, time_range=(14.0, 15.0)))
+    np.testing.assert_array_equal(late.times, seconds.times[-3:])
+    np.testing.assert_array_equal(late.pictures, seconds.pictures[-3:])
+
+
+def test_a_still_picture_is_one_frame_and_a_text_row_none(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (50, 40), (200, 10, 10)).save(path)
+    frames = READER.read(whole(path, "image"))
+    assert frames.pictures.shape == (1, 32, 32, 3)
+    assert np.abs(frames.pictures.reshape(-1, 3).mean(0) - (200, 10, 10)).max() < 4
+    assert READER.read(whole("", "text")).pictures.shape == (0, 32, 32, 3)
+
+
+def test_files_are_reached_through_fsspec(clips: list[Clip]) -> None:
+    there = READER.read(dense(clips[0].path))
+    np.testing.assert_array_equal(READER.read(dense(f"file://{clips[0].path}")).pictures, there.pictures)
+
+
+def test_the_cache_gives_the_same_and_notices_another_file(clips: list[Clip], tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(clips[0].path.read_bytes())
+    reader = FrameReader(size=32, frames_per_second=1.0, max_frames=6, cache=tmp_path / "cache")
+    first, again = reader.read(dense(video)), reader.read(dense(video))
+    np.testing.assert_array_equal(first.pictures, again.pictures)
+    np.testing.assert_array_equal(first.times, again.times)
+    video.write_bytes(clips[1].path.read_bytes())
+    other = reader.read(dense(video))
+    assert not np.array_equal(first.pictures, other.pictures)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("absent.mp4", "missing file"), ("empty.mp4", "empty file"), ("noise.mp4", "corrupt video"),
+     ("cut.mp4", "corrupt video"), (".", "empty file")],
+)  # fmt: skip
+def test_bad_files_are_named(name: str, reason: str, clips: list[Clip], tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "cut.mp4").write_bytes(clips[0].path.read_bytes()[:20_000])
+    with pytest.raises(BadRow) as error:
+        READER.read(dense(tmp_path / name))
+    assert error.value.reason == reason
+    assert str(tmp_path) in error.value.detail
+
+
+def test_captions_outside_the_clip_are_refused(clips: list[Clip]) -> None:
+    with pytest.raises(BadRow) as error:
+        READER.read(dense(clips[0].path, 90.0, 95.0))
+    assert error.value.reason == "outside the clip"
+    with pytest.raises(BadRow, match="outside the clip"):
+        READER.read(whole(clips[0].path, time_range=(90.0, 95.0)))

@@ -1,0 +1,220 @@
+"""The whole run: Ray Data, an endpoint that really listens, what is kept aside, near-duplicates, and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import PROJECT_ROOT
+from tests.training.scripted_endpoint import Asked, scripted
+from training.data.bad_row import BadRows
+from training.data.row import Row, Turn, read_rows, write_rows
+from training.dense.dense_instructions import DenseInstructions, Price, dialogs
+from training.dense.instruction_writer import Brief
+from training.dense.near_duplicates import word_vectors
+
+THINGS = ("dog", "cat", "car", "bus", "tree", "boat", "bird", "cup", "hat", "key", "lamp", "sock")
+
+
+def caption(start_s: float, text: str) -> Turn:
+    return Turn(start_s=start_s, end_s=start_s + 3, instruction="Tell me what happens.", answer=text)
+
+
+def captions(num: int) -> list[Row]:
+    """One-caption rows, each about another thing or at another place."""
+    return [
+        Row(
+            video=f"{number}.mp4",
+            time_range=(0.0, 20.0),
+            turns=(caption(2.0, f"A {THINGS[number % len(THINGS)]} number{number} appears."),),
+            kind="dense",
+            source="live_world",
+        )
+        for number in range(num)
+    ]
+
+
+def proper(asked: Asked) -> str:
+    """What a good model would say of the last caption."""
+    thing = asked.text.rsplit("A ", 1)[1].removesuffix(" appears.")
+    said = {"start_s": 2.0, "instruction": f"What about the {thing}?", "answer": f"A {thing} appears."}
+    return json.dumps(said)
+
+
+class Command:
+    """`python training/dense/dense_instructions.py`."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row], url: str, *more: str) -> None:
+        self.out, captioned = folder / "dense", folder / "captions.parquet"
+        write_rows(str(captioned), rows)
+        self.words = [
+            sys.executable,
+            "training/dense/dense_instructions.py",
+            str(captioned),
+            "--url",
+            f"{url}/v1",
+        ]
+        self.words += [
+            "--model",
+            "scripted",
+            "--out",
+            str(self.out),
+            "--together",
+            "4",
+            "--tries",
+            "1",
+            *more,
+        ]
+
+    def start(self) -> subprocess.Popen[str]:
+        """In a process group of its own: Ray's processes belong to it."""
+        return subprocess.Popen(
+            self.words,
+            cwd=PROJECT_ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self) -> tuple[int, str, str]:
+        """Exit status, last line of stdout, stderr."""
+        with self.start() as process:
+            out, err = process.communicate(timeout=240)
+        return process.returncode, (out.splitlines() or [""])[-1], err
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / name).read_text().splitlines()]
+
+    def requests(self, name: str) -> set[str]:
+        """Of a ledger, those that will not be asked again."""
+        path = self.out / name
+        return {o["request"] for o in self.ledger(name) if not o.get("again")} if path.is_file() else set()
+
+
+def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+    """What it kept, dropped and rejected is then told of the whole."""
+    waits = threading.Event()
+    failed: set[str] = set()
+    bad: dict[int, str | int] = {3: "Sorry.", 7: json.dumps({"start_s": 2.0})}
+
+    def reply(asked: Asked) -> str | int:
+        if len(endpoint.asked) > 12:
+            waits.wait(120)  # the rest hangs until the run was killed
+        number = int(asked.text.rsplit("number", 1)[1].split()[0])
+        if number == 2 and not failed:
+            failed.add(asked.text)
+            return 503
+        same = proper(asked).replace(f"number{number}?", "?")  # for two things there are two of each
+        return bad.get(number, same if number in (0, 1, 12, 13) else proper(asked))
+
+    with scripted(reply) as endpoint:
+        more = ("--price-prompt", "2", "--price-reply", "8", "--similarity", "0.99")
+        command = Command(tmp_path, captions(24), endpoint.url, *more)
+        with command.start() as process:
+            answers = command.out / "answers.jsonl"
+            while not answers.is_file() or answers.read_bytes().count(b"\n") < 4:
+                assert process.poll() is None, process.communicate()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        done = command.requests("answers.jsonl")
+        assert 4 <= len(done) < 24
+        done |= command.requests("rejected.jsonl")
+        waits.set()
+        with answers.open("a") as file:
+            file.write('{"request": "cut sho')  # as a kill in the middle of a line would
+        asked_before = len(endpoint.asked)
+        status, last, err = command.run()
+        assert status == 0, err
+        # What the killed run had sent may be counted late: it is asked again, once.
+        assert len({asked.text for asked in endpoint.asked[asked_before:]}) == 24 - len(done)
+        check_told(command, json.loads(last), err)
+        asked_before = len(endpoint.asked)
+        status, last, err = command.run()
+        assert (status, json.loads(last)["kept"]) == (0, 20)
+        assert len(endpoint.asked) == asked_before, "a finished run asks nothing"
+
+
+def check_told(command: Command, report: dict[str, Any], err: str) -> None:
+    """The report, the ledgers and the rows of the run above."""
+    outcomes = command.ledger("answers.jsonl")
+    assert len({outcome["request"] for outcome in outcomes}) == len(outcomes) == 22
+    assert (report["requests"], report["kept"], report["dropped"]) == (24, 20, 2)
+    assert report["rejected"] == {"no JSON": 1, "wrong type": 1}
+    assert (report["prompt_tokens"], report["reply_tokens"]) == (2400, 240)
+    assert report["cost"] == round(2400 * 2e-6 + 240 * 8e-6, 4)
+    assert "no JSON: got 'Sorry.'" in err
+    told = Counter(o["reason"] for o in command.ledger("rejected.jsonl") if not o.get("again"))
+    assert told == report["rejected"]
+    assert len(command.ledger("dropped.jsonl")) == 2
+    rows = list(read_rows([str(command.out / "rows.parquet")], BadRows()))
+    assert len(rows) == report["rows"] == 20
+    assert all(row.kind == "dense" and row.source == "live_world" for row in rows)
+    assert all("appears" in row.turns[0].answer and row.turns[0].start_s == 2.0 for row in rows)
+
+
+def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> None:
+    replies: list[str | int] = ["nonsense"]
+    with scripted(lambda asked: replies[0]) as endpoint:
+        command = Command(tmp_path, captions(40), endpoint.url, "--max-bad-share", "0.2")
+        status, _, err = command.run()
+        assert status == 1
+        assert "12 of 12 replies are bad (100.0%), more than the limit of 20.0%: no JSON 12" in err
+        replies[0] = 401
+        command.words += ["--max-bad-share", "1"]  # what was bad before counts on
+        status, _, err = command.run()
+        assert status == 1
+        assert f"dense_instructions: {endpoint.url}/v1 answers 401" in err
+
+
+def test_bad_replies_of_an_earlier_try_count_on(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    made.rejected.add({"request": "a#0", "reason": "no JSON", "detail": "got ''"})
+    again = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    with pytest.raises(ValueError, match=r"1 of 1 rows are bad \(100.0%\)"):
+        again.finish(word_vectors, 0.9, 1)
+
+
+def test_another_model_needs_another_folder(tmp_path: Path) -> None:
+    DenseInstructions(captions(1), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    DenseInstructions(captions(1), Brief(url="elsewhere", model="a"), tmp_path, BadRows(), Price())
+    with pytest.raises(ValueError, match="holds another run"):
+        DenseInstructions(captions(1), Brief(url="", model="b"), tmp_path, BadRows(), Price())
+
+
+def test_more_requests_for_each_row(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    names = [request["request"] for request in made.requests(3)]
+    assert len(set(names)) == 6
+    outcome = {"turn": {}, "prompt_tokens": 1, "reply_tokens": 1}
+    made.answers.add({"request": names[0]} | outcome)
+    made.rejected.add({"request": names[1], "reason": "no JSON"})
+    made.rejected.add({"request": names[2], "reason": "endpoint: 429", "again": True})
+    assert [request["request"] for request in made.requests(3)] == names[2:]
+
+
+def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
+    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    made.rejected.add(
+        {"request": "a#0", "reason": "endpoint: 500", "again": True, "prompt_tokens": 0, "reply_tokens": 0}
+    )
+    report = made.finish(word_vectors, 0.9, 1)
+    assert (report["kept"], report["rows"], report["rejected"]) == (0, 0, {"endpoint: 500": 1})
+    assert list(read_rows([str(tmp_path / "rows.parquet")], BadRows())) == []
+
+
+def test_turns_of_a_window_that_do_not_overlap_are_one_dialog() -> None:
+    (row,) = captions(1)
+    turns = [caption(start_s, "A dog.") for start_s in (9.0, 0.0, 1.0, 4.0)]
+    talks = [[turn.start_s for turn in talk.turns] for talk in dialogs(row, turns)]
+    assert talks == [[0.0, 4.0, 9.0], [1.0]]

@@ -1,0 +1,78 @@
+"""Mistakes are told before anything starts, and bad videos when there are too many; whole runs are in tests/runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs.training_job import TrainingJob
+from training.data.row import Row, Turn, write_rows
+from training.live_world.clips import Clip
+from training.run import launch
+from training.run.recipe import TUNING
+
+
+@pytest.mark.timeout(900)
+def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    turn = Turn(start_s=2, end_s=4, instruction="What?", answer="A dog.")
+    videos = [clips[0].path, clips[1].path, tmp_path / "empty.mp4", tmp_path / "absent.mp4"] * 3
+    turns = [Turn(start_s=2, end_s=4 + i / 10, instruction="What?", answer="A dog.") for i in range(12)]
+    rows = [
+        Row(video=str(v), turns=(t,), kind="dense", source="t") for v, t in zip(videos, turns, strict=True)
+    ]
+    write_rows(str(tmp_path / "rows.jsonl"), [*rows, Row(video="", turns=(turn,), kind="text", source="t")])
+    job = TrainingJob(
+        tmp_path / "out",
+        "--rows",
+        str(tmp_path / "rows.jsonl"),
+        "--set",
+        "steps=2",
+        "global_batch=12",
+        "micro_batch=6",
+    )
+    assert job.finish() == 1
+    assert "rows are bad, more than max_bad_share 5.0%" in job.text()
+    assert "missing file" in job.text()
+    assert str(tmp_path / "absent.mp4") in job.text()
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--recipe", "sft"], "nothing to train on: give --rows or --clips"),
+        (["--recipe", "smoke", "--workers", "two"], "--workers: got 'two', wanted a number such as 2"),
+        (["--recipe", "smoke", "--workers", "3:1"], "--workers: got '3:1'"),
+        (["--recipe", "smoke", "--set", "stepz=1"], "wanted key=value with one of"),
+        (["--recipe", "sft", "--rows", "absent.parquet"], "--model: give a StreamChat folder"),
+        (["--recipe", "smoke", "--rows", "absent.parquet"], "absent.parquet"),
+        (["--recipe", "smoke", "--model", "nowhere"], "nowhere is no StreamChat folder"),
+        (["--recipe", "smoke", "--set", "trainable=adaptor"], "trainable: got adaptor"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        launch.main(TUNING, "")
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_held_out_clips_are_refused(
+    held_out: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--recipe", "live_world", "--model", "new-tiny", "--clips", str(held_out[0].path.parent)]
+    monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        launch.main(TUNING, "")
+    assert "seeds from 1000000 on are held out for tests" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,61 @@
+"""Recipes: the paper's numbers, overrides of every type, and mistakes named."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.run.recipe import ABLATIONS, PRETRAINING, TUNING, overridden, sft
+
+
+def test_the_paper_s_numbers_are_the_defaults() -> None:
+    one, two, tuning = PRETRAINING["pretrain_stage1"], PRETRAINING["pretrain_stage2"], TUNING["sft"]
+    assert (one.peak_lr, one.global_batch, one.steps, one.max_frames) == (5e-4, 512, 5000, 40)
+    assert (two.peak_lr, two.global_batch, two.steps, two.max_frames) == (2e-5, 512, 5000, 40)
+    assert (tuning.peak_lr, tuning.global_batch, tuning.steps, tuning.epochs) == (2e-5, 768, 0, 1.0)
+    assert (tuning.max_frames, tuning.frames_per_second) == (32, 1.0)
+    assert one.trainable == ("adapter",)
+    assert set(two.trainable) == {"adapter", "vision", "visual_ffn", "gates"}
+    assert tuning.trainable == ("all",)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_ablation_switches_one_thing_and_has_2000_steps(ablation: str) -> None:
+    whole, switched = TUNING["sft"], TUNING[f"sft_{ablation}"]
+    assert switched.steps == 2000
+    changed = [key for key in whole.__slots__ if getattr(whole, key) != getattr(switched, key)]
+    assert sorted(changed) == sorted(["name", "steps", *ABLATIONS[ablation]])
+
+
+def test_any_field_can_be_set() -> None:
+    settings = (
+        "steps=7",
+        "peak_lr=1e-3",
+        "flex=true",
+        "trainable=adapter,gates",
+        "gate=tanh",
+        "visual_ffn=false",
+    )
+    made = overridden(sft(), settings)
+    assert (made.steps, made.peak_lr, made.flex) == (7, 1e-3, True)
+    assert (made.trainable, made.gate, made.visual_ffn) == (("adapter", "gates"), "tanh", False)
+    assert overridden(made, ["visual_ffn=none", "kinds=dense"]).visual_ffn is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("stepz=7", "wanted key=value with one of: name, trainable"),
+        ("steps", "wanted key=value"),
+        ("steps=many", "steps: got 'many', wanted a number"),
+        ("flex=1", "flex: got '1', wanted true or false"),
+        ("micro_batch=5", "global_batch 768 is no multiple of micro_batch 5"),
+        ("micro_batch=0", "micro_batch: got 0, wanted more than 0"),
+        ("kinds=dense,films", "kinds: got ['films']"),
+        ("gate=sigmoid", "gate: got 'sigmoid', wanted linear or tanh"),
+        ("max_bad_share=5", "max_bad_share: got 5.0, wanted 0 to 1"),
+    ],
+)
+def test_mistakes_are_named(setting: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"[\s\S]*") as error:
+        overridden(sft(), [setting])
+    assert said in str(error.value)

@@ -1,0 +1,64 @@
+"""A reader of LLaVA-style conversations about pictures and videos (LLaVA, ShareGPT4V, Eagle, LLaVA-Video).
+
+    [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
+      "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}]}]
+
+`image`, `video` or neither; a JSON list, or JSON lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.data.bad_row import BadRow, BadRows, as_list, as_mapping, as_text
+from training.data.readers.json_file import read_json
+from training.data.row import Kind, Row, Turn, good_rows, records
+
+PLACEHOLDER = re.compile(
+    r"\s*<(image|video)>\s*"
+)  # where the frames are put in other models; here they are not in the text
+SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+
+
+def conversations(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
+    """A row of each conversation; bad ones are named and counted. Ids repeat in these sets: only content counts."""
+    return good_rows(_values(path), lambda value: conversation_row(value, source), bad)
+
+
+def _values(path: Path) -> Iterator[tuple[str, object]]:
+    if path.suffix != ".json":
+        yield from records(str(path))
+        return
+    for number, value in enumerate(as_list(str(path), read_json(path)), 1):
+        yield f"{path}:{number}", value
+
+
+def conversation_row(value: object, source: str) -> Row:
+    """One conversation as a row; raises BadRow."""
+    entry = as_mapping("conversation", value)
+    kind: Kind = "image" if entry.get("image") else "offline" if entry.get("video") else "text"
+    video = {"image": entry.get("image"), "offline": entry.get("video"), "text": ""}[kind]
+    if isinstance(video, list) and len(video) == 1:
+        video = video[0]
+    if isinstance(video, list):
+        raise BadRow("several pictures", f"got {len(video)}, wanted one picture or video")
+    return Row(video=as_text(kind, video), turns=_turns(entry.get("conversations")), kind=kind, source=source)
+
+
+def _turns(values: object) -> tuple[Turn, ...]:
+    said: list[tuple[str, str]] = []
+    for number, value in enumerate(as_list("conversations", values)):
+        one = as_mapping(f"conversations[{number}]", value)
+        speaker = one.get("from")
+        if speaker == "system":
+            continue
+        text = as_text(f"conversations[{number}].value", one.get("value"))
+        said.append((SPEAKERS.get(str(speaker), str(speaker)), PLACEHOLDER.sub(" ", text).strip()))
+    wanted = ["human", "gpt"] * (len(said) // 2)
+    if [speaker for speaker, _ in said] != wanted:
+        got = ", ".join(speaker for speaker, _ in said[:8])
+        raise BadRow("speakers out of turn", f"got {got or 'nobody'}, wanted human and gpt in turn")
+    pairs = zip(said[::2], said[1::2], strict=True)
+    return tuple(Turn(instruction=asked, answer=told) for (_, asked), (_, told) in pairs)

@@ -1,0 +1,129 @@
+"""Reading live-world clips: decoded frames at a rate, and the truth that goes with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from model.network.pixels import to_pixels
+from training.live_world.language import Question
+from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS, World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A video file and its world."""
+
+    path: Path
+    world: World
+
+
+def find_clips(folder: Path) -> list[Clip]:
+    """The clips of a folder that `training/live_world/write_clips.py` wrote; FileNotFoundError when it is none."""
+    captions = folder / "captions.json"
+    if not captions.is_file():
+        raise FileNotFoundError(f"{folder} holds no live-world clips: {captions} is missing")
+    told = json.loads(captions.read_text())
+    return [Clip(path=folder / name, world=World.from_json(told[name]["world"])) for name in sorted(told)]
+
+
+def question_of(row: dict[str, Any]) -> Question:
+    """The question of a row of a clip folder's `questions.json`."""
+    return Question(kind=row["kind"], **row["about"])
+
+
+def read_frames(
+    path: Path, frames_per_second: float, size: int, phase_s: float = 0.0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    """Decode a clip and take the first frame at or after each multiple of 1/frames_per_second, from `phase_s` on.
+
+    Returns capture times [N] in seconds and pictures [N, size, size, 3].
+    """
+    times: list[float] = []
+    pictures: list[npt.NDArray[np.uint8]] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        for frame in container.decode(stream):
+            due_s = phase_s + len(times) / frames_per_second
+            if frame.pts is not None and frame.time >= due_s - 1e-6:
+                times.append(frame.time)
+                pictures.append(to_pixels(frame, size))
+    return np.array(times), np.stack(pictures)
+
+
+def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) -> npt.NDArray[np.uint8]:
+    """Pictures [clips, N, size, size, 3] of all clips in a file that is mapped, not held; made once, with progress.
+
+    Raises ValueError when the file is there and does not fit the clips.
+
+    The phase alternates between clips, so that a clip's frames fall on all of its moments over a data set.
+    """
+    num = int(min(c.world.duration_s for c in clips) * frames_per_second)
+    shape = (len(clips), num, size, size, 3)
+    if out.is_file():
+        frames = np.lib.format.open_memmap(out, mode="r")
+        if frames.shape != shape:
+            raise ValueError(
+                f"{out}: got frames of shape {frames.shape}, wanted {shape}: it is of other clips"
+            )
+        return frames
+    part = out.with_suffix(f".{os.getpid()}.part.npy")  # others may make the same
+    frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    for number, clip in enumerate(clips):
+        _, pictures = read_frames(clip.path, frames_per_second, size, phase_of(number))
+        pictures = pictures[:num]
+        frames[number, : len(pictures)] = pictures
+        frames[number, len(pictures) :] = pictures[-1:]
+        print(f"\rdecoded {number + 1}/{len(clips)} clips", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    frames.flush()
+    part.rename(out)
+    return np.lib.format.open_memmap(out, mode="r")
+
+
+def phase_of(number: int) -> float:
+    """The sampling phase of the clip at that place in a data set, in seconds (the clips have 10 frames a second)."""
+    return 0.1 * (number % 2)
+
+
+def frame_times(number: int, num: int, frames_per_second: float) -> npt.NDArray[np.float64]:
+    """Capture times [num] of the frames that `read_all` took from a clip."""
+    return phase_of(number) + np.arange(num) / frames_per_second
+
+
+def patch_truth(world: World, time_s: float) -> npt.NDArray[np.int64]:
+    """What there is to see in each of the nine places: [9, 3] class numbers (thing, colour, happening); 0 = none."""
+    state = world.state(time_s)
+    truth = np.zeros((len(PLACES), 3), dtype=np.int64)
+    event = state.event
+    seen = [*state.things, *([event.thing] if event is not None and event.happening == "leaves" else [])]
+    for thing in seen:
+        happening = (
+            1 + HAPPENINGS.index(event.happening)
+            if event is not None and event.thing.name == thing.name
+            else 0
+        )
+        truth[thing.place] = 1 + THINGS.index(thing.name), 1 + list(COLOURS).index(thing.colour), happening
+    return truth
+
+
+def clip_truth(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
+    """What there is to see at times [N]: class numbers [N, 9, 3] (thing, colour, happening; 0 = none)."""
+    return np.stack([patch_truth(clip.world, float(time_s)) for time_s in times]).astype(np.int8)
+
+
+def clip_truths(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
+    """The same [clips, N, 9, 3] at the frames that `read_all` takes."""
+    return np.stack(
+        [clip_truth(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
+    )
