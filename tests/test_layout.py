@@ -7,8 +7,10 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -21,6 +23,18 @@ ONLY = {  # what only these files of services/ may import
     "redis": {"redis_frame_store.py"},
     "ray": {"app.py", "local_ray.py", "ray_recorder.py"},
 }
+DEPLOYMENTS = ("frame_fifo", "clip_player", "vision_encoder", "llm_decoder", "gateway")
+# Folders of services/ on which others stand, and what these may import of services/ themselves.
+MAY_IMPORT: dict[str, set[str]] = {
+    "messages": set(),
+    "ports": {"messages"},
+    "adapters": {"messages", "ports", "settings"},
+    "access": {"adapters", "messages", "ports", "settings"},
+    "page": set(),
+}
+MOST_FILES = 14  # in one folder
+MOST_LINES = 400  # of one file
+MEDIAN_LINES = 200
 NOT_IN_MODEL = {"ray", "kafka", "redis", "fastapi", "uvicorn", "httpx"}
 LIGHT = (
     "gateway.gateway",
@@ -171,6 +185,40 @@ def test_tests_are_no_packages_and_mirror_the_sources() -> None:
             if not source.exists() and not source.with_suffix("").is_dir():
                 wrong.append(f"{path}: no {source.relative_to(PROJECT_ROOT)}")
     assert wrong == []
+
+
+def test_deployments_are_apart() -> None:
+    # They run in processes of their own, and may be scaled, killed and upgraded alone.
+    wrong = [
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
+        for name in DEPLOYMENTS
+        for path in sources(f"services/{name}")
+        for module, line in imports(path)
+        if (parts := module.split("."))[0] == "services" and parts[1] in DEPLOYMENTS and parts[1] != name
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_services_folders_import_in_one_direction(folder: str) -> None:
+    wrong = [
+        f"{path.relative_to(PROJECT_ROOT)}:{line} imports {module}"
+        for path in sources(f"services/{folder}")
+        for module, line in imports(path)
+        if (parts := module.split("."))[0] == "services" and parts[1] not in {folder, *MAY_IMPORT[folder]}
+    ]
+    assert wrong == []
+
+
+def test_no_folder_is_a_corridor() -> None:
+    counts = Counter(path.parent for path in files(".py"))
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in files(".py")}
+    assert {str(path): length for path, length in lengths.items() if length > MOST_LINES} == {}
+    assert median(length for path, length in lengths.items() if length) < MEDIAN_LINES
 
 
 def test_no_names_that_say_nothing() -> None:
