@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from training.live_world.answers import ReferenceAnswer, Word
 from training.live_world.judge import Spoken
-from training.live_world.language import Answer, Question, Word
+from training.live_world.questions import Question, sample_question
 from training.live_world.world import Event, Happening, Thing, World, make_world
 
 DOG = Thing(name="dog", colour="red", place=0)
@@ -50,10 +53,10 @@ def texts(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def aloud(said: Answer) -> list[Spoken]:
+def aloud(said: ReferenceAnswer) -> list[Spoken]:
     """An answer as it is heard, from someone who sees each moment at once."""
     return [
-        Spoken(text=word.text, seen_s=said.start_s + number / said.beats_per_second)
+        Spoken(text=word.text, seen_s=said.start_s + number / said.steps_per_second)
         for number, word in enumerate(said.words)
     ]
 
@@ -63,3 +66,12 @@ def question(
 ) -> Question:
     """A question with fewer words."""
     return Question(kind=kind, keeps_on=keeps_on, thing=thing, place=place, happening=happens)  # type: ignore[arg-type]
+
+
+def asked_questions(num: int = 120) -> Iterator[tuple[World, Question, float]]:
+    """Sampled questions with their worlds and the times at which they are asked."""
+    rng = np.random.default_rng(0)
+    for world in many_worlds(num):
+        for _ in range(4):
+            ask_s = float(rng.uniform(0.0, 14.0))
+            yield world, sample_question(rng, world, ask_s), ask_s

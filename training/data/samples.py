@@ -11,18 +11,17 @@ from transformers import PreTrainedTokenizerFast
 
 from model.network.clock import indices, visibility
 from training.data.word_times import word_times
-from training.live_world.language import (
+from training.live_world.answers import (
     SLOTS,
-    Answer,
-    Question,
+    ReferenceAnswer,
     Word,
-    answer,
-    is_last,
-    one_beat,
-    pick_question,
-    sentence,
-    told_place,
+    is_final_sentence,
+    listed_place,
+    one_step,
+    reference_answer,
+    sentence_at,
 )
+from training.live_world.questions import Question, sample_question
 from training.live_world.world import PLACES, World
 
 REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
@@ -34,8 +33,8 @@ LESSONS = (0.25, 0.18, 0.11, 0.09, 0.13, 0.09, 0.15)
 # Share of the dialogs to which no frame comes after the question: they tell of what was last seen.
 FROZEN = 0.25
 YOUNG = 0.2  # share of the dialogs whose FIFO is not full yet when they begin
-# Share of the dialogs in which each token takes a beat, as when a decoder speaks at a human pace; else each word.
-TOKEN_BEATS = 0.7
+# Share of the dialogs in which each token takes a step, as in a decoder with a pace; in the others each word does.
+TOKEN_STEPS = 0.7
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -79,7 +78,7 @@ class RowMaker:
     def row(
         self,
         question: str,
-        said: Answer,
+        said: ReferenceAnswer,
         frame_times: Floats,
         history: Sequence[str] = (),
         rng: np.random.Generator | None = None,
@@ -92,18 +91,18 @@ class RowMaker:
         """
         prompt = self.prompt((*history, question))
         words = [w.text for w in said.words]
-        times = word_times(said.start_s, said.end_s, sum(said.beats))
+        times = word_times(said.start_s, said.end_s, sum(said.word_steps))
         ids, token_times = list(prompt), [said.start_s] * len(prompt)
         weights = [1.0] * len(prompt)
-        beat = 0
-        for number, (word, beats, weight) in enumerate(
-            zip(words, said.beats, word_weights(words), strict=True)
+        step = 0
+        for number, (word, steps, weight) in enumerate(
+            zip(words, said.word_steps, word_weights(words), strict=True)
         ):
             pieces = self.pieces(word if number == 0 else " " + word)
             ids += pieces
-            token_times += [times[beat + min(piece, beats - 1)] for piece in range(len(pieces))]
+            token_times += [times[step + min(piece, steps - 1)] for piece in range(len(pieces))]
             weights += [weight] * len(pieces)
-            beat += beats
+            step += steps
         if said.complete:
             ids.append(self.end_id)
             token_times.append(times[-1])
@@ -191,7 +190,7 @@ def random_rows(
 ) -> list[Row]:
     """Questions asked in the first half of a window of frames, at human or at machine pace, some after another turn.
 
-    `longest`: beats of an answer at most; one number for a batch, so that little of it is padding.
+    `longest`: steps of an answer at most; one number for a batch, so that little of it is padding.
     """
     rows: list[Row] = []
     begin_s, end_s = float(frame_times[0]), float(frame_times[-1])
@@ -205,18 +204,18 @@ def random_rows(
         earliest_s = max(begin_s, end_s - span_s)
         ask_s = float(rng.uniform(earliest_s, earliest_s + 0.5 * (end_s - earliest_s)))
         newest_s = ask_s if rng.random() < FROZEN else end_s
-        question = pick_question(rng, world, ask_s, LESSONS)
+        question = sample_question(rng, world, ask_s, LESSONS)
         pace = float(rng.choice((5.0, rng.uniform(2.8, 6.0), rng.uniform(15.0, 100.0)), p=(0.7, 0.15, 0.15)))
-        max_beats = min(int((end_s - ask_s) * pace), longest)
-        beats_of = maker.num_pieces if rng.random() < TOKEN_BEATS else one_beat
-        said = answer(question, world, ask_s, pace, max_beats, seen_s, beats_of)
+        max_steps = min(int((end_s - ask_s) * pace), longest)
+        steps_of = maker.num_pieces if rng.random() < TOKEN_STEPS else one_step
+        said = reference_answer(question, world, ask_s, pace, max_steps, seen_s, steps_of)
         if not said.words:
             continue
         history: tuple[str, ...] = ()
         if rng.random() < 0.12:
             before_s = max(ask_s - float(rng.uniform(2.0, 6.0)), 0.0)
-            earlier = pick_question(rng, world, before_s)
-            told = answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
+            earlier = sample_question(rng, world, before_s)
+            told = reference_answer(earlier, world, before_s, 4.0, int(rng.integers(1, 14)))
             history = (earlier.instruction, " ".join(w.text for w in told.words))
         row = maker.row(question.instruction, said, frame_times, history, rng)
         if newest_s == ask_s:
@@ -240,8 +239,8 @@ def caption_rows(
     rows: list[Row] = []
     newest_s = float(frame_times[-1])
     while len(rows) < num:
-        question = pick_question(rng, world, newest_s, LESSONS)
-        said = answer(
+        question = sample_question(rng, world, newest_s, LESSONS)
+        said = reference_answer(
             question, world, newest_s + 0.05, 50.0, 20 if question.kind == "list" else 4, lambda _: newest_s
         )
         if said.words:
@@ -272,31 +271,31 @@ def flip_book_row(
     arrivals = asked_s + 1000.0 + np.arange(scenes.size, dtype=np.float64).reshape(scenes.shape)  # or never
     arrivals[order[:shown]] = asked_s - 0.1 - 0.2 * np.arange(shown * length)[::-1].reshape(shown, length)
     told_s = float(scenes[order[shown - 1], -1])
-    question = pick_question(rng, world, told_s, LESSONS)
+    question = sample_question(rng, world, told_s, LESSONS)
     question = replace(question, keeps_on=question.kind != "list")
-    beats_of = maker.num_pieces if rng.random() < TOKEN_BEATS else one_beat
+    steps_of = maker.num_pieces if rng.random() < TOKEN_STEPS else one_step
     words: list[Word] = []
-    beats: list[int] = []
+    steps: list[int] = []
     last_place, complete = -1, False
-    while not complete and sum(beats) < longest and shown < len(scenes):
-        begins, shows = sum(beats), bool(words) and question.kind != "list"  # a list is of one picture
+    while not complete and sum(steps) < longest and shown < len(scenes):
+        begins, shows = sum(steps), bool(words) and question.kind != "list"  # a list is of one picture
         if shows:
             told_s = float(scenes[order[shown], 0])
-        spoken = sentence(question, world, told_s, last_place)
+        spoken = sentence_at(question, world, told_s, last_place)
         words += spoken
-        beats += [beats_of(word) for word in spoken]
-        last_place = told_place([w.text for w in spoken], last_place)
-        complete = not spoken or is_last(question, [w.text for w in spoken])
+        steps += [steps_of(word) for word in spoken]
+        last_place = listed_place([w.text for w in spoken], last_place)
+        complete = not spoken or is_final_sentence(question, [w.text for w in spoken])
         if shows:
             come = np.arange(min(length, len(spoken)))  # at most one between two words
             arrivals[order[shown], come] = asked_s + (begins + come) / pace - 0.01
             shown += 1
-    said = Answer(
+    said = ReferenceAnswer(
         question=question,
         start_s=asked_s,
         words=tuple(words),
-        beats=tuple(beats),
-        beats_per_second=pace,
+        word_steps=tuple(steps),
+        steps_per_second=pace,
         complete=complete,
     )
     frames = np.argsort(arrivals, axis=None)

@@ -19,7 +19,7 @@ from typing import Any
 from training.data.bad_row import BadRow, BadRows, as_list, as_mapping, as_number, as_text
 from training.data.row import Row, records
 from training.live_world.clips import Clip, find_clips, question_of
-from training.live_world.language import Question
+from training.live_world.questions import Question
 from training.live_world.world import TEST_SEEDS, World
 
 

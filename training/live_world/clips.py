@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.network.pixels import to_pixels
-from training.live_world.language import Question
+from training.live_world.questions import Question
 from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS, World
 
 
@@ -101,7 +101,7 @@ def frame_times(number: int, num: int, frames_per_second: float) -> npt.NDArray[
     return phase_of(number) + np.arange(num) / frames_per_second
 
 
-def patch_truth(world: World, time_s: float) -> npt.NDArray[np.int64]:
+def place_labels(world: World, time_s: float) -> npt.NDArray[np.int64]:
     """What there is to see in each of the nine places: [9, 3] class numbers (thing, colour, happening); 0 = none."""
     state = world.state(time_s)
     truth = np.zeros((len(PLACES), 3), dtype=np.int64)
@@ -117,13 +117,13 @@ def patch_truth(world: World, time_s: float) -> npt.NDArray[np.int64]:
     return truth
 
 
-def clip_truth(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
+def clip_labels(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
     """What there is to see at times [N]: class numbers [N, 9, 3] (thing, colour, happening; 0 = none)."""
-    return np.stack([patch_truth(clip.world, float(time_s)) for time_s in times]).astype(np.int8)
+    return np.stack([place_labels(clip.world, float(time_s)) for time_s in times]).astype(np.int8)
 
 
-def clip_truths(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
+def dataset_labels(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
     """The same [clips, N, 9, 3] at the frames that `read_all` takes."""
     return np.stack(
-        [clip_truth(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
+        [clip_labels(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
     )

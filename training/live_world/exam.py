@@ -34,9 +34,10 @@ from model.network.streamchat import StreamChat
 from training.data.samples import RowMaker, collate
 from training.evaluation.spoken_answer import SpokenAnswer
 from training.evaluation.streaming_samples import sample_name
+from training.live_world.answers import SLOTS, reference_answer
 from training.live_world.clips import Clip, find_clips, question_of, read_frames
 from training.live_world.judge import END, Verdict, judge, share_right, spoken_words
-from training.live_world.language import KINDS, SLOTS, Question, answer
+from training.live_world.questions import KINDS, Question
 from training.live_world.world import TEST_SEEDS
 
 CONTEXTS = ("live", "frozen")
@@ -144,7 +145,7 @@ class Examiner:
         for row in rows:
             ask_s = tick_at(row["ask_s"])
             seen = lambda time_s: float(times[np.searchsorted(times, time_s + 1e-9, side="right") - 1])  # noqa: E731
-            said = answer(
+            said = reference_answer(
                 question_of(row), clip.world, ask_s, 1 / TICK_S, MAX_TOKENS, seen, self.maker.num_pieces
             )
             made.append(self.maker.row(row["instruction"], said, times))

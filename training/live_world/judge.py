@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from training.live_world.language import Question, Word, is_last, sentence, told_place
+from training.live_world.answers import Word, is_final_sentence, listed_place, sentence_at
+from training.live_world.questions import Question
 from training.live_world.world import World
 
 END = ".!?"
@@ -67,16 +68,16 @@ def judge(
     complete = False
     for said in _sentences(words):
         seen_s = said[0].seen_s
-        wanted = [] if complete else sentence(question, world, seen_s, last_place)
+        wanted = [] if complete else sentence_at(question, world, seen_s, last_place)
         cut = not ended and said[-1].text[-1] not in END
         verdicts += _compare(question, wanted, said, asked_seen_s, cut)
         texts = [w.text for w in said]
-        last_place = told_place(texts, last_place)
-        complete = complete or is_last(question, texts)
+        last_place = listed_place(texts, last_place)
+        complete = complete or is_final_sentence(question, texts)
     if ended and not complete:
         seen_s = words[-1].seen_s if words else asked_seen_s
         verdicts += _compare(
-            question, sentence(question, world, seen_s, last_place), [], asked_seen_s, False, seen_s
+            question, sentence_at(question, world, seen_s, last_place), [], asked_seen_s, False, seen_s
         )
     return verdicts
 

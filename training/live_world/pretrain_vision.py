@@ -21,7 +21,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.config import preset
 from model.network.vision import VisionTower
-from training.live_world.clips import Clip, clip_truths, find_clips, read_all
+from training.live_world.clips import Clip, dataset_labels, find_clips, read_all
 from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS
 from training.live_world.world_parts import training_clips
 from training.optimise.optimisation import RunLog, adamw, learning_rate, set_learning_rate
@@ -88,9 +88,9 @@ def train(
     rate = config.frames_per_second
     # In memory, not mapped: every step reads from all over it.
     frames = np.array(read_all(clips, rate, config.vision.image_size, out / "frames.npy"))
-    truth = clip_truths(clips, frames.shape[1], rate)
+    truth = dataset_labels(clips, frames.shape[1], rate)
     test_frames = read_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
-    test_truth = clip_truths(held_out, test_frames.shape[1], rate)
+    test_truth = dataset_labels(held_out, test_frames.shape[1], rate)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     namer = PlaceNamer(VisionTower(config.vision), config.vision.hidden_size)

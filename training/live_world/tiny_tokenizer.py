@@ -9,7 +9,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from training.live_world.language import SLOTS, WORDINGS, answer, pick_question
+from training.live_world.answers import SLOTS, reference_answer
+from training.live_world.questions import WORDINGS, sample_question
 from training.live_world.world import COLOURS, PLACES, THINGS, make_world
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -35,7 +36,7 @@ def corpus() -> Iterator[str]:
         yield from (word, f"a {word}.") * 20
     for index in range(300):
         world = make_world(0, index)
-        right = answer(pick_question(rng, world, 3.0), world, 3.0, 4.0, 40)
+        right = reference_answer(sample_question(rng, world, 3.0), world, 3.0, 4.0, 40)
         yield " ".join(w.text for w in right.words)
 
 

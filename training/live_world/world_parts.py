@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import StreamChatConfig
 from training.data.part import Part
 from training.data.samples import Floats, Row, RowMaker, caption_rows, collate, flip_book_row, random_rows
-from training.live_world.clips import Clip, clip_truth, find_clips, frame_times, read_all
+from training.live_world.clips import Clip, clip_labels, find_clips, frame_times, read_all
 from training.live_world.world import TEST_SEEDS, World
 from training.run.recipe import Recipe
 
@@ -151,7 +151,7 @@ class WorldParts:
 
     def _truth(self, clip: int) -> Numbers:
         times = frame_times(clip, self.num_frames, self.config.frames_per_second)
-        return clip_truth(self.clips[clip], times)
+        return clip_labels(self.clips[clip], times)
 
     def _seen(self, clips: list[int], frames: Numbers) -> Iterator[tuple[World, Floats]]:
         for clip, numbers in zip(clips, frames, strict=True):

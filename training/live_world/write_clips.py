@@ -18,8 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from training.data.word_times import word_times
-from training.live_world.language import Answer, answer, event_sentence, pick_question
+from training.live_world.answers import ReferenceAnswer, event_sentence, reference_answer
 from training.live_world.picture import write_video
+from training.live_world.questions import sample_question
 from training.live_world.world import PLACES, World, make_world
 
 WORDS_PER_SECOND = 4.0
@@ -50,14 +51,16 @@ def questions(world: World, num: int = NUM_QUESTIONS) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     while len(rows) < num:
         ask_s = round(float(rng.uniform(1.0, world.duration_s * 0.6)), 2)
-        question = pick_question(rng, world, ask_s)
-        right = answer(question, world, ask_s, WORDS_PER_SECOND, max_beats=int(rng.integers(12, 40)))
+        question = sample_question(rng, world, ask_s)
+        right = reference_answer(
+            question, world, ask_s, WORDS_PER_SECOND, max_steps=int(rng.integers(12, 40))
+        )
         if right.words:
             rows.append(_question_row(right))
     return rows
 
 
-def _question_row(right: Answer) -> dict[str, Any]:
+def _question_row(right: ReferenceAnswer) -> dict[str, Any]:
     question = right.question
     words = [w.text for w in right.words]
     times = word_times(right.start_s, right.end_s, len(words))

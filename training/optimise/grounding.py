@@ -28,7 +28,7 @@ class Grounding:
         self.words = [torch.tensor([word_token(tokenizer, w) for w in words]) for words in groups]
 
     def loss(self, model: StreamChat, features: Tensor, truth: Tensor) -> Tensor:
-        """Mean cross-entropy over the groups: features [C, F, P, Dv], truth [C, F, P, 3] of `clips.clip_truths`."""
+        """Mean cross-entropy over the groups: features [C, F, P, Dv], truth [C, F, P, 3] of `clips.dataset_labels`."""
         pointing = functional.normalize(model.adapter(features), dim=-1)
         places = torch.arange(truth.shape[2], device=truth.device).expand(truth.shape[:3])
         thing, colour, happening = truth.long().unbind(-1)

@@ -15,7 +15,7 @@ from model.checkpoint.folder import load_model, save_folder
 from model.config import StreamChatConfig, preset
 from model.network.layer import Layer
 from model.network.streamchat import StreamChat
-from training.live_world.language import SLOTS
+from training.live_world.answers import SLOTS
 from training.live_world.tiny_tokenizer import make_tokenizer
 from training.run.recipe import Recipe
 

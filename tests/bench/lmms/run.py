@@ -22,8 +22,9 @@ import av
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from training.live_world.answers import sentence_at
 from training.live_world.clips import Clip, find_clips
-from training.live_world.language import Question, sentence
+from training.live_world.questions import Question
 from training.live_world.world import TEST_SEEDS
 from training.live_world.write_clips import write_clips
 
@@ -50,7 +51,7 @@ def questions_of(clip: Clip, number: int) -> list[dict[str, Any]]:
 
 
 def _right_answer(question: Question, clip: Clip, time_s: float) -> str:
-    return " ".join(word.text for word in sentence(question, clip.world, time_s))
+    return " ".join(word.text for word in sentence_at(question, clip.world, time_s))
 
 
 def last_picture(clip: Clip, path: Path) -> None:

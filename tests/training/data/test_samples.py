@@ -32,8 +32,16 @@ from training.data.samples import (
     word_weights,
 )
 from training.data.word_times import word_times
+from training.live_world.answers import (
+    NUMBERS,
+    SLOTS,
+    ReferenceAnswer,
+    one_step,
+    reference_answer,
+    sentence_at,
+)
 from training.live_world.clips import Clip, frame_times
-from training.live_world.language import NUMBERS, SLOTS, Answer, Question, answer, one_beat, sentence
+from training.live_world.questions import Question
 from training.live_world.world import make_world
 from training.live_world.world_parts import WorldParts
 from training.run.recipe import TUNING
@@ -48,14 +56,14 @@ def maker(tokenizer: PreTrainedTokenizerFast) -> RowMaker:
     return RowMaker(tokenizer, CAPACITY)
 
 
-def token_times(maker: RowMaker, prompt: Sequence[int], said: Answer) -> list[float]:
+def token_times(maker: RowMaker, prompt: Sequence[int], said: ReferenceAnswer) -> list[float]:
     """When each token of a row is heard or said, by the paper's words and nothing of `RowMaker.row`."""
     times = [said.start_s] * len(prompt)
-    if sum(said.beats) > len(said.words):  # each token takes a beat
+    if sum(said.word_steps) > len(said.words):  # each token takes a step
         num = len(
             maker.tokenizer(" ".join(w.text for w in said.words), add_special_tokens=False)["input_ids"]
         )
-        times += [said.start_s + beat / said.beats_per_second for beat in range(num)]
+        times += [said.start_s + step / said.steps_per_second for step in range(num)]
         return [*times, times[-1]] if said.complete else times
     spoken = word_times(said.start_s, said.end_s, len(said.words))
     for number, (word, time_s) in enumerate(zip(said.words, spoken, strict=True)):
@@ -65,7 +73,7 @@ def token_times(maker: RowMaker, prompt: Sequence[int], said: Answer) -> list[fl
 
 
 def test_a_row_is_the_chat_and_each_token_has_its_words_time(maker: RowMaker) -> None:
-    said = answer(question("tell"), STORY, 1.5, 4.0, 14)
+    said = reference_answer(question("tell"), STORY, 1.5, 4.0, 14)
     times = frame_times(0, 70, 5.0)
     row = maker.row("What is happening?", said, times)
     heard = token_times(maker, maker.prompt(("What is happening?",)), said)
@@ -81,21 +89,21 @@ def test_a_row_is_the_chat_and_each_token_has_its_words_time(maker: RowMaker) ->
 
 def test_a_sentence_begins_as_much_later_as_the_tokens_before_it(maker: RowMaker) -> None:
     told = question("tell")
-    said = answer(told, STORY, 1.5, 4.0, 14, beats_of=maker.num_pieces)
-    beats = np.cumsum([0, *said.beats])
+    said = reference_answer(told, STORY, 1.5, 4.0, 14, steps_of=maker.num_pieces)
+    steps = np.cumsum([0, *said.word_steps])
     firsts = [
         0,
         *(n for n, word in enumerate(said.words, 1) if word.text.endswith(".") and n < len(said.words)),
     ]
     assert len(firsts) > 2
     for first, end in pairwise([*firsts, len(said.words)]):
-        wanted = sentence(told, STORY, 1.5 + beats[first] / 4.0)
+        wanted = sentence_at(told, STORY, 1.5 + steps[first] / 4.0)
         assert list(said.words[first:end]) == wanted
-        assert beats[end] - beats[first] == end - first + 1  # the full stop is a token
+        assert steps[end] - steps[first] == end - first + 1  # the full stop is a token
 
 
 def test_a_token_sees_the_newest_frames_of_its_own_time_and_never_a_later_one(maker: RowMaker) -> None:
-    said = answer(question("where"), STORY, 1.37, 3.0, 20)
+    said = reference_answer(question("where"), STORY, 1.37, 3.0, 20)
     times = frame_times(1, 70, 5.0)
     row = maker.row("Follow the dog.", said, times)
     heard = token_times(maker, maker.prompt(("Follow the dog.",)), said)
@@ -107,7 +115,7 @@ def test_a_token_sees_the_newest_frames_of_its_own_time_and_never_a_later_one(ma
 
 @pytest.mark.parametrize("keeps_on", [True, False])
 def test_only_the_answer_counts_and_its_end_if_it_ends_by_itself(maker: RowMaker, keeps_on: bool) -> None:
-    said = answer(question("where", keeps_on=keeps_on), STORY, 3.0, 4.0, 9)
+    said = reference_answer(question("where", keeps_on=keeps_on), STORY, 3.0, 4.0, 9)
     row = maker.row("Where is the dog now?", said, frame_times(0, 70, 5.0))
     predicted = row.token_ids[1:][row.counts[:-1]].tolist()
     spoken = " ".join(word.text for word in said.words)
@@ -120,8 +128,12 @@ def test_only_the_answer_counts_and_its_end_if_it_ends_by_itself(maker: RowMaker
 def test_padding_sees_nothing_and_counts_nothing(maker: RowMaker) -> None:
     times = frame_times(0, 70, 5.0)
     rows = [
-        maker.row("Count the things.", answer(question("count", keeps_on=False), STORY, 3.0, 4.0, 9), times),
-        maker.row("What is happening?", answer(question("tell"), STORY, 3.0, 4.0, 20), times),
+        maker.row(
+            "Count the things.",
+            reference_answer(question("count", keeps_on=False), STORY, 3.0, 4.0, 9),
+            times,
+        ),
+        maker.row("What is happening?", reference_answer(question("tell"), STORY, 3.0, 4.0, 20), times),
     ]
     batch = collate(rows, [0, 1], pad_id=0)
     assert batch.token_ids.shape == batch.counts.shape == batch.visible.shape[:2]
@@ -136,8 +148,10 @@ def test_padding_sees_nothing_and_counts_nothing(maker: RowMaker) -> None:
 
 def test_padding_changes_no_logit(maker: RowMaker, random_model: StreamChat) -> None:
     times = frame_times(0, 70, 5.0)
-    short = maker.row("Find the dog.", answer(question("where", keeps_on=False), STORY, 3.0, 4.0, 9), times)
-    long = maker.row("What is happening?", answer(question("tell"), STORY, 3.0, 4.0, 30), times)
+    short = maker.row(
+        "Find the dog.", reference_answer(question("where", keeps_on=False), STORY, 3.0, 4.0, 9), times
+    )
+    long = maker.row("What is happening?", reference_answer(question("tell"), STORY, 3.0, 4.0, 30), times)
     features = some_features(70)[None]
     alone = logits_of(random_model, collate([short], [0], 0), features)[0]
     together = logits_of(random_model, collate([short, long], [0, 0], 0), features)[0]
@@ -157,7 +171,7 @@ def test_the_prompt_is_what_the_chat_template_gives(maker: RowMaker, texts: tupl
 
 
 def test_words_alone_are_the_tokens_of_the_whole_text(maker: RowMaker) -> None:
-    said = answer(question("tell"), STORY, 0.5, 4.0, 60)
+    said = reference_answer(question("tell"), STORY, 0.5, 4.0, 60)
     words = [word.text for word in said.words]
     pieces = [piece for n, word in enumerate(words) for piece in maker.pieces(word if n == 0 else " " + word)]
     assert pieces == maker.tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
@@ -171,7 +185,9 @@ def test_a_sentence_begins_heavily_and_one_that_is_said_again_goes_on_lightly() 
 
 def test_slips_are_heard_and_never_said(maker: RowMaker) -> None:
     world, times = make_world(3, 1), np.arange(0, 20, 0.2)
-    said = answer(Question(kind="where", keeps_on=True, thing=world.start[0].name), world, 4.0, 4.0, 30)
+    said = reference_answer(
+        Question(kind="where", keeps_on=True, thing=world.start[0].name), world, 4.0, 4.0, 30
+    )
     plain = maker.row("Follow it.", said, times)
     rows = [maker.row("Follow it.", said, times, rng=np.random.default_rng(seed)) for seed in range(20)]
     num_prompt = int(np.argmax(plain.counts)) + 1
@@ -246,7 +262,7 @@ class Camera:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ask_s", "beats_per_second", "by_token", "history"),
+    ("kind", "ask_s", "steps_per_second", "by_token", "history"),
     [
         ("tell", 6.03, 3.7, False, ()),
         ("tell", 6.03, 5.0, True, ()),
@@ -260,13 +276,13 @@ def test_the_engine_makes_the_logits_of_the_training_forward(
     random_model: StreamChat,
     kind: str,
     ask_s: float,
-    beats_per_second: float,
+    steps_per_second: float,
     by_token: bool,
     history: tuple[str, ...],
 ) -> None:
     asked = question(kind, keeps_on=kind != "list")
-    beats_of = maker.num_pieces if by_token else one_beat
-    said = answer(asked, STORY, ask_s, beats_per_second, 24, beats_of=beats_of)
+    steps_of = maker.num_pieces if by_token else one_step
+    said = reference_answer(asked, STORY, ask_s, steps_per_second, 24, steps_of=steps_of)
     times, features = frame_times(0, 70, 5.0), some_features(70)
     row = maker.row(asked.instruction, said, times, history)
     trained = logits_of(random_model, collate([row], [0], 0), features[None])[0]

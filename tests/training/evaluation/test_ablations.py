@@ -14,14 +14,14 @@ from training.evaluation.ablation_report import TITLES, table, write_report
 from training.evaluation.ablations import VARIANTS, Study, against, all_runs, findings, spread
 from training.evaluation.spoken_answer import SpokenAnswer
 from training.evaluation.streaming_samples import Sample, live_world_samples
+from training.live_world.answers import reference_answer
 from training.live_world.clips import Clip
-from training.live_world.language import answer
 
 WHERE = question("where")
 
 
 def follows(seconds_late: float) -> SpokenAnswer:
-    said = answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_late)
+    said = reference_answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_late)
     tokens = tuple((" " + word.text, word.seen_s) for word in aloud(said))
     return SpokenAnswer(tokens=tokens, asked_seen_s=3.0, ended=False)
 
@@ -57,7 +57,7 @@ def examined(study: Study, held_out: Path, seeds: tuple[int, ...]) -> None:
                 for sample in live_world_samples(held_out):
                     assert sample.question is not None
                     assert sample.world is not None
-                    said = answer(
+                    said = reference_answer(
                         sample.question,
                         sample.world,
                         sample.ask_s,

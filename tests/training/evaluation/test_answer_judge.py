@@ -15,7 +15,7 @@ from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudg
 from training.evaluation.candidate import endpoint
 from training.evaluation.spoken_answer import SpokenAnswer
 from training.evaluation.streaming_samples import Caption, Sample
-from training.live_world.language import answer
+from training.live_world.answers import reference_answer
 
 WHERE = question("where")
 SAMPLE = Sample(
@@ -32,7 +32,7 @@ SAMPLE = Sample(
 
 def follows(seconds_late: float) -> SpokenAnswer:
     """Someone who tells where the dog is, from eyes that are that late."""
-    said = answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_late)
+    said = reference_answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_late)
     tokens = tuple((" " + word.text, word.seen_s) for word in aloud(said))
     return SpokenAnswer(tokens=tokens, asked_seen_s=3.0, ended=False)
 

@@ -10,10 +10,10 @@ import pytest
 from tests.training.worlds import STORY
 from training.live_world.clips import (
     Clip,
-    clip_truths,
+    dataset_labels,
     find_clips,
     frame_times,
-    patch_truth,
+    place_labels,
     read_all,
     read_frames,
 )
@@ -68,18 +68,18 @@ def test_frames_of_other_clips_are_refused(clips: list[Clip], tmp_path: Path) ->
 
 
 def test_what_there_is_to_see_in_each_place() -> None:
-    quiet = patch_truth(STORY, 1.0)
+    quiet = place_labels(STORY, 1.0)
     assert quiet[0].tolist() == [DOG, RED, 0]
     assert quiet[8].tolist() == [CAT, BLUE, 0]
     assert not quiet[1:8].any()
-    appearing = patch_truth(STORY, 2.5)
+    appearing = place_labels(STORY, 2.5)
     assert appearing[4].tolist() == [CAR, WHITE, 1 + HAPPENINGS.index("appears")]
-    leaving = patch_truth(STORY, 11.5)
+    leaving = place_labels(STORY, 11.5)
     assert leaving[8].tolist() == [CAT, BLUE, 1 + HAPPENINGS.index("leaves")]
-    assert not patch_truth(STORY, 13.5)[8].any()
+    assert not place_labels(STORY, 13.5)[8].any()
 
 
 def test_truths_of_a_data_set_go_with_its_frames(clips: list[Clip]) -> None:
-    truths = clip_truths(clips, 100, RATE)
+    truths = dataset_labels(clips, 100, RATE)
     assert truths.shape == (2, 100, 9, 3)
-    np.testing.assert_array_equal(truths[1, 7], patch_truth(clips[1].world, 1.5))
+    np.testing.assert_array_equal(truths[1, 7], place_labels(clips[1].world, 1.5))

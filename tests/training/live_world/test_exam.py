@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
 from tests.training.worlds import STORY, aloud, question
+from training.live_world.answers import reference_answer
 from training.live_world.clips import Clip
 from training.live_world.exam import (
     CONTEXTS,
@@ -27,7 +28,7 @@ from training.live_world.exam import (
     tick_at,
     verdicts_of,
 )
-from training.live_world.language import KINDS, answer
+from training.live_world.questions import KINDS
 
 STORY_CLIP = Clip(path=Path(), world=STORY)
 
@@ -88,7 +89,7 @@ def test_live_and_frozen_see_the_same_until_a_frame_comes(
 
 def asked_with(context: str, seconds_ago: float) -> Asked:
     """A perfect answer, from eyes that see what was so a while ago."""
-    said = answer(question("where"), STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_ago)
+    said = reference_answer(question("where"), STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_ago)
     tokens = [(" " + word.text, word.seen_s) for word in aloud(said)]
     return Asked("0", context, said.question, 3.0, 3.0, tokens)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training.worlds import STORY, aloud, many_worlds, question
+from training.live_world.answers import reference_answer
 from training.live_world.judge import Spoken, Verdict, judge, share_right, spoken_words
-from training.live_world.language import Question, answer, pick_question
+from training.live_world.questions import Question, sample_question
 
 
 def heard(text: str, start_s: float, step_s: float = 0.2) -> list[Spoken]:
@@ -34,7 +35,7 @@ def test_a_perfect_answer_is_all_right() -> None:
     for world in many_worlds():
         for _ in range(4):
             ask_s = float(rng.uniform(1.0, 12.0))
-            said = answer(pick_question(rng, world, ask_s), world, ask_s, 4.0, 30)
+            said = reference_answer(sample_question(rng, world, ask_s), world, ask_s, 4.0, 30)
             judged += judge(said.question, world, ask_s, aloud(said), said.complete)
     assert share_right(judged) == 1.0
     assert sum(v.after for v in judged) > 500
@@ -46,8 +47,8 @@ def test_an_answer_from_the_picture_at_the_question_is_wrong_about_what_came_aft
     judged: list[Verdict] = []
     for world in many_worlds():
         ask_s = float(rng.uniform(1.0, 12.0))
-        one = pick_question(rng, world, ask_s)
-        frozen = answer(one, world, ask_s, 4.0, 30, lambda _, asked_s=ask_s: asked_s)
+        one = sample_question(rng, world, ask_s)
+        frozen = reference_answer(one, world, ask_s, 4.0, 30, lambda _, asked_s=ask_s: asked_s)
         judged += judge(one, world, ask_s, aloud(frozen), frozen.complete)
     before, after = ([v for v in judged if v.after is late] for late in (False, True))
     assert share_right(before) > 0.95
@@ -158,7 +159,7 @@ def test_tokens_become_words_that_saw_what_their_first_token_saw() -> None:
 
 
 def test_words_go_through_tokens_unchanged() -> None:
-    said = answer(question("tell"), STORY, 1.0, 4.0, 30)
+    said = reference_answer(question("tell"), STORY, 1.0, 4.0, 30)
     words = aloud(said)
     tokens = [(w.text if n == 0 else " " + w.text, w.seen_s) for n, w in enumerate(words)]
     assert spoken_words(tokens) == words

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint.tokenizer import load_tokenizer
-from training.live_world.language import SLOTS
+from training.live_world.answers import SLOTS
 from training.live_world.tiny_tokenizer import SPECIALS, make_tokenizer
 
 

@@ -14,7 +14,7 @@ from model.config import preset
 from model.network.vision import VisionTower
 from training.data.part import Part
 from training.live_world import world_parts
-from training.live_world.clips import Clip, clip_truths
+from training.live_world.clips import Clip, dataset_labels
 from training.live_world.world_parts import Numbers, WorldParts, seen_file, training_clips
 from training.run.recipe import TUNING, Recipe
 
@@ -104,7 +104,7 @@ def test_features_and_truth_are_those_of_the_frames(
     clips: list[Clip], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     parts = parts_of(clips, tokenizer)
-    truths = clip_truths(clips, 100, 5.0)
+    truths = dataset_labels(clips, 100, 5.0)
     for number in range(12):
         part = parts.part(number)
         assert part.features is not None

@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
 from tests.training.worlds import STORY
-from training.live_world.clips import patch_truth
+from training.live_world.clips import place_labels
 from training.optimise.grounding import Grounding
 
 
 def truth_at(*times_s: float) -> torch.Tensor:
     """Class numbers [1, frames, 9, 3] of the story's moments."""
-    return torch.from_numpy(np.stack([patch_truth(STORY, t) for t in times_s]))[None]
+    return torch.from_numpy(np.stack([place_labels(STORY, t) for t in times_s]))[None]
 
 
 def test_learning_lowers_it(tokenizer: PreTrainedTokenizerFast, random_model: StreamChat) -> None:
