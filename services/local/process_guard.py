@@ -6,14 +6,20 @@ and ends what is left. When the guard itself is killed, the program gets SIGTERM
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from services.local import child_processes as children
+from services.processes.child_processes import (
+    become_subreaper,
+    descendants,
+    end_descendants,
+    signal_all,
+    spawn,
+)
+from services.processes.polling import wait_until
 
 PATIENCE_S = 14.0  # of a program that was asked to end
 REST_PATIENCE_S = 1.0  # of processes whose program is gone
@@ -24,18 +30,18 @@ def guard(command: Sequence[str], *, folder: Path) -> int:
 
     A status of 128 + n tells of a program that signal n ended.
     """
-    children.adopt_orphans()
-    process = children.spawn(command, folder=folder, death_signal=signal.SIGTERM)
+    become_subreaper()
+    process = spawn(command, folder=folder, death_signal=signal.SIGTERM)
     request = _EndRequest(process)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, request)
     try:
-        while not children.wait_for(lambda: process.poll() is not None or request.made, 3600.0, every_s=0.1):
+        while not wait_until(lambda: process.poll() is not None or request.made, 3600.0, every_s=0.1):
             pass
         if request.made:
-            children.wait_for(lambda: process.poll() is not None, PATIENCE_S)
+            wait_until(lambda: process.poll() is not None, PATIENCE_S)
     finally:
-        children.end_descendants(patience_s=REST_PATIENCE_S)
+        end_descendants(patience_s=REST_PATIENCE_S)
     status = process.wait()
     if request.made:
         return 0
@@ -51,7 +57,7 @@ class _EndRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.made:
-            children.signal_all(children.descendants(os.getpid()), signal.SIGKILL)
+            signal_all(descendants(), signal.SIGKILL)
         self.made = True
         if self.process.poll() is None:
             self.process.terminate()

@@ -22,9 +22,18 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from services.local import child_processes as children
+import psutil
+
 from services.local import local_ray
 from services.local.embedded_servers import HOST, KAFKA_PORT, Server, port_is_free, start_broker, start_store
+from services.processes.child_processes import (
+    become_subreaper,
+    descendants,
+    end_descendants,
+    is_alive,
+    signal_all,
+)
+from services.processes.polling import wait_until
 from services.settings import Settings
 
 BROKER_BYTES = 2**30  # about a quarter of an hour of eight busy cameras
@@ -55,7 +64,7 @@ class Stack:
         self._broker_bytes = broker_bytes
         self._servers: list[Server] = []
         self._restarts: dict[str, list[float]] = {}
-        self.ray: Mapping[int, str] = {}
+        self.ray: Mapping[psutil.Process, str] = {}
         self._began = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -74,7 +83,7 @@ class Stack:
         if self.settings.access == "open":
             self.say("open to the programs of this machine, and to nobody else; --keys FILE asks for keys")
         url = f"http://{HOST}:{port}/readyz"
-        if not children.wait_for(lambda: self.look() or answers(url), READY_TIMEOUT_S, every_s=0.1):
+        if not wait_until(lambda: self.look() or answers(url), READY_TIMEOUT_S, every_s=0.1):
             raise Broken(f"{url} did not answer 200 within {READY_TIMEOUT_S:.0f} s")
 
     def watch(self, guard: int) -> None:
@@ -89,7 +98,7 @@ class Stack:
             local_ray.stop()
         for server in self._servers:
             server.stop()
-        children.end_descendants(patience_s=2.0)
+        end_descendants(patience_s=2.0)
 
     def _start_servers(self) -> None:
         changes: dict[str, str] = {}
@@ -113,7 +122,7 @@ class Stack:
             elif server.name == "broker" and server.resident_bytes > self._broker_bytes:
                 self._restart(server, "the broker's memory is full of old video; starting it afresh")
         for process, name in self.ray.items():
-            if not children.is_alive(process):
+            if not is_alive(process):
                 raise Broken(f"Ray's {name} ended: nothing can be served without it")
         return False
 
@@ -140,7 +149,7 @@ def run(stack: Stack, *, port: int, app: str, folder: Path, guard: int) -> int:
     """The life of a stack; prints `ready URL` on standard output, everything else on standard error."""
     ready = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray and its workers print on standard output
-    children.adopt_orphans()
+    become_subreaper()
     end_on_request(folder)
     try:
         stack.start(app, port)
@@ -181,7 +190,7 @@ def give_up_later(folder: Path) -> None:
     """After `HARD_END_S`, kill what is left and this process too: an end must not hang."""
 
     def give_up() -> None:
-        children.signal_all(children.descendants(os.getpid()), signal.SIGKILL)
+        signal_all(descendants(), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config import PROJECT_ROOT
-from services.local import child_processes as children
 from services.local.embedded_servers import HOST, free_port
+from services.processes.child_processes import become_subreaper, end_descendants, end_process, spawn
 
 UP = b"up\n"
 PATIENCE_S = 600.0  # this machine may be busy
@@ -54,7 +54,7 @@ def cluster(
     words = ["--folder", folder, "--cpus", cpus, "--labels", json.dumps(dict(labels))]
     words += ["--serve-config", json.dumps(dict(serve_config))] if serve_config else ["--jobs-port", port]
     plain = {name: text for name, text in os.environ.items() if not name.startswith(("RAY_", "STREAMCHAT_"))}
-    process = children.spawn(
+    process = spawn(
         [sys.executable, "-m", "tests.helm.cluster", *(str(word) for word in words)],
         environment=plain | PATIENT | dict(environment),
         stdout=subprocess.PIPE,
@@ -66,7 +66,7 @@ def cluster(
         assert process.stdout.readline() == UP, "Ray or Serve did not start: what they said is above"
         yield Cluster(f"http://{HOST}:{port}", (folder / "token").read_text())
     finally:
-        children.end(process, patience_s=30.0)
+        end_process(process, patience_s=30.0)
         if process.stdout is not None:
             process.stdout.close()
 
@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    children.adopt_orphans()
+    become_subreaper()
     parent = os.getppid()
     try:
         signal.signal(signal.SIGTERM, end)
@@ -98,7 +98,7 @@ def main() -> None:
         traceback.print_exc()  # here: Ray's own hook would tell it to what has ended, and wait for that
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        children.end_descendants(patience_s=10.0)
+        end_descendants(patience_s=10.0)
         os._exit(0)  # so would Ray's exit hooks
 
 

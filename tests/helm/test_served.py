@@ -21,8 +21,9 @@ import openai
 import pytest
 
 from model.config import PROJECT_ROOT
-from services.local import child_processes as children
 from services.local.embedded_servers import HOST, free_port
+from services.processes.child_processes import end_process, spawn
+from services.processes.polling import wait_until
 from tests.helm.cluster import PATIENCE_S, cluster
 from tests.helm.rendered_chart import CASES, Object, Rendered, render
 from tests.live.live_stack import asking, look_at, tokens_of
@@ -56,7 +57,7 @@ class Service:
         path = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(PROJECT_ROOT)}
         environment = self.environment(container) | path
         command = ["/usr/bin/env", *words]
-        return children.spawn(command, environment=environment, folder=PROJECT_ROOT, stdout=subprocess.PIPE)
+        return spawn(command, environment=environment, folder=PROJECT_ROOT, stdout=subprocess.PIPE)
 
 
 def here(environment: dict[str, str], folder: Path) -> dict[str, str]:
@@ -82,7 +83,7 @@ def service(secured: SecuredServers) -> Iterator[Service]:
         started = cluster(folder / "ray", environment, cpus=cpus, labels=group["labels"], serve_config=config)
         ending.enter_context(started)
         url = f"http://{HOST}:{port}"
-        assert children.wait_for(lambda: answers(f"{url}/readyz"), PATIENCE_S, every_s=0.5)
+        assert wait_until(lambda: answers(f"{url}/readyz"), PATIENCE_S, every_s=0.5)
         yield Service(url, chart, folder)
 
 
@@ -149,7 +150,7 @@ def test_the_helm_test_gets_its_answer(service: Service) -> None:
     try:
         said, _ = asked.communicate(timeout=PATIENCE_S + 60)
     finally:
-        children.end(asked)
+        end_process(asked)
     assert asked.returncode == 0, said.decode()
     assert len(said.decode().split()) > 3
 
@@ -165,7 +166,7 @@ def test_a_published_camera_is_talked_about(service: Service, tmp_path: Path) ->
     camera = service.spawn(told, [*words, "--loop"])
     try:
         client = service.client(service.key)
-        assert children.wait_for(lambda: "front-door" in live_cameras(service), PATIENCE_S, every_s=0.5)
+        assert wait_until(lambda: "front-door" in live_cameras(service), PATIENCE_S, every_s=0.5)
         stream = client.chat.completions.create(
             model="streamchat-tiny",
             stream=True,
@@ -176,7 +177,7 @@ def test_a_published_camera_is_talked_about(service: Service, tmp_path: Path) ->
         assert tokens
         assert all(token["frame_id"] for token in tokens)
     finally:
-        children.end(camera, patience_s=10.0)
+        end_process(camera, patience_s=10.0)
         assert camera.stdout is not None
         camera.stdout.close()
 

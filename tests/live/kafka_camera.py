@@ -11,8 +11,8 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from services.local.child_processes import wait_for
 from services.messages.video import VideoPacket
+from services.processes.polling import wait_until
 from tests.services.h264 import camera_packets, encoded
 
 FPS = 15
@@ -99,7 +99,7 @@ class DeadLetters:
 
     def reason(self, camera: str, timeout_s: float) -> str:
         """Why the camera's first dead letter is one."""
-        assert wait_for(lambda: self._read() or camera in self.reasons, timeout_s), f"none of {camera}"
+        assert wait_until(lambda: self._read() or camera in self.reasons, timeout_s), f"none of {camera}"
         return self.reasons[camera][0]
 
     def _read(self) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import openai
 
-from services.local.child_processes import wait_for
 from services.ports.frame_store import parse_frame_id
+from services.processes.polling import wait_until
 
 MODEL = "streamchat-tiny"
 MAX_DIALOGS = 32  # places of the decoder: few, so that a crowd does not fit
@@ -58,7 +58,7 @@ class LiveStack:
 
 def until(condition: Callable[[], bool], otherwise: str) -> None:
     """Wait for something to become true; what it was is in the failure."""
-    assert wait_for(condition, PATIENCE_S, every_s=0.1), otherwise
+    assert wait_until(condition, PATIENCE_S, every_s=0.1), otherwise
 
 
 def look_at(camera: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import httpx
 import yaml
 
 from helm.boards import pictures
-from services.local import child_processes as children
 from services.local.embedded_servers import HOST, free_port
+from services.processes.child_processes import end_process, spawn
 from tests.helm.queries import dashboards, panels
 from tests.live.live_stack import until
 from tests.prometheus import PROMETHEUS
@@ -52,7 +52,7 @@ class Scraper:
         }
         words = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
         with self._said.open("wb") as said:
-            self._process = children.spawn(words, output=said)
+            self._process = spawn(words, output=said)
         until(self._ready, "Prometheus does not start")
 
     def scrape(self, *targets: str) -> None:
@@ -69,7 +69,7 @@ class Scraper:
 
     def close(self) -> None:
         """End it."""
-        children.end(self._process)
+        end_process(self._process)
 
     def _ready(self) -> bool:
         if self._process.poll() is not None:

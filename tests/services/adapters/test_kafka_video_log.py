@@ -19,10 +19,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from services.adapters.kafka_access import KafkaAccess
 from services.adapters.kafka_video_log import PENDING_BYTES, KafkaVideoLog, KafkaVideoReader
-from services.local.child_processes import wait_for
 from services.local.embedded_servers import Broker, free_port, start_broker
 from services.messages.video import VideoPacket
 from services.ports.video_log import LogLost, RawRecord, VideoRecord, encode_packet
+from services.processes.polling import wait_until
 from tests.secured_servers import SecuredServers, certificates
 
 PACKET = VideoPacket(
@@ -189,8 +189,8 @@ def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: Secured
             reader.dead_letter(bad[0], "reason")
             return bool(found.poll(0.2, 100))
 
-        assert wait_for(one_is_bad, 60)
-        assert wait_for(its_letter_is_found, 60)
+        assert wait_until(one_is_bad, 60)
+        assert wait_until(its_letter_is_found, 60)
 
 
 REFUSED = """

@@ -22,6 +22,7 @@ from services.frame_fifo.frame_fifo import FrameFifo
 from services.gateway.gateway import make_app
 from services.messages.video import ClipRefused, VisualTokens
 from services.ports.frame_store import MemoryFrameStore
+from services.processes.child_processes import spawn
 from services.settings import Settings
 from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
 from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
@@ -82,14 +83,12 @@ def test_a_clip_that_takes_too_much_memory_ends_alone(memory_bytes: int) -> None
 def test_no_secret_of_ours_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setenv("STREAMCHAT_REDIS_PASSWORD", "hunter2")
-    from services.local import child_processes as children
 
-    def spawn(*command: Any, **options: Any) -> Any:
+    def recorded(*command: Any, **options: Any) -> Any:
         seen.append(options["environment"])
-        return real(*command, **options)
+        return spawn(*command, **options)
 
-    real = children.spawn
-    monkeypatch.setattr(children, "spawn", spawn)
+    monkeypatch.setattr("services.clip_player.clip_process.spawn", recorded)
     assert apart(clip(3))
     assert set(seen[0]) == {"PYTHONPATH", "OPENBLAS_NUM_THREADS"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from services.local.background_command import Background, Died
-from services.local.child_processes import wait_for
 from services.local.embedded_servers import free_port
+from services.processes.polling import wait_until
 
 
 def test_last_words_of_a_command_that_ended() -> None:
@@ -28,6 +28,6 @@ def test_a_command_that_runs_is_ended() -> None:
             return "/nowhere.mp4" in str(error)
         return False
 
-    assert wait_for(died, 20.0)
+    assert wait_until(died, 20.0)
     process.end()
     process.end()

@@ -14,7 +14,6 @@ from kafka import KafkaConsumer, KafkaProducer
 from kafka.structs import TopicPartition
 from redis import Redis
 
-from services.local import child_processes as children
 from services.local.embedded_servers import (
     Broker,
     NotStarted,
@@ -25,6 +24,7 @@ from services.local.embedded_servers import (
     start_broker,
     start_store,
 )
+from services.processes.polling import wait_until
 
 
 def test_broker_carries_a_message(broker: Broker, unique: str) -> None:
@@ -65,7 +65,7 @@ def test_stopped_and_restarted_on_the_same_port() -> None:
     Redis.from_url(store.url).set("key", "value")
     assert store.resident_bytes > 2**20
     os.kill(store.process.pid, signal.SIGKILL)
-    assert children.wait_for(lambda: not store.alive, 5.0)
+    assert wait_until(lambda: not store.alive, 5.0)
     assert store.resident_bytes == 0
     store.restart()
     assert store.port == port
@@ -79,7 +79,7 @@ def test_stopped_and_restarted_on_the_same_port() -> None:
 
 PARENT = """
 import sys, time
-from services.embedded import start_broker, start_store
+from services.local.embedded_servers import start_broker, start_store
 broker, store = start_broker(), start_store()
 print(broker.process.pid, broker.port, store.process.pid, store.port, flush=True)
 time.sleep(1000)
@@ -95,7 +95,7 @@ def test_both_die_with_a_parent_that_was_killed() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert children.wait_for(lambda: port_is_free(broker_port) and port_is_free(store_port), 5.0)
+    assert wait_until(lambda: port_is_free(broker_port) and port_is_free(store_port), 5.0)
 
 
 def test_free_port_can_be_listened_on() -> None:

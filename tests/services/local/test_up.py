@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from services.adapters.redis_frame_store import RedisFrameStore
-from services.local import child_processes as children
 from services.local.embedded_servers import free_port, port_is_free
 from services.local.supervisor import Broken, Stack
+from services.processes.child_processes import descendants, is_alive, name_of, spawn
+from services.processes.polling import wait_until
 from services.settings import Settings
 
 BROKER_BYTES = 80 * 2**20
 PROGRAM = f"""
 import sys
 from services.settings import Settings
-from services.up import up
+from services.local.up import up
 port, kafka_port = map(int, sys.argv[1:])
 sys.exit(up(Settings.from_environment(), port, kafka_port=kafka_port, app="tests.services.answering_app:app",
             stack_options=("--broker-bytes", "{BROKER_BYTES}")))
@@ -47,15 +48,15 @@ class Up:
         assert self.guard.stdout.readline().decode() == f"ready http://127.0.0.1:{self.port}\n"
         # What `ready` means: it answers at the first try.
         self.told: dict[str, str] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz"))
-        self.processes = children.descendants(self.guard.pid)
+        self.processes = descendants(self.guard.pid)
         self.stack = self.processes[0]
         self.store_port = int(self.told["store"].rpartition(":")[2].partition("/")[0])
 
-    def named(self, name: str) -> int:
-        return next(one for one in children.descendants(self.guard.pid) if name in children.name(one))
+    def named(self, name: str) -> psutil.Process:
+        return next(one for one in descendants(self.guard.pid) if name in name_of(one))
 
     def assert_nothing_is_left(self) -> None:
-        assert [one for one in self.processes if children.is_alive(one)] == []
+        assert [one for one in self.processes if is_alive(one)] == []
         assert all(port_is_free(port) for port in (self.port, self.kafka_port, self.store_port))
         assert self.guard.stdout is not None
         assert self.guard.stdout.read() == b""  # `ready` was all that it printed
@@ -66,7 +67,7 @@ class Up:
 def up() -> Iterator[Up]:
     port, kafka_port = free_port(), free_port()
     command = [sys.executable, "-c", PROGRAM, str(port), str(kafka_port)]
-    guard = children.spawn(command, stdout=subprocess.PIPE, death_signal=signal.SIGTERM)
+    guard = spawn(command, stdout=subprocess.PIPE, death_signal=signal.SIGTERM)
     try:
         yield Up(guard, port, kafka_port)
     finally:
@@ -82,17 +83,17 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
     for name, port in listening_beyond_this_machine(up.processes):
         assert name.startswith("ray::ServeRepl")
         assert refuses_strangers(port)
-    temporary = [Path(argument) for argument in arguments(up.stack) if argument.startswith("/tmp/")]
+    temporary = [Path(argument) for argument in up.stack.cmdline() if argument.startswith("/tmp/")]
     folders = [path for path in temporary if path.is_dir()]
     assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == ["0o700"]
 
     store = RedisFrameStore(up.told["store"])
-    os.kill(up.named("valkey"), signal.SIGKILL)
-    assert children.wait_for(lambda: responds(store), 10.0)
+    up.named("valkey").kill()
+    assert wait_until(lambda: responds(store), 10.0)
     store.close()
     check_that_a_full_broker_starts_afresh(up)
 
-    up.processes = children.descendants(up.guard.pid)
+    up.processes = descendants(up.guard.pid)
     began = time.monotonic()
     up.guard.terminate()
     assert up.guard.wait(20) == 0
@@ -105,13 +106,13 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
 def test_nothing_is_left_when_the_guard_is_killed(up: Up) -> None:
     up.guard.kill()
     up.guard.wait()
-    assert children.wait_for(lambda: not any(map(children.is_alive, up.processes)), 15.0)
+    assert wait_until(lambda: not any(map(is_alive, up.processes)), 15.0)
     up.assert_nothing_is_left()
 
 
 @pytest.mark.timeout(400)
 def test_nothing_is_left_when_the_stack_is_killed(up: Up) -> None:
-    os.kill(up.stack, signal.SIGKILL)
+    up.stack.kill()
     assert up.guard.wait(15) == 128 + signal.SIGKILL
     up.assert_nothing_is_left()
 
@@ -120,7 +121,7 @@ def test_a_taken_port_or_a_missing_model_starts_nothing(tmp_path: Path) -> None:
     taken = free_port()
     listener = subprocess.Popen([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(taken)],
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    assert children.wait_for(lambda: not port_is_free(taken), 10.0)
+    assert wait_until(lambda: not port_is_free(taken), 10.0)
     for options, message in (
         (["--port", str(taken)], f"--port: port {taken} on 127.0.0.1 is in use"),
         (["--port", "0", "--kafka-port", str(taken)], f"--kafka-port: port {taken} on 127.0.0.1 is in use"),
@@ -141,19 +142,19 @@ def test_the_end_of_rays_own_processes_is_the_end(tmp_path: Path) -> None:
         Settings(kafka_bootstrap_servers="127.0.0.1:1", redis_url="redis://127.0.0.1:1/0"), tmp_path
     )
     raylet = subprocess.Popen(["/bin/sleep", "1000"])
-    stack.ray = {raylet.pid: "raylet"}
+    stack.ray = {psutil.Process(raylet.pid): "raylet"}
     stack.look()
     raylet.kill()
     with pytest.raises(Broken, match="Ray's raylet ended"):
-        children.wait_for(lambda: stack.look(), 10.0)
+        wait_until(lambda: stack.look(), 10.0)
     raylet.wait()
 
 
 # In a process of its own: kafka-python leaves the sockets of refused connections to the garbage collector.
 FLOOD = """
 import sys, time
-from services.kafka_video_log import KafkaVideoLog
-from services.messages import VideoPacket
+from services.adapters.kafka_video_log import KafkaVideoLog
+from services.messages.video import VideoPacket
 log = KafkaVideoLog(sys.argv[1], "cameras")
 packet = VideoPacket(camera="door", captured_s=time.time(), codec="h264", keyframe=True, pts=0, time_base=(1, 25),
                      seq=0, data=bytes(1_000_000))
@@ -169,14 +170,14 @@ for n in range(10_000):
 def check_that_a_full_broker_starts_afresh(up: Up) -> None:
     """And that a publisher goes on; how a reader does is in test_kafka_video_log.py."""
     broker = up.named("tansu")
-    flood = children.spawn([sys.executable, "-c", FLOOD, up.told["broker"]], stdout=subprocess.PIPE)
+    flood = spawn([sys.executable, "-c", FLOOD, up.told["broker"]], stdout=subprocess.PIPE)
     assert flood.stdout is not None
     try:
-        assert children.wait_for(lambda: not children.is_alive(broker), 90.0)
-        assert children.wait_for(lambda: not port_is_free(up.kafka_port), 10.0)
+        assert wait_until(lambda: not is_alive(broker), 90.0)
+        assert wait_until(lambda: not port_is_free(up.kafka_port), 10.0)
         os.set_blocking(flood.stdout.fileno(), False)
         flood.stdout.read()  # what was sent before
-        assert children.wait_for(lambda: bool(flood.stdout and flood.stdout.read()), 30.0)
+        assert wait_until(lambda: bool(flood.stdout and flood.stdout.read()), 30.0)
     finally:
         flood.kill()
         flood.wait()
@@ -191,10 +192,6 @@ def responds(store: RedisFrameStore) -> bool:
     return True
 
 
-def arguments(process: int) -> list[str]:
-    return Path(f"/proc/{process}/cmdline").read_text().split("\0")
-
-
 def refuses_strangers(port: int) -> bool:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
@@ -203,21 +200,11 @@ def refuses_strangers(port: int) -> bool:
         return getattr(caught.value, "code")() == grpc.StatusCode.UNAUTHENTICATED  # noqa: B009
 
 
-def listening_beyond_this_machine(processes: list[int]) -> list[tuple[str, int]]:
+def listening_beyond_this_machine(processes: list[psutil.Process]) -> list[tuple[str, int]]:
     """Program and port of the processes' listening sockets that others could reach."""
-    sockets: dict[str, int] = {}
-    for process in processes:
-        for entry in Path(f"/proc/{process}/fd").iterdir():
-            if found := re.fullmatch(r"socket:\[(\d+)\]", str(entry.readlink())):
-                sockets[found[1]] = process
-    local = {"0100007F", "0000000000000000FFFF00000100007F"}
-    rows = [
-        row.split()
-        for kind in ("tcp", "tcp6")
-        for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
-    ]
     return [
-        (children.name(sockets[row[9]]), int(row[1].partition(":")[2], 16))
-        for row in rows
-        if row[3] == "0A" and row[9] in sockets and row[1].partition(":")[0] not in local
+        (name_of(process), socket.laddr.port)
+        for process in processes
+        for socket in process.net_connections("tcp")
+        if socket.status == psutil.CONN_LISTEN and socket.laddr.ip not in ("127.0.0.1", "::ffff:127.0.0.1")
     ]

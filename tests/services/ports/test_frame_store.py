@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from services.adapters.redis_frame_store import RedisFrameStore
-from services.local.child_processes import wait_for
 from services.local.embedded_servers import Store
 from services.messages.video import Frame
 from services.ports.frame_store import FrameStore, MemoryFrameStore, StoreLost, fps, parse_frame_id
+from services.processes.polling import wait_until
 from tests.secured_servers import SecuredServers, certificates
 
 START_MS = 1_700_000_000_000
@@ -196,7 +196,7 @@ def test_an_expired_camera_is_forgotten_and_may_return(store: FrameStore, unique
     fill(store, unique, 3)
     store.expire(unique, 60.0)
     store.expire(unique, 0.05)
-    assert wait_for(lambda: store.newest(unique, 1) == [], 5.0)
+    assert wait_until(lambda: store.newest(unique, 1) == [], 5.0)
     assert unique not in [state.camera for state in store.cameras()]
     assert store.append(frame(unique, 0), capacity=8)
     assert unique in [state.camera for state in store.cameras()]
@@ -212,7 +212,7 @@ def test_a_camera_is_announced_for_a_while(store: FrameStore, unique: str) -> No
     assert store.is_announced(other)
     assert unique not in [state.camera for state in store.cameras()]  # it has no frame
     store.announce([unique], 0.05)
-    assert wait_for(lambda: not store.is_announced(unique), 5.0)
+    assert wait_until(lambda: not store.is_announced(unique), 5.0)
     assert store.is_announced(other)
 
 
@@ -223,7 +223,7 @@ def test_an_expiry_is_put_off_by_a_later_one(store: FrameStore, unique: str) -> 
     other = f"{unique}-other"
     fill(store, other, 1)
     store.expire(other, 0.3)
-    assert wait_for(lambda: store.newest(other, 1) == [], 5.0)
+    assert wait_until(lambda: store.newest(other, 1) == [], 5.0)
     assert len(store.newest(unique, 1)) == 1
 
 
@@ -262,7 +262,7 @@ def test_silent_after_a_while(store_server: Store, unique: str) -> None:
         def silent(store: FrameStore = store) -> bool:
             return [s.state for s in store.cameras() if s.camera == unique] == ["silent"]
 
-        assert wait_for(silent, 5.0)
+        assert wait_until(silent, 5.0)
         store.append(frame(unique, 2), capacity=8)
         assert not silent()
         store.close()

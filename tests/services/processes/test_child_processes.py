@@ -9,7 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-from services.local import child_processes as children
+import psutil
+
+from services.processes.child_processes import (
+    descendants,
+    end_process,
+    spawn,
+)
+from services.processes.polling import wait_until
 
 
 def gone(process: int) -> bool:
@@ -20,7 +27,7 @@ def gone(process: int) -> bool:
 
 
 def test_a_child_runs_the_program_itself() -> None:
-    child = children.spawn([sys.executable, "-c", "import os; print(os.getpid(), os.getenv('A'))"],
+    child = spawn([sys.executable, "-c", "import os; print(os.getpid(), os.getenv('A'))"],
                            environment={"A": "b"}, output=subprocess.PIPE)  # fmt: skip
     output, _ = child.communicate(timeout=20)
     assert output.decode().split() == [str(child.pid), "b"]
@@ -28,8 +35,8 @@ def test_a_child_runs_the_program_itself() -> None:
 
 
 PARENT = """
-from services import children
-child = children.spawn(["/bin/sleep", "1000"])
+from services.processes.child_processes import spawn
+child = spawn(["/bin/sleep", "1000"])
 print(child.pid, flush=True)
 child.wait()
 """
@@ -43,32 +50,32 @@ def test_a_child_dies_with_its_killed_parent() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert children.wait_for(lambda: gone(child), 5.0)
+    assert wait_until(lambda: gone(child), 5.0)
 
 
 def test_the_stubborn_are_killed() -> None:
     program = "import signal; signal.signal(15, signal.SIG_IGN); print('on', flush=True); signal.pause()"
-    child = children.spawn([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    child = spawn([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
     began = time.monotonic()
-    assert children.end(child, patience_s=0.2) == -signal.SIGKILL
+    assert end_process(child, patience_s=0.2) == -signal.SIGKILL
     assert time.monotonic() - began < 3.0
-    assert children.end(child) == -signal.SIGKILL
+    assert end_process(child) == -signal.SIGKILL
     child.stdout.close()
 
 
 TREE = """
-import os, subprocess, sys, time
-from services import children
-children.adopt_orphans()
+import subprocess, time
+from services.processes.child_processes import become_subreaper, descendants, end_descendants
+become_subreaper()
 # A child that leaves a grandchild in a session of its own, and one that ignores SIGTERM.
 stubborn = "trap : TERM; while :; do sleep 1000; done"
 subprocess.run(["/bin/sh", "-c", f"setsid sleep 1000 & setsid sh -c '{stubborn}' & sleep 0.3"])
-print(*children.descendants(os.getpid()), flush=True)
+print(*(child.pid for child in descendants()), flush=True)
 began = time.monotonic()
-print(*children.end_descendants(patience_s=0.5), flush=True)
-print(len(children.descendants(os.getpid())), time.monotonic() - began, flush=True)
+print(*(child.pid for child in end_descendants(patience_s=0.5)), flush=True)
+print(len(descendants()), time.monotonic() - began, flush=True)
 """
 
 
@@ -87,16 +94,9 @@ def test_orphans_are_found_and_ended() -> None:
 
 def test_descendants_are_listed_parents_first() -> None:
     child = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & wait"], process_group=0)
-    assert children.wait_for(lambda: len(children.descendants(child.pid)) == 1, 5.0)
-    found = children.descendants(os.getpid())
-    assert found.index(child.pid) < found.index(children.descendants(child.pid)[0])
+    assert wait_until(lambda: len(descendants(child.pid)) == 1, 5.0)
+    found = descendants()
+    assert found.index(psutil.Process(child.pid)) < found.index(descendants(child.pid)[0])
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    assert children.descendants(child.pid) == []
-
-
-def test_waiting_is_bounded() -> None:
-    began = time.monotonic()
-    assert not children.wait_for(lambda: False, 0.1)
-    assert 0.09 < time.monotonic() - began < 2.0
-    assert children.wait_for(lambda: True, 0.0)
+    assert descendants(child.pid) == []
