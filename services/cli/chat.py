@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from services.cli.chat_client import Camera, ChatClient, Token
+from services.messages.percentile import percentile
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -41,11 +41,6 @@ class Spoken:
             f"{self.num_words} words in {self.took_s:.1f} s ({self.tokens_per_s:.1f} tokens/s); "
             f"age of the frame behind a word: p50 {p50:.0f} ms, p95 {p95:.0f} ms{stale}"
         )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the values do not exceed; there must be one."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def speak(tokens: Iterable[Token], out: TextIO, *, ages: bool, colour: bool) -> Spoken:

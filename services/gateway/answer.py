@@ -26,7 +26,7 @@ from services.messages.dialog import (
     DialogFailed,
     DialogRequest,
     DialogStarted,
-    SpokenToken,
+    PriorToken,
     TokenEvent,
 )
 
@@ -56,13 +56,13 @@ async def steadfast(
     the tokens spoken so far, so the same answer goes on, nothing lost and nothing twice. Starts with exactly
     one DialogStarted or DialogFailed; ends with DialogEnded or DialogFailed (503 after the last try).
     """
-    spoken = list(request.spoken)
+    prior_tokens = list(request.prior_tokens)
     started = False
     for attempt in range(1 + MAX_REDISPATCHES):
         if attempt:
             metrics.meters.count(REDISPATCHES)
             await asyncio.sleep(FIRST_BACKOFF_S * 4 ** (attempt - 1))
-        stream = decode(replace(request, spoken=tuple(spoken)))
+        stream = decode(replace(request, prior_tokens=tuple(prior_tokens)))
         try:
             async for events in stream:
                 failed = events[-1] if events and isinstance(events[-1], DialogFailed) else None
@@ -71,15 +71,17 @@ async def steadfast(
                 kept = [event for event in events if not (started and isinstance(event, DialogStarted))]
                 started = started or any(isinstance(event, DialogStarted) for event in events)
                 tokens = [event for event in kept if isinstance(event, TokenEvent)]
-                spoken += [SpokenToken(token_id=token.token_id, made_s=token.made_s) for token in tokens]
+                prior_tokens += [
+                    PriorToken(token_id=token.token_id, generated_s=token.generated_s) for token in tokens
+                ]
                 if kept:
                     yield kept
                 if kept and isinstance(kept[-1], DialogEnded | DialogFailed):
                     return
             raise ConnectionError("the stream ended without a last event")
         except Exception as error:
-            facts = (request.request_id, attempt, len(spoken), error)
-            log.warning("decoder lost: request=%s attempt=%d spoken=%d %r", *facts)
+            facts = (request.request_id, attempt, len(prior_tokens), error)
+            log.warning("decoder lost: request=%s attempt=%d prior_tokens=%d %r", *facts)
         finally:
             await close_stream(stream)
     message = "the decoder was lost and no other could go on with the answer: ask again"
@@ -107,7 +109,7 @@ class Answer:
         self._queue: asyncio.Queue[list[DialogEvent]] = asyncio.Queue(MAX_QUEUED_LISTS)
         self._metrics = metrics
         self._began_s = time.monotonic()
-        self._last_made_s: float | None = None
+        self._last_generated_s: float | None = None
         self._waiting: list[DialogEvent] = []  # came with DialogStarted
         self._pump: asyncio.Task[None] | None = None
 
@@ -179,9 +181,9 @@ class Answer:
     def _measure(self, tokens: list[TokenEvent]) -> None:
         meters = self._metrics.meters
         for token in tokens:
-            if self._last_made_s is None:
+            if self._last_generated_s is None:
                 meters.observe(FIRST_TOKEN, time.monotonic() - self._began_s)
             else:
-                meters.observe(INTER_TOKEN, max(0.0, token.made_s - self._last_made_s))
-            self._last_made_s = token.made_s
+                meters.observe(INTER_TOKEN, max(0.0, token.generated_s - self._last_generated_s))
+            self._last_generated_s = token.generated_s
         meters.count(TOKENS, by=len(tokens))

@@ -28,8 +28,8 @@ from services.messages.dialog import (
     DialogFailed,
     DialogRequest,
     DialogStarted,
-    Likely,
     TokenEvent,
+    TokenLogprob,
 )
 from services.messages.video import Frame
 from services.ports.frame_store import is_private, parse_frame_id
@@ -229,7 +229,7 @@ class DecodeLoop:
             log.exception("dialog %s could not be opened", request.request_id)
             self._fail(dialog, error)
             return
-        for token in request.spoken:
+        for token in request.prior_tokens:
             dialog.text.push(token.token_id)
             dialog.num_made += 1
         self._working = True
@@ -240,7 +240,7 @@ class DecodeLoop:
     def _go_on(self, dialog: LiveDialog) -> int | None:
         """Ask the dialog at rest that knows all but the last question; how many tokens it knew, None: there is none."""
         request, engine = dialog.request, self._engine
-        if request.spoken:
+        if request.prior_tokens:
             return None
         found = self._resting.take(request.camera, request.messages, dialog.prompt_text, engine.dialogs)
         if found is None:
@@ -267,7 +267,7 @@ class DecodeLoop:
             request.camera,
             dialog.prompt,
             self._options(request),
-            spoken=[Spoken(token.token_id, token.made_s) for token in request.spoken],
+            spoken=[Spoken(token.token_id, token.generated_s) for token in request.prior_tokens],
             asked_s=request.asked_s or dialog.started_s,
             num_kept=dialog.num_kept,
             at_once=False,
@@ -284,7 +284,7 @@ class DecodeLoop:
             frequency_penalty=request.frequency_penalty,
             presence_penalty=request.presence_penalty,
             logit_bias=tuple(request.logit_bias),
-            num_top=request.num_top,
+            num_top=request.num_top_logprobs,
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_ids=self._stop_ids,
@@ -301,7 +301,7 @@ class DecodeLoop:
         del self._dialogs[dialog.name]
         request = dialog.request
         self._used_s[request.camera] = time.monotonic()
-        heard = not (dialog.text.stopped or request.spoken or is_private(request.camera))
+        heard = not (dialog.text.stopped or request.prior_tokens or is_private(request.camera))
         if not heard or not self._engine.ready(dialog.name):
             self._engine.close(dialog.name)
             return
@@ -334,7 +334,7 @@ class DecodeLoop:
 
     def _tell(self, dialog: LiveDialog, made: Made) -> None:
         request = dialog.request
-        events = dialog.said(made, time.time(), self._likely(made), self._stop_ids, self._stale_after_s)
+        events = dialog.said(made, time.time(), self._logprobs(made), self._stop_ids, self._stale_after_s)
         if (
             dialog.clip_end_s is None
             and request.visual_context == "live"
@@ -345,11 +345,11 @@ class DecodeLoop:
             self._end(dialog)
         dialog.emit(events)
 
-    def _likely(self, made: Made) -> tuple[Likely, ...]:
+    def _logprobs(self, made: Made) -> tuple[TokenLogprob, ...]:
         if made.chances is None:
             return ()
         pairs = [(made.token_id, made.chances.token), *made.chances.top]
-        return tuple(Likely(text=self._token_text(token), log_chance=chance) for token, chance in pairs)
+        return tuple(TokenLogprob(text=self._token_text(token), logprob=chance) for token, chance in pairs)
 
     def _forget_cameras(self, now_s: float) -> None:
         """Drop the rings of cameras that nobody has asked about for a while; private clips at once."""

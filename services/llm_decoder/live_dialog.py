@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from model.engine.engine import Made
 from services.llm_decoder.text_stream import TextStream
-from services.messages.dialog import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Likely, TokenEvent
+from services.messages.dialog import (
+    DialogEnded,
+    DialogEvent,
+    DialogFailed,
+    DialogRequest,
+    TokenEvent,
+    TokenLogprob,
+)
 
 RETRY_AFTER_S = 2.0
 
@@ -38,8 +45,8 @@ class LiveDialog:
     def said(
         self,
         made: Made,
-        made_s: float,
-        likely: Sequence[Likely],
+        generated_s: float,
+        logprobs: Sequence[TokenLogprob],
         stop_ids: Collection[int],
         stale_after_s: float,
     ) -> list[DialogEvent]:
@@ -47,7 +54,7 @@ class LiveDialog:
         self.num_made += 1
         if self.request.tokens_per_second:
             # From when it was due, not from now: the pace holds although steps take time. Never more than one behind.
-            self.next_due_s = max(self.next_due_s + 1 / self.request.tokens_per_second, made_s - 1)
+            self.next_due_s = max(self.next_due_s + 1 / self.request.tokens_per_second, generated_s - 1)
         ends = made.finished == "stop" and made.token_id in stop_ids
         text = "" if ends else self.text.push(made.token_id)
         finished = "stop" if self.text.stopped else made.finished
@@ -56,18 +63,18 @@ class LiveDialog:
         self.answer += text
         assert made.frame_id is not None  # no dialog opens on an empty ring
         assert made.captured_s is not None
-        now_s = made_s if self.clip_end_s is None else self.clip_end_s
+        now_s = generated_s if self.clip_end_s is None else self.clip_end_s
         age_ms = (now_s - made.captured_s) * 1000
         event = TokenEvent(
             token_id=made.token_id,
             text=text,
-            made_s=made_s,
-            time_s=made_s - self.started_s,
+            generated_s=generated_s,
+            time_s=generated_s - self.started_s,
             frame_id=made.frame_id,
             captured_s=made.captured_s,
             frame_age_ms=age_ms,
             stale=age_ms > (self.request.max_frame_age_ms or stale_after_s * 1000),
-            likely=likely,
+            logprobs=logprobs,
         )
         if not finished:
             return [event]

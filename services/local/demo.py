@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from model.config import PROJECT_ROOT
-from services.cli.chat import Spoken, percentile, speak
+from services.cli.chat import Spoken, speak
 from services.cli.chat_client import ChatClient, ChatLost
 from services.local.background_command import Background, Died
 from services.local.embedded_servers import HOST, free_port, port_is_free
+from services.messages.percentile import percentile
 from services.processes.polling import wait_until
 from services.settings import Settings
 

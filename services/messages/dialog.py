@@ -1,29 +1,29 @@
-"""What crosses a process about one dialog: the request, and the events of its answer.
+"""Messages between processes about one dialog: the request, and the events of its answer.
 
-Light: no torch, no numpy, no client library.
+This module is light: no torch, no numpy, no client library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of the conversation so far; the last one is the question."""
+    """One message of the conversation so far. The last one is the question."""
 
     role: Literal["system", "user", "assistant"]
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpokenToken:
-    """A token that an earlier replica already made: what the gateway resends when that replica died."""
+class PriorToken:
+    """A token that another replica generated before it died. The gateway resends it to resume the answer."""
 
     token_id: int
-    made_s: float  # wall clock
+    generated_s: float  # wall clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +40,16 @@ class DialogRequest:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: Sequence[tuple[int, float]] = ()  # token, and what is added to its logit
-    num_top: int | None = None  # log chances: None: none; n: each token's, and the n likeliest ones
+    logit_bias: Sequence[tuple[int, float]] = ()  # (token id, value added to its logit)
+    num_top_logprobs: int | None = None  # None: no logprobs; n: each token's own and the n highest
     seed: int | None = None
     stop: Sequence[str] = ()
     visual_context: Literal["live", "frozen"] = "live"
     num_frames: int | None = None  # newest frames to see; None: the whole FIFO
     tokens_per_second: float | None = None  # None: as fast as it goes
     max_frame_age_ms: float | None = None  # older than this: the token says `stale`
-    asked_s: float = 0.0  # wall clock when the gateway got the question
-    spoken: Sequence[SpokenToken] = field(default=())
+    asked_s: float = 0.0  # wall clock at which the gateway received the question
+    prior_tokens: Sequence[PriorToken] = ()  # the answer so far, when this request resumes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +57,15 @@ class DialogStarted:
     """First event of a dialog that was admitted."""
 
     num_prompt_tokens: int
-    num_cached_tokens: int = 0  # of them: read in earlier turns, and not again
+    num_cached_tokens: int = 0  # prompt tokens reused from earlier turns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likely:
-    """A token as text, and the natural logarithm of its chance."""
+class TokenLogprob:
+    """A token's text and the natural logarithm of its probability."""
 
     text: str
-    log_chance: float
+    logprob: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +74,13 @@ class TokenEvent:
 
     token_id: int
     text: str  # may be empty: a character can span tokens
-    made_s: float  # wall clock at which the token left the engine
+    generated_s: float  # wall clock at which the token left the engine
     time_s: float  # seconds since the question, on the dialog's own clock
     frame_id: str
     captured_s: float
-    frame_age_ms: float  # made_s - captured_s
+    frame_age_ms: float  # generated_s - captured_s
     stale: bool
-    likely: Sequence[Likely] = ()  # when asked for: this token, then the likeliest ones
+    logprobs: Sequence[TokenLogprob] = ()  # if requested: this token's, then those of the most likely tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +94,11 @@ class DialogEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogFailed:
-    """Last event of a dialog that could not start or go on; in OpenAI's shape at the gateway."""
+    """Last event of a dialog that could not start or continue. The gateway sends it in OpenAI's error format."""
 
     status: int  # HTTP status: 400, 404, 409, 429, 500, 503
     code: str  # "unknown_camera", "no_frame", "prompt_too_long", "decoder_full", ...
-    message: str  # says what was got and what is wanted
+    message: str  # says what was received and what is expected
     retry_after_s: float | None = None
 
 

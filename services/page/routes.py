@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
-FOLDER = Path(__file__).with_name("page")
+FOLDER = Path(__file__).parent
 KINDS = {
     "index.html": "text/html",
     "page.js": "text/javascript",

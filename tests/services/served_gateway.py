@@ -99,7 +99,7 @@ class ScriptedDecoder:
             yield [self.refusal]
             return
         yield [DialogStarted(num_prompt_tokens=7)]
-        words = list(enumerate(self.words))[len(request.spoken) : request.max_tokens]
+        words = list(enumerate(self.words))[len(request.prior_tokens) : request.max_tokens]
         for made, (index, word) in enumerate(words):
             if made == dies_after:
                 raise ConnectionError("the replica died")
@@ -121,7 +121,7 @@ class ScriptedDecoder:
         return TokenEvent(
             token_id=index,
             text=word,
-            made_s=now_s,
+            generated_s=now_s,
             time_s=now_s - request.asked_s,
             frame_id=newest.frame_id if newest else "0-0",
             captured_s=captured_s,

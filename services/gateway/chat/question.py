@@ -167,8 +167,8 @@ def biases_wanted(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float
     return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())
 
 
-def num_top_wanted(chat: ChatRequest) -> int | None:
-    """How many likely tokens to tell beside the one that was made; None: no log chances at all."""
+def num_top_logprobs_wanted(chat: ChatRequest) -> int | None:
+    """How many of the most likely tokens to send with each generated one; None: no logprobs at all."""
     if chat.top_logprobs and not chat.logprobs:
         message = "top_logprobs: wanted with `logprobs: true` only"
         raise ApiError(400, "invalid_option", message, param="top_logprobs")
@@ -204,7 +204,7 @@ async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
     check_words(words, desk.settings.max_prompt_tokens)
     max_tokens = num_tokens_wanted(chat, desk.settings.max_completion_tokens)
     stops = stops_wanted(chat.stop)
-    biases, num_top = biases_wanted(chat.logit_bias), num_top_wanted(chat)
+    biases, num_top_logprobs = biases_wanted(chat.logit_bias), num_top_logprobs_wanted(chat)
     options = chat.streamchat or StreamChatOptions()
     source = visual_source(chat.messages)
     camera = camera_named(source)
@@ -223,7 +223,7 @@ async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
         frequency_penalty=chat.frequency_penalty or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
         logit_bias=biases,
-        num_top=num_top,
+        num_top_logprobs=num_top_logprobs,
         seed=chat.seed,
     )
     return Question(request=request, clip=clip)

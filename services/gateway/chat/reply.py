@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from services.gateway.answer import Answer
-from services.messages.dialog import DialogRequest, Likely, TokenEvent
+from services.messages.dialog import DialogRequest, TokenEvent, TokenLogprob
+from services.messages.percentile import percentile
 from services.messages.video import PlayedClip
 
 
@@ -61,8 +61,8 @@ class TopLogprob(BaseModel):
     bytes: list[int]
 
 
-class TokenLogprob(TopLogprob):
-    """OpenAI's: the token that was made, and the likeliest ones."""
+class ChatCompletionTokenLogprob(TopLogprob):
+    """OpenAI's: the generated token, and the most likely ones."""
 
     top_logprobs: list[TopLogprob]
 
@@ -70,7 +70,7 @@ class TokenLogprob(TopLogprob):
 class Logprobs(BaseModel):
     """OpenAI's."""
 
-    content: list[TokenLogprob]
+    content: list[ChatCompletionTokenLogprob]
     refusal: None = None
 
 
@@ -144,15 +144,16 @@ def usage_of(answer: Answer) -> Usage:
 def logprobs_of(tokens: Sequence[TokenEvent]) -> Logprobs | None:
     """OpenAI's shape; None when nobody asked."""
 
-    def facts(likely: Likely) -> dict[str, Any]:
-        return {"token": likely.text, "logprob": likely.log_chance, "bytes": list(likely.text.encode())}
+    def fields(entry: TokenLogprob) -> dict[str, Any]:
+        return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.text.encode())}
 
     content = [
-        TokenLogprob(
-            **facts(token.likely[0]), top_logprobs=[TopLogprob(**facts(t)) for t in token.likely[1:]]
+        ChatCompletionTokenLogprob(
+            **fields(token.logprobs[0]),
+            top_logprobs=[TopLogprob(**fields(entry)) for entry in token.logprobs[1:]],
         )
         for token in tokens
-        if token.likely
+        if token.logprobs
     ]
     return Logprobs(content=content) if content else None
 
@@ -170,11 +171,12 @@ def facts_of(token: TokenEvent, clip: PlayedClip | None) -> TokenFacts:
     )
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value that `share` of the values do not exceed; None of no values."""
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+def frame_age_percentiles(ages_ms: Sequence[float]) -> dict[str, float | None]:
+    """The two fields that summarise the ages of an answer's frames; null for an answer without tokens."""
+    return {
+        "frame_age_p50_ms": percentile(ages_ms, 0.5) if ages_ms else None,
+        "frame_age_p95_ms": percentile(ages_ms, 0.95) if ages_ms else None,
+    }
 
 
 class Reply:
@@ -223,11 +225,7 @@ class Reply:
             model=self._model,
             choices=[Choice(message=message, finish_reason=finish_reason, logprobs=logprobs_of(tokens))],
             usage=usage,
-            streamchat=AnswerFacts(
-                tokens=facts,
-                frame_age_p50_ms=percentile(ages_ms, 0.5),
-                frame_age_p95_ms=percentile(ages_ms, 0.95),
-            ),
+            streamchat=AnswerFacts(tokens=facts, **frame_age_percentiles(ages_ms)),
         )
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:

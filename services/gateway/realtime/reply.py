@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from services.gateway.chat.reply import facts_of, percentile
+from services.gateway.chat.reply import facts_of, frame_age_percentiles
 from services.gateway.realtime.conversation import Conversation, Item, new_id
 from services.messages.api_error import ApiError
 from services.messages.dialog import TokenEvent
@@ -117,7 +117,6 @@ class RealtimeReply:
             },
             "output_token_details": {"text_tokens": num_tokens, "audio_tokens": 0},
         }
-        ages = {"frame_age_p50_ms": percentile(ages_ms, 0.5), "frame_age_p95_ms": percentile(ages_ms, 0.95)}
         return {
             "id": self.id,
             "object": "realtime.response",
@@ -129,5 +128,5 @@ class RealtimeReply:
             "max_output_tokens": self._max_output_tokens,
             "metadata": self._metadata,
             "usage": usage if ended else None,
-            "streamchat": ages if ended else None,
+            "streamchat": frame_age_percentiles(ages_ms) if ended else None,
         }

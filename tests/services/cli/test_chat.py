@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from services.cli.chat import Spoken, chat, percentile, show_cameras, speak, table
+from services.cli.chat import Spoken, chat, show_cameras, speak, table
 from services.cli.chat_client import Camera, Token
 from tests.services.served_gateway import gateway
 
@@ -47,11 +47,6 @@ def test_no_answer() -> None:
     out = io.StringIO()
     assert speak([], out, ages=True, colour=True).summary() == "no answer"
     assert Spoken().tokens_per_s == 0.0
-
-
-def test_percentiles() -> None:
-    values = [float(n) for n in range(100, 0, -1)]
-    assert (percentile(values, 0.5), percentile(values, 0.95), percentile([7.0], 0.95)) == (50.0, 95.0, 7.0)
 
 
 def test_cameras_in_columns() -> None:

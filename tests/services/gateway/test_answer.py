@@ -29,7 +29,7 @@ def token(number: int) -> TokenEvent:
     return TokenEvent(
         token_id=number,
         text=f" {number}",
-        made_s=float(number),
+        generated_s=float(number),
         time_s=float(number),
         frame_id=f"{number}-0",
         captured_s=number - 0.1,
@@ -139,8 +139,8 @@ async def test_a_full_fall_back_is_tried_again_with_what_was_spoken() -> None:
     answer = Answer(decode, REQUEST, GatewayMetrics())
     await answer.start()
     assert [number for numbers in await taken(answer) for number in numbers] == [0, 1]
-    assert [[each.token_id for each in request.spoken] for request in requests] == [[], [0], [0]]
-    assert requests[1].spoken[0].made_s == 0.0
+    assert [[each.token_id for each in request.prior_tokens] for request in requests] == [[], [0], [0]]
+    assert requests[1].prior_tokens[0].generated_s == 0.0
     await answer.close()
 
 

@@ -23,7 +23,7 @@ from services.messages.dialog import (
     DialogRequest,
     DialogStarted,
     Message,
-    SpokenToken,
+    PriorToken,
     TokenEvent,
 )
 from services.messages.video import Frame
@@ -119,7 +119,7 @@ async def test_an_answer_starts_names_its_frames_and_ends(decoder: LLMDecoder, s
     assert events[-1].num_completion_tokens == len(tokens) > 0
     assert {token.frame_id for token in tokens} == {newest.frame_id}
     for token in tokens:
-        assert token.frame_age_ms == pytest.approx((token.made_s - newest.captured_s) * 1000)
+        assert token.frame_age_ms == pytest.approx((token.generated_s - newest.captured_s) * 1000)
 
 
 async def test_a_new_frame_is_seen_while_the_answer_is_spoken(
@@ -148,7 +148,7 @@ async def test_a_frozen_answer_sees_only_what_was_there_at_the_question(
     newer = frame("three", 2)
     store.append(newer, capacity=16)
     seen = await until(live, lambda tokens: tokens[-1].frame_id == newer.frame_id)
-    spoken += await until(frozen, lambda tokens: tokens[-1].made_s > seen[-1].made_s)
+    spoken += await until(frozen, lambda tokens: tokens[-1].generated_s > seen[-1].generated_s)
     assert {token.frame_id for token in spoken} == {first.frame_id}
     await frozen.aclose()
     await live.aclose()
@@ -159,9 +159,9 @@ async def test_the_pace_is_kept(decoder: LLMDecoder, store: SometimesLost) -> No
     tokens = tokens_of(await collect(decoder.decode(question("four", max_tokens=6, tokens_per_second=20.0))))
     assert len(tokens) == 6
     assert (
-        median(b.made_s - a.made_s for a, b in pairwise(tokens)) > 0.02
+        median(b.generated_s - a.generated_s for a, b in pairwise(tokens)) > 0.02
     )  # one that was late may be caught up
-    assert tokens[-1].made_s - tokens[0].made_s == pytest.approx(5 / 20, abs=0.15)
+    assert tokens[-1].generated_s - tokens[0].generated_s == pytest.approx(5 / 20, abs=0.15)
 
 
 async def test_more_than_fit_are_told_when_to_come_back(decoder: LLMDecoder, store: SometimesLost) -> None:
@@ -232,8 +232,8 @@ async def test_an_answer_is_taken_up_where_another_left_it(decoder: LLMDecoder, 
     store.append(frame("nine", 1), capacity=16)
     request = question("nine", max_tokens=12)
     whole = tokens_of(await collect(decoder.decode(request)))
-    spoken = tuple(SpokenToken(token_id=t.token_id, made_s=t.made_s) for t in whole[:5])
-    rest = tokens_of(await collect(decoder.decode(replace(request, request_id="again", spoken=spoken))))
+    spoken = tuple(PriorToken(token_id=t.token_id, generated_s=t.generated_s) for t in whole[:5])
+    rest = tokens_of(await collect(decoder.decode(replace(request, request_id="again", prior_tokens=spoken))))
     assert [t.token_id for t in rest] == [t.token_id for t in whole[5:]]
     assert "".join(t.text for t in whole) == "".join(t.text for t in whole[:5]) + "".join(
         t.text for t in rest
@@ -288,16 +288,16 @@ async def test_the_chances_of_tokens_are_told_when_asked_for(
     decoder: LLMDecoder, store: SometimesLost
 ) -> None:
     store.append(frame("chances", 1), capacity=16)
-    tokens = tokens_of(await collect(decoder.decode(question("chances", num_top=3))))
+    tokens = tokens_of(await collect(decoder.decode(question("chances", num_top_logprobs=3))))
     for token in tokens:
-        own, *top = token.likely
+        own, *top = token.logprobs
         assert own == top[0]  # the likeliest one was taken
         assert len(top) == 3
-        assert 0 > top[0].log_chance >= top[1].log_chance >= top[2].log_chance
+        assert 0 > top[0].logprob >= top[1].logprob >= top[2].logprob
     forced = question("chances", logit_bias=((tokens[0].token_id, -100.0),), max_tokens=1)
     (other,) = tokens_of(await collect(decoder.decode(forced)))
     assert other.token_id != tokens[0].token_id
-    assert other.likely == ()
+    assert other.logprobs == ()
 
 
 async def test_a_long_prompt_is_read_beside_the_steps_of_others(
@@ -318,7 +318,9 @@ async def test_a_long_prompt_is_read_beside_the_steps_of_others(
                 break
         await first.aclose()
         (late,) = tokens_of(await events)
-        between = [token for token in meanwhile if before[-1].made_s < token.made_s < late.made_s]
+        between = [
+            token for token in meanwhile if before[-1].generated_s < token.generated_s < late.generated_s
+        ]
         assert len(between) > 3
     finally:
         decoder.close()

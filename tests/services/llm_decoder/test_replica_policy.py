@@ -39,7 +39,7 @@ def token(*, age_ms: float, stale: bool = False) -> TokenEvent:
     return TokenEvent(
         token_id=1,
         text="a",
-        made_s=0.0,
+        generated_s=0.0,
         time_s=0.0,
         frame_id="1-0",
         captured_s=0.0,

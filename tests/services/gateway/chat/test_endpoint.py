@@ -275,7 +275,7 @@ def test_an_answer_outlives_its_decoders(served: Gateway, stream: bool) -> None:
     else:
         text = response.json()["choices"][0]["message"]["content"]
     assert text == TEXT
-    assert [len(request.spoken) for request in served.decoder.requests] == [0, 2, 2, 5]
+    assert [len(request.prior_tokens) for request in served.decoder.requests] == [0, 2, 2, 5]
     assert {request.request_id for request in served.decoder.requests} == {
         served.decoder.requests[0].request_id
     }
