@@ -238,8 +238,7 @@ def test_no_machine_in_the_tree() -> None:
 
 
 def test_settings_are_described() -> None:
-    from dataclasses import fields
-
     from services.settings import Settings
 
-    assert [f.name for f in fields(Settings) if len(f.metadata.get("about", "")) < 10] == []
+    about = {name: field.description or "" for name, field in Settings.model_fields.items()}
+    assert [name for name, text in about.items() if len(text) < 10] == []

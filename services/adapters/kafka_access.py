@@ -25,7 +25,7 @@ class KafkaAccess:
             protocol=settings.kafka_security_protocol,
             mechanism=settings.kafka_sasl_mechanism,
             username=settings.kafka_username,
-            password=settings.kafka_password,
+            password=settings.kafka_password.get_secret_value(),
             ca_file=settings.kafka_ca_file,
         )
 

@@ -55,7 +55,7 @@ class RedisFrameStore:
         return cls(
             settings.redis_url,
             username=settings.redis_username,
-            password=settings.redis_password,
+            password=settings.redis_password.get_secret_value(),
             ca_file=settings.redis_ca_file,
             silent_after_s=settings.silent_after_s,
         )

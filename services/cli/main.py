@@ -57,16 +57,11 @@ def _add_up(commands: Any) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
     from services.local.up import up
     from services.settings import Settings
 
-    settings = Settings.from_environment()
-    if options.model:
-        settings = replace(settings, model=options.model)
-    if options.keys:
-        settings = replace(settings, keys_file=options.keys)
+    given = {"model": options.model, "keys_file": options.keys}
+    settings = Settings.from_environment(**{name: value for name, value in given.items() if value})
     return up(settings, options.port, kafka_port=options.kafka_port)
 
 
@@ -121,7 +116,7 @@ def _chat(options: argparse.Namespace) -> int:
     from services.settings import Settings
 
     pace: float | None = options.tokens_per_second
-    key = Settings.from_environment().api_key
+    key = Settings.from_environment().api_key.get_secret_value()
     return chat(
         options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace, key=key
     )
@@ -137,7 +132,7 @@ def _cameras(options: argparse.Namespace) -> int:
     from services.cli.chat import show_cameras
     from services.settings import Settings
 
-    return show_cameras(options.url, key=Settings.from_environment().api_key)
+    return show_cameras(options.url, key=Settings.from_environment().api_key.get_secret_value())
 
 
 def _add_keys(commands: Any) -> None:

@@ -87,7 +87,7 @@ def _run(ending: ExitStack, *, once: bool, port: int) -> None:
         where = ("--camera", camera, "--loop", "--kafka", f"{HOST}:{kafka_port}")
         publishers.append(Background("publish", str(source), *where))
         ending.callback(publishers[-1].end)
-    with ChatClient(url, Settings.from_environment().api_key) as client:
+    with ChatClient(url, Settings.from_environment().api_key.get_secret_value()) as client:
         wait_for_cameras(client, set(sources), [up, *publishers])
         spoken = [ask(client, camera) for camera in sources if camera.startswith("world")]
     print(LIMITS, flush=True)

@@ -58,7 +58,7 @@ def start(settings: Settings) -> Mapping[psutil.Process, str]:
     """Start Ray; returns the processes without which it cannot live, with their names."""
     import ray
 
-    replicas = sum(value for name, value in _fields(settings) if name.endswith("_replicas"))
+    replicas = sum(value for name, value in settings if name.endswith("_replicas"))
     ray.init(
         address="local",
         # Places, not processors: a replica asks for a tenth of one. Ray starts an idle worker for each at
@@ -143,7 +143,3 @@ def _proxy(folder: Path, program: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + DIRECT_PORTS + 1),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 2 * DIRECT_PORTS),
     }
-
-
-def _fields(settings: Settings) -> list[tuple[str, int]]:
-    return [(name, getattr(settings, name)) for name in settings.__slots__]

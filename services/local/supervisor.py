@@ -18,7 +18,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -112,7 +111,7 @@ class Stack:
             self._servers.append(store)
             changes["redis_url"] = store.url
             self.say(f"Redis-protocol store at {store.address}")
-        self.settings = replace(self.settings, **changes)
+        self.settings = self.settings.model_copy(update=changes)
 
     def look(self) -> bool:
         """Start what has ended again; raises Broken where that is impossible. False, for `wait_for`."""
@@ -212,9 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     guard = os.getppid()
     access = "keys" if options.keys else "open"
-    settings = replace(
-        Settings.from_environment(), model=options.model, keys_file=options.keys, access=access
-    )
+    settings = Settings.from_environment(model=options.model, keys_file=options.keys, access=access)
     stack = Stack(settings, options.folder, kafka_port=options.kafka_port, broker_bytes=options.broker_bytes)
     status = run(stack, port=options.port, app=options.app, folder=options.folder, guard=guard)
     os._exit(status)  # Ray's exit hooks would wait for what has ended

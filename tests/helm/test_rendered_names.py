@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -19,7 +21,7 @@ import yaml
 from model.config import PROJECT_ROOT
 from services.cli import main as cli
 from services.local import local_ray
-from services.settings import PREFIX, Settings
+from services.settings import Settings
 from tests.helm.rendered_chart import CASES, Object, problems, rendered
 
 DEPLOY = PROJECT_ROOT / "deploy"
@@ -244,7 +246,8 @@ def test_compose_names_settings_that_are_there() -> None:
     assert names
     assert names <= set(Settings().as_environment())
     environment: dict[str, str] = compose["services"]["streamchat"]["environment"]
-    Settings.from_environment({name: text for name, text in environment.items() if name.startswith(PREFIX)})
+    with patch.dict(os.environ, environment):
+        Settings.from_environment()
 
 
 def test_compose_runs_commands_of_ours() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import fields
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from helm_python import HelmError
+from pydantic import SecretStr
 
 from model.config import PROJECT_ROOT
 from services.settings import PREFIX, Settings
@@ -142,8 +144,9 @@ def mirror() -> ModuleType:
     return module
 
 
-def test_the_settings_are_the_services_own(mirror: ModuleType) -> None:
+def test_chart_and_docs_have_the_services_settings(mirror: ModuleType) -> None:
     # When this fails: python deploy/mirror_settings.py
+    assert mirror.PAGE.read_text() == mirror.settings_page()
     values = (CHART / "values.yaml").read_text()
     assert mirror.with_settings(values) == values
     assert mirror.schema_with_settings(json.loads(json.dumps(SCHEMA))) == SCHEMA
@@ -156,8 +159,9 @@ def test_config_map_and_secrets_are_all_settings_and_no_other(case: str) -> None
     told = set(chart.one("ConfigMap", f"{RELEASE}-settings")["data"])
     secret = {one["name"] for one in container["env"] if one["name"].startswith(PREFIX)}
     assert told & secret == set()
-    assert told | secret <= {PREFIX + f.name.upper() for f in fields(Settings)}
-    assert {PREFIX + f.name.upper() for f in fields(Settings) if not f.metadata["secret"]} <= told | secret
+    kinds = {PREFIX + name.upper(): field.annotation for name, field in Settings.model_fields.items()}
+    assert told | secret <= set(kinds)
+    assert {name for name, kind in kinds.items() if kind is not SecretStr} <= told | secret
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -166,17 +170,15 @@ def test_the_services_take_what_the_config_map_says(case: str) -> None:
     told: dict[str, str] = chart.one("ConfigMap", f"{RELEASE}-settings")["data"]
     container = chart.ray_templates()["cpu"]["spec"]["containers"][0]
     secrets = {v["name"]: "from-a-secret" for v in container["env"] if v["name"].startswith(PREFIX)}
-    settings = Settings.from_environment(told | secrets)
+    with patch.dict(os.environ, told | secrets):
+        settings = Settings.from_environment()
     given: dict[str, Any] = CASES[case].get("settings", {})
     assert {name: getattr(settings, name) for name in given} == given
 
 
 def test_what_is_not_said_is_the_services_default() -> None:
-    told = Settings.from_environment(rendered("default").one("ConfigMap", f"{RELEASE}-settings")["data"])
+    default = dict(Settings())
+    with patch.dict(os.environ, rendered("default").one("ConfigMap", f"{RELEASE}-settings")["data"]):
+        told = dict(Settings.from_environment())
     known = {"kafka_bootstrap_servers", "redis_url", "keys_file"}
-    default = Settings()
-    assert [
-        f.name
-        for f in fields(Settings)
-        if f.name not in known and getattr(told, f.name) != getattr(default, f.name)
-    ] == []
+    assert [name for name in told if name not in known and told[name] != default[name]] == []
