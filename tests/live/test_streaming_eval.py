@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.live.live_stack import LiveStack
-from training.evaluation import streaming_eval
+from training.evaluation.streaming_eval import main
 from training.live_world.world import TEST_SEEDS
 from training.live_world.write_clips import write_clips
 
@@ -28,7 +28,7 @@ def evaluate(
         command += [f"--{number}", f"{where},max_tokens={NUM_TOKENS},tokens_per_second=5"]
     with monkeypatch.context() as patched:
         patched.setattr(sys, "argv", command)
-        streaming_eval.main()
+        main()
     return json.loads((out / "summary.json").read_text())
 
 

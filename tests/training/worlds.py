@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from training.live_world.answers import ReferenceAnswer, Word
-from training.live_world.judge import Spoken
+from training.evaluation.timed_answer import TimedAnswer
+from training.live_world.answers import ReferenceAnswer, Word, reference_answer
 from training.live_world.questions import Question, sample_question
+from training.live_world.word_scores import SpokenWord
 from training.live_world.world import Event, Happening, Thing, World, make_world
 
 DOG = Thing(name="dog", colour="red", place=0)
@@ -53,10 +54,10 @@ def texts(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def aloud(said: ReferenceAnswer) -> list[Spoken]:
+def aloud(said: ReferenceAnswer) -> list[SpokenWord]:
     """An answer as it is heard, from someone who sees each moment at once."""
     return [
-        Spoken(text=word.text, seen_s=said.start_s + number / said.steps_per_second)
+        SpokenWord(text=word.text, seen_s=said.start_s + number / said.steps_per_second)
         for number, word in enumerate(said.words)
     ]
 
@@ -75,3 +76,13 @@ def asked_questions(num: int = 120) -> Iterator[tuple[World, Question, float]]:
         for _ in range(4):
             ask_s = float(rng.uniform(0.0, 14.0))
             yield world, sample_question(rng, world, ask_s), ask_s
+
+
+WHERE = question("where")
+
+
+def late_answer(delay_s: float) -> TimedAnswer:
+    """An answer to `WHERE` about STORY, asked at 3 s, by someone who sees everything with a delay."""
+    right = reference_answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - delay_s)
+    tokens = tuple((" " + word.text, word.seen_s) for word in aloud(right))
+    return TimedAnswer(tokens=tokens, asked_seen_s=3.0, ended=False)

@@ -1,8 +1,8 @@
-"""Who is better: two spoken answers to one question, compared by a language model or by the live world's truth.
+"""Judges that say which of two answers to a question is better: a language model, or the live world's truth.
 
-Section 4 of the paper: the judge gets the right answer and both candidates', weighs adherence, helpfulness, relevance
-and accuracy, says which is better or that both are, and justifies it. Ours is also shown the video's captions, and when
-each sentence was spoken.
+As in section 4 of the paper, the language model gets the right answer and both answers, scores adherence, helpfulness,
+relevance and accuracy, says which answer is better or that they are equal, and gives its reasons. Here it also gets the
+video's captions and the time at which each sentence was spoken.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, Literal, Protocol, get_args
 from openai import AsyncOpenAI, OpenAIError
 
 from training.data.bad_row import BadRow, as_mapping, as_number, as_text, object_in
-from training.evaluation.spoken_answer import SpokenAnswer
-from training.evaluation.streaming_samples import Sample
-from training.live_world.judge import Verdict, judge, share_right, spoken_words
+from training.evaluation.eval_questions import EvalQuestion
+from training.evaluation.timed_answer import TimedAnswer
+from training.live_world.word_scores import WordScore, join_tokens, score_words, word_accuracy
 
 PROMPT = Path(__file__).parent / "prompts" / "streaming_judge.md"
 ASPECTS = ("adherence", "helpfulness", "relevance", "accuracy")
-SHOWN_MISTAKES = 6
+MAX_SHOWN_MISTAKES = 6
 
 Better = Literal["1", "2", "tie"]
 
 
 class BadJudgement(BadRow):
-    """A judge's reply that is no judgement, or none at all. `raw`: what it said."""
+    """A judge's reply that is no judgement, or no reply at all. `raw`: the reply."""
 
     def __init__(self, reason: str, detail: str, raw: str = "") -> None:
         super().__init__(reason, detail)
@@ -38,7 +38,7 @@ class BadJudgement(BadRow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Which answer is better. `scores`: each aspect's, from 1 to 10, of answer 1 and answer 2."""
+    """Which answer is better. `scores`: by aspect, from 1 to 10, of answer 1 and answer 2."""
 
     better: Better
     justification: str
@@ -49,18 +49,18 @@ class Judge(Protocol):
     """Compares two answers."""
 
     @property
-    def what(self) -> dict[str, Any]:
-        """What it is, for the record."""
+    def identity(self) -> dict[str, Any]:
+        """What judgements depend on, for the record."""
         ...
 
-    async def compare(self, sample: Sample, first: SpokenAnswer, second: SpokenAnswer) -> Judgement:
+    async def compare(self, question: EvalQuestion, first: TimedAnswer, second: TimedAnswer) -> Judgement:
         """Raises BadJudgement."""
         ...
 
 
 @dataclass(kw_only=True)
 class EndpointJudge:
-    """A language model behind an OpenAI-compatible endpoint. Counts the tokens that it costs."""
+    """A language model behind an OpenAI-compatible endpoint. Counts the tokens that it uses."""
 
     client: AsyncOpenAI
     model: str
@@ -69,41 +69,41 @@ class EndpointJudge:
     num_reply_tokens: int = 0
 
     @property
-    def what(self) -> dict[str, Any]:
-        """The model, and which prompt."""
+    def identity(self) -> dict[str, Any]:
+        """The model and a digest of the prompt."""
         digest = hashlib.blake2b(self.prompt.template.encode(), digest_size=6).hexdigest()
         return {"judge": self.model, "prompt": digest}
 
-    async def compare(self, sample: Sample, first: SpokenAnswer, second: SpokenAnswer) -> Judgement:
-        """Ask once. Raises BadJudgement when there is no reply, or a reply that says something else."""
-        words = self.prompt.substitute(
-            ask_s=f"{sample.ask_s:.1f}",
-            captions="\n".join(f"{c.start_s:.1f} to {c.end_s:.1f}: {c.text}" for c in sample.captions)
-            or "(not told)",
-            instruction=sample.instruction,
-            truth=sample.answer,
-            first=_heard(first),
-            second=_heard(second),
+    async def compare(self, question: EvalQuestion, first: TimedAnswer, second: TimedAnswer) -> Judgement:
+        """Ask once. Raises BadJudgement when there is no reply, or the reply is no judgement."""
+        captions = [f"{c.start_s:.1f} to {c.end_s:.1f}: {c.text}" for c in question.captions]
+        prompt = self.prompt.substitute(
+            ask_s=f"{question.ask_s:.1f}",
+            captions="\n".join(captions) or "(not told)",
+            instruction=question.instruction,
+            truth=question.answer,
+            first=_with_times(first),
+            second=_with_times(second),
         )
         try:
             reply = await self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": words}], temperature=0.0
+                model=self.model, messages=[{"role": "user", "content": prompt}], temperature=0.0
             )
         except OpenAIError as error:
             raise BadJudgement(f"no reply ({type(error).__name__})", str(error)[:500]) from error
         if reply.usage is not None:
             self.num_prompt_tokens += reply.usage.prompt_tokens
             self.num_reply_tokens += reply.usage.completion_tokens
-        return parse(reply.choices[0].message.content or "" if reply.choices else "")
+        return parse_judgement(reply.choices[0].message.content or "" if reply.choices else "")
 
 
-def _heard(answer: SpokenAnswer) -> str:
+def _with_times(answer: TimedAnswer) -> str:
     sentences = [f"[{seen_s:.1f}] {text}" for seen_s, text in answer.timed_sentences()]
     return "\n".join(sentences) or "(nothing was said)"
 
 
-def parse(raw: str) -> Judgement:
-    """Read a judge's reply: one JSON object, perhaps with words or a fence around it. Raises BadJudgement."""
+def parse_judgement(raw: str) -> Judgement:
+    """Read a judge's reply: one JSON object, perhaps with text or a fence around it. Raises BadJudgement."""
     try:
         reply = object_in(raw)
         scores = [as_mapping(f"answer_{n}", reply.get(f"answer_{n}")) for n in (1, 2)]
@@ -127,43 +127,45 @@ def _score(scores: Mapping[str, Any], aspect: str) -> float:
 
 
 class TruthJudge:
-    """The live world's own truth: the answer with the larger share of right words is better. Scores accuracy only."""
+    """Compares answers by the live world's truth: the higher word accuracy is better. It scores accuracy only."""
 
     @property
-    def what(self) -> dict[str, Any]:
-        """Nothing but the truth."""
+    def identity(self) -> dict[str, Any]:
+        """The truth has no settings."""
         return {"judge": "truth"}
 
-    async def compare(self, sample: Sample, first: SpokenAnswer, second: SpokenAnswer) -> Judgement:
-        """Raises BadJudgement when the sample is not of the live world."""
-        if sample.world is None:
-            raise BadJudgement("no truth", f"{sample.name} is not of the live world: it needs another judge")
-        return by_truth(truth_of(sample, first), truth_of(sample, second))
+    async def compare(self, question: EvalQuestion, first: TimedAnswer, second: TimedAnswer) -> Judgement:
+        """Raises BadJudgement when the question is not of the live world."""
+        if question.world is None:
+            raise BadJudgement(
+                "no truth", f"{question.name} is not of the live world: it needs another judge"
+            )
+        return compare_scores(score_answer(question, first), score_answer(question, second))
 
 
-def truth_of(sample: Sample, answer: SpokenAnswer) -> list[Verdict]:
-    """Every state-bearing word of an answer, judged (`training/live_world/judge.py`)."""
-    assert sample.world is not None
-    assert sample.question is not None
-    words = spoken_words(answer.tokens)
-    return judge(sample.question, sample.world, answer.asked_seen_s, words, answer.ended)
+def score_answer(question: EvalQuestion, answer: TimedAnswer) -> list[WordScore]:
+    """Score every state-bearing word of an answer to a live-world question (`training/live_world/word_scores.py`)."""
+    assert question.world is not None
+    assert question.world_question is not None
+    words = join_tokens(answer.tokens)
+    return score_words(question.world_question, question.world, answer.asked_seen_s, words, answer.ended)
 
 
-def by_truth(first: list[Verdict], second: list[Verdict]) -> Judgement:
-    """Compare shares of right words; who says nothing that can be judged has none right."""
-    shares = tuple(share_right(verdicts) if verdicts else 0.0 for verdicts in (first, second))
+def compare_scores(first: list[WordScore], second: list[WordScore]) -> Judgement:
+    """Compare word accuracies; an answer without scored words has accuracy 0."""
+    shares = tuple(word_accuracy(scores) if scores else 0.0 for scores in (first, second))
     better: Better = "tie" if shares[0] == shares[1] else "1" if shares[0] > shares[1] else "2"
-    told = " ".join(f"Answer {n}: {_told(verdicts)}" for n, verdicts in enumerate((first, second), start=1))
-    scores = {"accuracy": (1 + 9 * shares[0], 1 + 9 * shares[1])}
-    return Judgement(better=better, justification=told, scores=scores)
+    reasons = [f"Answer {n}: {_describe(scores)}" for n, scores in enumerate((first, second), start=1)]
+    aspects = {"accuracy": (1 + 9 * shares[0], 1 + 9 * shares[1])}
+    return Judgement(better=better, justification=" ".join(reasons), scores=aspects)
 
 
-def _told(verdicts: list[Verdict]) -> str:
-    wrong = [v for v in verdicts if not v.right]
+def _describe(scores: list[WordScore]) -> str:
+    wrong = [s for s in scores if not s.right]
     mistakes = [
-        f"{v.slot} {v.said or '(left out)'} for {v.wanted or '(nothing)'}, {v.lag_s:.1f} s after the question"
-        for v in wrong[:SHOWN_MISTAKES]
+        f"{s.slot} {s.said or '(left out)'} for {s.wanted or '(nothing)'}, {s.lag_s:.1f} s after the question"
+        for s in wrong[:MAX_SHOWN_MISTAKES]
     ]
-    more = [f"{len(wrong) - SHOWN_MISTAKES} more"] if len(wrong) > SHOWN_MISTAKES else []
-    right = f"{len(verdicts) - len(wrong)} of {len(verdicts)} words right"
+    more = [f"{len(wrong) - MAX_SHOWN_MISTAKES} more"] if len(wrong) > MAX_SHOWN_MISTAKES else []
+    right = f"{len(scores) - len(wrong)} of {len(scores)} words right"
     return f"{right}; wrong: {'; '.join([*mistakes, *more])}." if wrong else f"{right}."

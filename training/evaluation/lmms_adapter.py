@@ -1,10 +1,10 @@
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
-"""StreamChat as a model of lmms-eval, so that the paper's image and video tables can be run (section 5).
+"""StreamChat as a model of lmms-eval, which runs the paper's image and video benchmarks (section 5).
 
     lmms-eval --model streamchat --model_args pretrained=FOLDER,num_frames=40 --tasks mmmu_val,videomme --batch_size 1
 
-lmms-eval 0.7.3 wants an older PyAV than the services: it has a virtual environment of its own, see docs/benchmarks.md.
-It finds us by the entry point `lmms_eval.models` in pyproject.toml. Nothing else imports this file.
+lmms-eval 0.7.3 needs an older PyAV than the services, so it runs in its own virtual environment (docs/evaluation.md).
+It finds this module by the entry point `lmms_eval.models` in pyproject.toml. Nothing else imports it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
-from training.evaluation.offline_answerer import Asked, OfflineAnswerer, Visual
+from training.evaluation.offline_answerer import OfflineAnswerer, OfflineQuestion, Visual
 
 MANIFEST = ModelManifest(
     model_id="streamchat", simple_class_path="training.evaluation.lmms_adapter.StreamChatModel"
 )
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LONGEST = 1024  # tokens, where a task does not say
+DEFAULT_MAX_TOKENS = 1024  # for tasks that set no limit
 
 
 class StreamChatModel(lmms):
-    """What `--model streamchat` makes; `--model_args` are the arguments. One process a GPU: `accelerate launch`."""
+    """The class behind `--model streamchat`; `--model_args` are its arguments. `accelerate launch`: a process a GPU."""
 
     is_simple = True
 
@@ -46,105 +46,105 @@ class StreamChatModel(lmms):
         system_prompt: str = "",
         **unknown: Any,
     ) -> None:
-        """Raises ValueError for arguments that it does not know, and FileNotFoundError without the folder."""
+        """Raises ValueError for unknown arguments, and FileNotFoundError when there is no such folder."""
         super().__init__()
-        unknown.pop("max_batch_size", None)  # lmms-eval hands it to every model
+        unknown.pop("max_batch_size", None)  # lmms-eval passes it to every model
         if unknown or dtype not in DTYPES:
             wanted = f"wanted pretrained, num_frames, device, dtype ({', '.join(DTYPES)}) and system_prompt"
             raise ValueError(f"model_args: got {[*unknown] or dtype}, {wanted}")
         accelerator = Accelerator()
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self.accelerator = accelerator
-        where = str(accelerator.device) if self._world_size > 1 or not device else device
         self.batch_size = int(batch_size)
         self.system = self._resolve_system_prompt(system_prompt)
         self.answerer = OfflineAnswerer(
             Path(pretrained),
             num_frames=int(num_frames),
-            together=self.batch_size,
-            device=where,
+            batch_size=self.batch_size,
+            device=str(accelerator.device) if self._world_size > 1 or not device else device,
             dtype=DTYPES[dtype],
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answer: arguments are (text, options, visuals of a document, its number, task, split)."""
+        """Answer requests: (text, options, function for a document's visuals, document number, task, split)."""
         texts: list[str] = []
-        for some in _chunks(requests, self.batch_size, self.rank):
-            asked = [self._asked(*one.args) for one in some]
-            for one, text in zip(some, self.answerer.answer(asked), strict=True):
-                self.cache_hook.add_partial("generate_until", (one.args[0], one.args[1]), text)
+        for some in _batches(requests, self.batch_size, self.rank):
+            questions = [self._question(*request.args) for request in some]
+            for request, text in zip(some, self.answerer.answer(questions), strict=True):
+                self.cache_hook.add_partial("generate_until", (request.args[0], request.args[1]), text)
                 texts.append(text)
         return texts
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Arguments are (text, continuation or a function of the document, visuals, number, task, split).
+        """Score requests: (text, continuation or a function of the document, visuals, number, task, split).
 
-        Despite its name lmms-eval wants the loss, as its other models return it: it takes the choice with the smallest.
-        Loss and whether it is the likeliest come wrapped: lmms-eval 0.7.3 makes a text of a bare pair, and then fails.
+        Despite the name, lmms-eval expects the loss: it chooses the smallest, and its other models return it so.
+        The pair (loss, is greedy) is wrapped because lmms-eval 0.7.3 turns a bare pair into text and then fails.
         """
-        found: list[GenerationResult] = []
-        for (one,) in _chunks(requests, 1, self.rank):
-            text, target, visuals, number, task, split = one.args
+        results: list[GenerationResult] = []
+        for (request,) in _batches(requests, 1, self.rank):
+            text, target, visuals, number, task, split = request.args
             continuation = target if isinstance(target, str) else target(self._document(task, split, number))
-            asked = self._asked(text, {}, visuals, number, task, split)
-            pair: Any = self.answerer.loss(asked, continuation)
-            found.append(GenerationResult(text=pair))
-        return found
+            question = self._question(text, {}, visuals, number, task, split)
+            pair: Any = self.answerer.loss(question, continuation)
+            results.append(GenerationResult(text=pair))
+        return results
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """Answer, hand the task what was said so far, ask what it makes of that, until it has asked all: OVO-Bench.
+        """Answer requests of several rounds (OVO-Bench): the task makes each round from the answers so far.
 
-        Arguments are those of `generate_until`, and before the number what makes the next round of a document.
+        Arguments are those of `generate_until`, with the function that makes the next round before the number.
         """
         results: list[list[str]] = []
-        for (one,) in _chunks(requests, 1, self.rank):
-            text, options, visuals, next_round, number, task, split = one.args
-            said: list[str] = []
-            before = None
+        for (request,) in _batches(requests, 1, self.rank):
+            text, options, visuals, next_round, number, task, split = request.args
+            answers: list[str] = []
+            round_info = None
             for round_idx in count(1):
-                said += self.answerer.answer([self._asked(text, options, visuals, number, task, split)])
-                visuals, text, is_over, told, before = next_round(
+                question = self._question(text, options, visuals, number, task, split)
+                answers += self.answerer.answer([question])
+                visuals, text, is_over, outputs, round_info = next_round(
                     self._document(task, split, number),
-                    previous_output=said,
+                    previous_output=answers,
                     round_idx=round_idx,
-                    previous_round_info=before,
+                    previous_round_info=round_info,
                 )
-                said = list(told)
+                answers = list(outputs)
                 if is_over:
                     break
-            results.append(said)
+            results.append(answers)
         return results
 
     def _document(self, task: str, split: str, number: int) -> Any:
         return self.task_dict[task][split][number]
 
-    def _asked(
+    def _question(
         self, text: str, options: Mapping[str, Any], visuals: Any, number: int, task: str, split: str
-    ) -> Asked:
+    ) -> OfflineQuestion:
         shown = visuals(self._document(task, split, number)) if callable(visuals) else visuals
-        until = options.get("until") or ()
-        return Asked(
+        stop = options.get("until") or ()
+        return OfflineQuestion(
             text=text.replace("<image>", "").strip(),
-            visuals=tuple(_flat(shown or ())),
+            visuals=tuple(_flatten(shown or ())),
             system=self.system,
-            max_tokens=int(options.get("max_new_tokens") or LONGEST),
+            max_tokens=int(options.get("max_new_tokens") or DEFAULT_MAX_TOKENS),
             temperature=float(options.get("temperature") or 0.0) if options.get("do_sample", True) else 0.0,
             top_p=float(options.get("top_p") or 1.0),
-            until=(until,) if isinstance(until, str) else tuple(until),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
 
 
-def _flat(visuals: Any) -> Iterator[Visual]:
-    """Tasks give a picture, a path, or lists of them."""
+def _flatten(visuals: Any) -> Iterator[Visual]:
+    """Tasks give a picture, a path, or nested lists of them."""
     if isinstance(visuals, list | tuple):
         for one in visuals:
-            yield from _flat(one)
+            yield from _flatten(one)
     else:
         yield visuals
 
 
-def _chunks(requests: Sequence[Instance], size: int, rank: int) -> Iterator[list[Instance]]:
-    """In their order, with a line of progress."""
+def _batches(requests: Sequence[Instance], size: int, rank: int) -> Iterator[list[Instance]]:
+    """Requests in their order, with a progress bar on rank 0."""
     with tqdm(total=len(requests), disable=rank != 0, desc="StreamChat answers", file=sys.stderr) as progress:
         for start in range(0, len(requests), size):
             some = list(requests[start : start + size])

@@ -1,7 +1,8 @@
-"""Questions about pictures and videos that are over, answered by a StreamChat folder: for benchmarks.
+"""Answer questions about pictures and finished videos with a StreamChat folder, for benchmarks.
 
-Frames are what `training/data/video_frames.py` reads for offline rows, evenly over a video, or the given pictures;
-all are seen before the first word (section 5 of the paper: 40 frames of a video, one of a picture).
+A question's frames are the given pictures, or frames spread evenly over a video as `training/data/video_frames.py`
+reads them for offline rows. The model sees all of them before its first word (paper section 5: 40 frames of a video,
+one of a picture).
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SEED = 0  # sampled answers are the same in every run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """A question and how to answer it. `until`: texts at which the answer ends; they are left out."""
+class OfflineQuestion:
+    """A question and its sampling parameters. `stop`: texts that end the answer; they are left out of it."""
 
     text: str
     visuals: Sequence[Visual] = ()
@@ -39,24 +40,24 @@ class Asked:
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    until: Sequence[str] = ()
+    stop: Sequence[str] = ()
 
 
 class OfflineAnswerer:
-    """A StreamChat folder that answers, several questions at a time."""
+    """Answers batches of questions with the model of a StreamChat folder."""
 
     def __init__(
-        self, folder: Path, *, num_frames: int, together: int, device: str, dtype: torch.dtype | None
+        self, folder: Path, *, num_frames: int, batch_size: int, device: str, dtype: torch.dtype | None
     ) -> None:
-        """Memory is taken here, for good.
+        """Load the model and allocate memory for the largest batch.
 
-        num_frames: of a video, and the most pictures that one question may show; ValueError for more.
-        together: questions answered at once at most.
+        num_frames: frames of a video, and the most pictures of one question (ValueError for more).
+        batch_size: the most questions that are answered together.
         """
         self.model = load_model(folder, dtype=dtype, device=device)
-        # A ring holds what a question shows, however many frames a camera keeps.
+        # The frame ring has room for one question's frames, whatever the number for live cameras is.
         self.model.config = replace(self.model.config, fifo_frames=num_frames)
-        self.engine = Engine(self.model, max_dialogs=together, max_cameras=together)
+        self.engine = Engine(self.model, max_dialogs=batch_size, max_cameras=batch_size)
         self.tokenizer = load_tokenizer(folder)
         self.num_frames = num_frames
         size = self.model.config.vision.image_size
@@ -65,37 +66,39 @@ class OfflineAnswerer:
         assert isinstance(end, int)
         self.end_id = end
 
-    def answer(self, questions: Sequence[Asked]) -> list[str]:
-        """Answer all of them together: a step is one token of each."""
-        said: dict[str, list[int]] = {}
+    def answer(self, questions: Sequence[OfflineQuestion]) -> list[str]:
+        """Answer all questions together: each step decodes one token of each answer."""
+        token_ids: dict[str, list[int]] = {}
         try:
-            for number, asked in enumerate(questions):
+            for number, question in enumerate(questions):
                 options = Options(
-                    max_tokens=asked.max_tokens,
-                    temperature=asked.temperature,
-                    top_p=asked.top_p,
+                    max_tokens=question.max_tokens,
+                    temperature=question.temperature,
+                    top_p=question.top_p,
                     seed=SEED,
                     stop_ids=frozenset({self.end_id}),
                 )
-                self._open(str(number), asked, options)
-                said[str(number)] = []
-            self._speak(said, questions)
+                self._open(str(number), question, options)
+                token_ids[str(number)] = []
+            self._decode(token_ids, questions)
         finally:
-            self._close()
-        return [_up_to(self._text(ids), q.until) for ids, q in zip(said.values(), questions, strict=True)]
+            self._close_all()
+        texts = (self._text(ids) for ids in token_ids.values())
+        return [_truncate(text, question.stop) for text, question in zip(texts, questions, strict=True)]
 
-    def _speak(self, said: dict[str, list[int]], questions: Sequence[Asked]) -> None:
-        speaking = list(said)
-        while speaking:
-            for made in self.engine.step(speaking):
-                if made.token_id != self.end_id:
-                    said[made.dialog_id].append(made.token_id)
-                until = questions[int(made.dialog_id)].until
-                if made.finished is not None or (until and _ends(self._text(said[made.dialog_id]), until)):
-                    speaking.remove(made.dialog_id)
+    def _decode(self, token_ids: dict[str, list[int]], questions: Sequence[OfflineQuestion]) -> None:
+        unfinished = list(token_ids)
+        while unfinished:
+            for generated in self.engine.step(unfinished):
+                name = generated.dialog_id
+                if generated.token_id != self.end_id:
+                    token_ids[name].append(generated.token_id)
+                stop = questions[int(name)].stop
+                if generated.finished is not None or (stop and _has_stop(self._text(token_ids[name]), stop)):
+                    unfinished.remove(name)
 
-    def loss(self, asked: Asked, continuation: str) -> tuple[float, bool]:
-        """Mean cross-entropy of a continuation's tokens, in nats, and whether each is the likeliest.
+    def loss(self, question: OfflineQuestion, continuation: str) -> tuple[float, bool]:
+        """Mean cross-entropy of a continuation's tokens, in nats, and whether greedy decoding would give them.
 
         Raises ValueError for a continuation without tokens.
         """
@@ -103,32 +106,32 @@ class OfflineAnswerer:
         assert isinstance(ids, list)
         if not ids:
             raise ValueError(f"continuation: got {continuation!r}, wanted at least one token")
-        total, likeliest = 0.0, True
+        total, is_greedy = 0.0, True
         try:
-            self._open("0", asked, Options(max_tokens=len(ids) + 1))
+            self._open("0", question, Options(max_tokens=len(ids) + 1))
             for token_id in ids:
                 logits = self.engine.logits(["0"])[0].float()
                 total -= float(logits.log_softmax(-1)[token_id])
-                likeliest = likeliest and int(logits.argmax()) == token_id
+                is_greedy = is_greedy and int(logits.argmax()) == token_id
                 self.engine.say("0", token_id)
         finally:
-            self._close()
-        return total / len(ids), likeliest
+            self._close_all()
+        return total / len(ids), is_greedy
 
-    def _close(self) -> None:
+    def _close_all(self) -> None:
         for name in list(self.engine.dialogs):
             self.engine.close(name)
         for name in list(self.engine.cameras):
             self.engine.drop_camera(name)
 
-    def _open(self, name: str, asked: Asked, options: Options) -> None:
+    def _open(self, name: str, question: OfflineQuestion, options: Options) -> None:
         self.engine.add_camera(name)
-        pictures = self.pictures(asked.visuals)
+        pictures = self.pictures(question.visuals)
         if len(pictures):
             features = self._encode(pictures)
             self.engine.add_frames(name, [(str(i), float(i), f) for i, f in enumerate(features)])
-        messages = [{"role": "system", "content": asked.system}] if asked.system else []
-        messages.append({"role": "user", "content": asked.text})
+        messages = [{"role": "system", "content": question.system}] if question.system else []
+        messages.append({"role": "user", "content": question.text})
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer(str(prompt), add_special_tokens=False)["input_ids"]
         assert isinstance(ids, list)
@@ -140,17 +143,17 @@ class OfflineAnswerer:
         return self.model.vision(torch.from_numpy(pictures).to(weight.device))
 
     def pictures(self, visuals: Sequence[Visual]) -> npt.NDArray[np.uint8]:
-        """What a question shows, as the encoder takes it: uint8 [N, S, S, 3]. BadRow for what cannot be read."""
+        """A question's frames as the encoder takes them: uint8 [N, S, S, 3]. BadRow for what cannot be read."""
         size = self.model.config.vision.image_size
-        shown = [np.zeros((0, size, size, 3), np.uint8)]
+        frames = [np.zeros((0, size, size, 3), np.uint8)]
         for visual in visuals:
             if isinstance(visual, Image.Image):
-                shown.append(to_pixels(av.VideoFrame.from_image(visual.convert("RGB")), size)[None])
+                frames.append(to_pixels(av.VideoFrame.from_image(visual.convert("RGB")), size)[None])
             else:
                 turn = Turn(instruction="?", answer="?")
                 row = Row(video=str(visual), kind="offline", source="benchmark", turns=(turn,))
-                shown.append(self.reader.read(row).pictures)
-        pictures = np.concatenate(shown)
+                frames.append(self.reader.read(row).pictures)
+        pictures = np.concatenate(frames)
         if len(pictures) > self.num_frames:
             raise ValueError(
                 f"visuals: got {len(pictures)} pictures, wanted at most num_frames={self.num_frames}"
@@ -161,11 +164,11 @@ class OfflineAnswerer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def _ends(text: str, until: Sequence[str]) -> bool:
-    return any(stop and stop in text for stop in until)
+def _has_stop(text: str, stop: Sequence[str]) -> bool:
+    return any(end and end in text for end in stop)
 
 
-def _up_to(text: str, until: Sequence[str]) -> str:
-    """The text up to the first place where it is to end."""
-    ends = [at for stop in until if stop and (at := text.find(stop)) >= 0]
+def _truncate(text: str, stop: Sequence[str]) -> str:
+    """Cut the text before the first stop text."""
+    ends = [at for end in stop if end and (at := text.find(end)) >= 0]
     return text[: min(ends, default=len(text))].strip()

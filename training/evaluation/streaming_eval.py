@@ -1,4 +1,4 @@
-"""Two candidates answer questions about running videos, and a judge says who is better (paper section 4).
+"""Compare two servers on questions about running videos; a judge says whose answer is better (paper section 4).
 
     streamchat up --port 8000 --kafka-port 9092                          (in another terminal)
     python training/live_world/write_clips.py --seed 1000003 --num 10 --out held_out
@@ -6,9 +6,9 @@
         --first  name=live,url=http://127.0.0.1:8000,kafka=127.0.0.1:9092,visual_context=live \\
         --second name=frozen,url=http://127.0.0.1:8000,kafka=127.0.0.1:9092,visual_context=frozen
 
-`--samples FILE` takes dense rows of any data set instead of `--clips`, and `--judge URL` any OpenAI-compatible
-endpoint; a candidate with `sees=frames` is any OpenAI-compatible server that takes pictures. Every pair is judged in
-both orders. Stopped or killed, it goes on where it was; what failed is tried again.
+`--samples FILE` takes dense rows of any data set instead of `--clips`. `--judge URL` takes any OpenAI-compatible
+endpoint. A server with `sees=frames` is any OpenAI-compatible server that takes pictures. Every pair of answers is
+judged in both orders. A stopped evaluation goes on when it is started again, and repeats what failed.
 """
 
 from __future__ import annotations
@@ -23,67 +23,61 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from training.data.bad_row import BadRows
 from training.evaluation.answer_judge import EndpointJudge, Judge, TruthJudge
-from training.evaluation.candidate import Candidate, NoAnswer, endpoint, first_model
-from training.evaluation.evaluation import StreamingEval
-from training.evaluation.streaming_samples import Sample, live_world_samples, read_samples
+from training.evaluation.eval_questions import EvalQuestion, live_world_questions, read_questions
+from training.evaluation.eval_run import EvalRun
+from training.evaluation.evaluated_server import EvaluatedServer
+from training.evaluation.openai_endpoint import EndpointError, first_model, open_client
 
 
-def options_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--clips", type=Path, help="held-out clips that live_world.py wrote")
-    what.add_argument(
-        "--samples", type=Path, help="dense rows (.jsonl or .parquet); videos lie beside the file"
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clips", type=Path, help="held-out clips that write_clips.py wrote")
+    source.add_argument(
+        "--samples", type=Path, help="dense rows (.jsonl or .parquet); paths of videos are relative to it"
     )
-    parser.add_argument("--num", type=int, help="only so many clips or samples, the first ones")
-    parser.add_argument(
-        "--first",
-        type=Candidate.parse,
-        required=True,
-        help="KEY=VALUE,...: see training/evaluation/candidate.py",
-    )
-    parser.add_argument(
-        "--second", type=Candidate.parse, required=True, help="the one that it is compared with"
-    )
-    parser.add_argument("--judge", required=True, help="`truth` (live world only), or an endpoint's URL")
-    parser.add_argument("--judge-model", default="", help="the first one that the endpoint lists")
-    parser.add_argument("--judge-key-file", type=Path, help="file with the endpoint's key")
-    parser.add_argument("--together", type=int, default=4, help="videos, and judgements, at a time")
-    parser.add_argument(
-        "--max-bad", type=float, default=0.2, help="a larger share of failures ends it with an error"
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    add("--num", type=int, help="number of clips or questions, the first ones (default: all)")
+    first_help = "KEY=VALUE,...: the fields of training/evaluation/evaluated_server.py"
+    add("--first", type=EvaluatedServer.parse, required=True, help=first_help)
+    add("--second", type=EvaluatedServer.parse, required=True, help="the server that it is compared with")
+    add("--judge", required=True, help="`truth` (live world only), or an endpoint's URL")
+    add("--judge-model", default="", help="default: the first model that the endpoint lists")
+    add("--judge-key-file", type=Path, help="file with the endpoint's key")
+    add("--together", type=int, default=4, help="videos, and judgements, at a time")
+    add("--max-bad", type=float, default=0.2, help="a larger share of failures ends it with an error")
+    add("--out", type=Path, required=True)
     return parser
 
 
-def samples_of(options: argparse.Namespace) -> list[Sample]:
-    """What is asked; raises ValueError or FileNotFoundError."""
+def questions_from(options: argparse.Namespace) -> list[EvalQuestion]:
+    """The questions to ask; raises ValueError or FileNotFoundError."""
     if options.clips:
-        return live_world_samples(options.clips, options.num)
-    return read_samples(options.samples, BadRows(max_share=options.max_bad))[: options.num]
+        return live_world_questions(options.clips, options.num)
+    return read_questions(options.samples, BadRows(max_share=options.max_bad))[: options.num]
 
 
-async def judge_of(options: argparse.Namespace, ending: AsyncExitStack) -> Judge:
-    """The judge, until `ending`; raises NoAnswer when the endpoint lists no model, and none is named."""
+async def open_judge(options: argparse.Namespace, stack: AsyncExitStack) -> Judge:
+    """The judge; `stack` closes its client. EndpointError when no model is named and the endpoint lists none."""
     if options.judge == "truth":
         return TruthJudge()
     key = options.judge_key_file.read_text().strip() if options.judge_key_file else "none"
-    client = await ending.enter_async_context(endpoint(options.judge, key))
+    client = await stack.enter_async_context(open_client(options.judge, key))
     return EndpointJudge(client=client, model=options.judge_model or await first_model(client))
 
 
-async def evaluate(options: argparse.Namespace, samples: list[Sample]) -> None:
+async def evaluate(options: argparse.Namespace, questions: list[EvalQuestion]) -> None:
     """Ask, judge, write; raises ValueError when too much failed."""
     bad = BadRows(max_share=options.max_bad)
-    async with AsyncExitStack() as ending:
-        judge = await judge_of(options, ending)
-        evaluation = StreamingEval(samples, (options.first, options.second), judge, options.out, bad)
+    async with AsyncExitStack() as stack:
+        judge = await open_judge(options, stack)
+        run = EvalRun(questions, (options.first, options.second), judge, options.out, bad)
         try:
-            await evaluation.answer_all(options.together)
-            await evaluation.judge_all(options.together)
+            await run.answer_all(options.together)
+            await run.judge_all(options.together)
         finally:
-            summary = evaluation.write()
+            summary = run.write()
     print((options.out / "table.md").read_text())
     print(json.dumps(summary))
     bad.finish()
@@ -91,14 +85,14 @@ async def evaluate(options: argparse.Namespace, samples: list[Sample]) -> None:
 
 def main() -> None:
     """Read the command line and evaluate."""
-    parser = options_parser()
+    parser = make_parser()
     options = parser.parse_args()
     try:
-        samples = samples_of(options)
-        if not samples:
+        questions = questions_from(options)
+        if not questions:
             raise ValueError("there is nothing to ask")
-        asyncio.run(evaluate(options, samples))
-    except (ValueError, OSError, NoAnswer) as error:
+        asyncio.run(evaluate(options, questions))
+    except (ValueError, OSError, EndpointError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 

@@ -1,8 +1,8 @@
-"""Wins, ties and losses of one candidate against another, and how sure they are."""
+"""Win, tie and loss rates of one server against another, with confidence intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,30 +10,32 @@ import numpy as np
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
-RESAMPLES = 10_000
-LEVEL = 0.95
+NUM_RESAMPLES = 10_000
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One question, judged. `group`: what is drawn together in the bootstrap, that is, its video."""
+class JudgedQuestion:
+    """The outcome of one question. `group`: its video; the bootstrap draws whole groups."""
 
     group: str
     outcome: Outcome
 
 
-def both_orders(once: Outcome, swapped: Outcome) -> Outcome:
-    """A judge asked twice, the answers swapped: who is not preferred both times has not won.
+def combine_orders(once: Outcome, swapped: Outcome) -> Outcome:
+    """The outcome of a pair that was judged in both orders: only a winner in both orders wins.
 
-    Both are from the first candidate's side, wherever its answer stood.
+    Both outcomes are from the first server's side, wherever its answer was shown.
     """
     return once if once == swapped else "tie"
 
 
-def win_rates(judged: Sequence[Judged], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def win_rates(
+    judged: Sequence[JudgedQuestion], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """Shares with 95 % bootstrap intervals: {"questions": N, "win": {"share", "low", "high"}, ...}.
 
-    Whole videos are drawn, for the questions about one video are no independent witnesses. ValueError for none.
+    The bootstrap draws whole videos, because questions about one video are not independent. ValueError for no question.
     """
     if not judged:
         raise ValueError("judged: got no question, wanted at least one")
@@ -42,9 +44,9 @@ def win_rates(judged: Sequence[Judged], *, resamples: int = RESAMPLES, seed: int
     for one in judged:
         counts[groups.index(one.group), OUTCOMES.index(one.outcome)] += 1
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=resamples) @ counts
+    drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=num_resamples) @ counts
     shares = drawn / drawn.sum(1, keepdims=True)
-    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(shares, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     rates: dict[str, Any] = {"questions": len(judged), "groups": len(groups)}
     for number, outcome in enumerate(OUTCOMES):
         share = counts[:, number].sum() / len(judged)
@@ -54,17 +56,3 @@ def win_rates(judged: Sequence[Judged], *, resamples: int = RESAMPLES, seed: int
             "high": round(float(high[number]), 4),
         }
     return rates
-
-
-def percent(rate: dict[str, float]) -> str:
-    """`41 % (35–47)`."""
-    return f"{100 * rate['share']:.0f} % ({100 * rate['low']:.0f}–{100 * rate['high']:.0f})"
-
-
-def rate_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Win, tie and loss of each `first` against its `second`, with 95 % intervals, as a Markdown table."""
-    lines = ["| candidate | against | win | tie | loss | questions |", "|" + " --- |" * 6]
-    for row in rows:
-        shares = [percent(row[o]) for o in OUTCOMES] if row["questions"] else ["–"] * 3
-        lines.append("| " + " | ".join([row["first"], row["second"], *shares, str(row["questions"])]) + " |")
-    return "\n".join(lines) + "\n"

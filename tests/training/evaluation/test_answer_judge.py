@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 
 from tests.training.scripted_endpoint import MODEL, Asked, scripted
-from tests.training.worlds import STORY, aloud, question
-from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudge, TruthJudge, parse
-from training.evaluation.candidate import endpoint
-from training.evaluation.spoken_answer import SpokenAnswer
-from training.evaluation.streaming_samples import Caption, Sample
-from training.live_world.answers import reference_answer
+from tests.training.worlds import STORY, WHERE, late_answer
+from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudge, TruthJudge, parse_judgement
+from training.evaluation.eval_questions import Caption, EvalQuestion
+from training.evaluation.openai_endpoint import open_client
+from training.evaluation.timed_answer import TimedAnswer
 
-WHERE = question("where")
-SAMPLE = Sample(
+QUESTION = EvalQuestion(
     name="5-0#0",
     video=Path("a.mp4"),
     ask_s=3.0,
@@ -26,15 +24,8 @@ SAMPLE = Sample(
     answer="At top-left. At top-right.",
     captions=(Caption(start_s=5.0, end_s=7.0, text="The dog moves to top-right."),),
     world=STORY,
-    question=WHERE,
+    world_question=WHERE,
 )
-
-
-def follows(seconds_late: float) -> SpokenAnswer:
-    """Someone who tells where the dog is, from eyes that are that late."""
-    said = reference_answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - seconds_late)
-    tokens = tuple((" " + word.text, word.seen_s) for word in aloud(said))
-    return SpokenAnswer(tokens=tokens, asked_seen_s=3.0, ended=False)
 
 
 def reply(**changes: Any) -> dict[str, Any]:
@@ -49,7 +40,7 @@ def reply(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "I think so.\n{}\nThat is all."])
 def test_a_reply_is_found_in_its_wrapping(around: str) -> None:
-    judgement = parse(around.replace("{}", json.dumps(reply())))
+    judgement = parse_judgement(around.replace("{}", json.dumps(reply())))
     assert (judgement.better, judgement.justification) == ("2", "Because.")
     assert judgement.scores == dict.fromkeys(ASPECTS, (5.0, 5.0)) | {"accuracy": (5.0, 7.0)}
 
@@ -74,16 +65,16 @@ def test_a_reply_is_found_in_its_wrapping(around: str) -> None:
 )
 def test_what_is_no_judgement_is_refused_with_its_reason(raw: str, reason: str) -> None:
     with pytest.raises(BadJudgement) as refused:
-        parse(raw)
+        parse_judgement(raw)
     assert refused.value.reason == reason
     assert refused.value.raw == raw
 
 
 async def test_the_endpoint_is_shown_everything_and_its_tokens_are_counted() -> None:
     with scripted(lambda asked: json.dumps(reply())) as judge:
-        async with endpoint(judge.url, "none") as client:
+        async with open_client(judge.url) as client:
             mine = EndpointJudge(client=client, model=MODEL)
-            judgement = await mine.compare(SAMPLE, follows(0.0), follows(2.0))
+            judgement = await mine.compare(QUESTION, late_answer(0.0), late_answer(2.0))
     assert judgement.better == "2"
     assert (mine.num_prompt_tokens, mine.num_reply_tokens) == (100, 10)
     told = judge.asked[0].text
@@ -98,7 +89,7 @@ async def test_the_endpoint_is_shown_everything_and_its_tokens_are_counted() -> 
     assert "[5.0] At top-right." in first  # each sentence with the second at which it was begun
     assert "[5.0] At top-left." in second
     assert "$" not in told
-    assert mine.what["judge"] == MODEL
+    assert mine.identity["judge"] == MODEL
 
 
 @pytest.mark.parametrize("status", [429, 500])
@@ -107,9 +98,9 @@ async def test_a_busy_judge_is_asked_again(status: int) -> None:
         return status if len(judge.asked) < 3 else json.dumps(reply())
 
     with scripted(busy) as judge:
-        async with endpoint(judge.url, "none") as client:
+        async with open_client(judge.url) as client:
             judgement = await EndpointJudge(client=client, model=MODEL).compare(
-                SAMPLE, follows(0.0), follows(2.0)
+                QUESTION, late_answer(0.0), late_answer(2.0)
             )
     assert judgement.better == "2"
     assert len(judge.asked) == 3
@@ -117,29 +108,33 @@ async def test_a_busy_judge_is_asked_again(status: int) -> None:
 
 async def test_a_judge_that_refuses_or_is_not_there_has_given_no_judgement() -> None:
     with scripted(lambda asked: 403) as judge:
-        async with endpoint(judge.url, "none") as client:
+        async with open_client(judge.url) as client:
             with pytest.raises(BadJudgement, match="no reply"):
-                await EndpointJudge(client=client, model=MODEL).compare(SAMPLE, follows(0.0), follows(2.0))
-    async with endpoint(judge.url, "none").with_options(max_retries=0) as client:
+                await EndpointJudge(client=client, model=MODEL).compare(
+                    QUESTION, late_answer(0.0), late_answer(2.0)
+                )
+    async with open_client(judge.url).with_options(max_retries=0) as client:
         with pytest.raises(BadJudgement, match="no reply"):
-            await EndpointJudge(client=client, model=MODEL).compare(SAMPLE, follows(0.0), follows(2.0))
+            await EndpointJudge(client=client, model=MODEL).compare(
+                QUESTION, late_answer(0.0), late_answer(2.0)
+            )
 
 
-def by_truth(first: SpokenAnswer, second: SpokenAnswer) -> Any:
-    return asyncio.run(TruthJudge().compare(SAMPLE, first, second))
+def judge_by_truth(first: TimedAnswer, second: TimedAnswer) -> Any:
+    return asyncio.run(TruthJudge().compare(QUESTION, first, second))
 
 
 def test_the_truth_prefers_who_looks_again() -> None:
-    silent = SpokenAnswer(tokens=(), asked_seen_s=3.0, ended=True)
-    assert by_truth(follows(0.0), follows(2.0)).better == "1"
-    assert by_truth(follows(2.0), follows(0.0)).better == "2"
-    assert by_truth(follows(0.0), follows(0.0)).better == "tie"
-    assert by_truth(follows(2.0), silent).better == "1"
-    assert by_truth(silent, silent).better == "tie"
+    silent = TimedAnswer(tokens=(), asked_seen_s=3.0, ended=True)
+    assert judge_by_truth(late_answer(0.0), late_answer(2.0)).better == "1"
+    assert judge_by_truth(late_answer(2.0), late_answer(0.0)).better == "2"
+    assert judge_by_truth(late_answer(0.0), late_answer(0.0)).better == "tie"
+    assert judge_by_truth(late_answer(2.0), silent).better == "1"
+    assert judge_by_truth(silent, silent).better == "tie"
 
 
 def test_the_truth_gives_its_reasons() -> None:
-    judgement = by_truth(follows(0.0), follows(2.0))
+    judgement = judge_by_truth(late_answer(0.0), late_answer(2.0))
     first, second = judgement.justification.split("Answer 2: ")
     assert first.startswith("Answer 1: 12 of 12 words right.")
     assert "place top-left for top-right, 2.0 s after the question" in second
@@ -148,6 +143,6 @@ def test_the_truth_gives_its_reasons() -> None:
 
 
 async def test_the_truth_knows_the_live_world_only() -> None:
-    other = Sample(name="x", video=Path("a.mp4"), ask_s=0.0, instruction="?", answer="!")
+    other = EvalQuestion(name="x", video=Path("a.mp4"), ask_s=0.0, instruction="?", answer="!")
     with pytest.raises(BadJudgement, match="x is not of the live world"):
-        await TruthJudge().compare(other, follows(0.0), follows(0.0))
+        await TruthJudge().compare(other, late_answer(0.0), late_answer(0.0))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from training.data.bad_row import BadRow
-from training.evaluation.offline_answerer import Asked, OfflineAnswerer
+from training.evaluation.offline_answerer import OfflineAnswerer, OfflineQuestion
 from training.live_world.clips import Clip
 
 RED = Image.new("RGB", (120, 80), "red")
@@ -21,11 +21,11 @@ BLUE = Image.new("L", (50, 200), 40)
 @pytest.fixture(scope="module")
 def answerer(random_folder: Path) -> OfflineAnswerer:
     """The folder, with more frames than its cameras keep."""
-    return OfflineAnswerer(random_folder, num_frames=20, together=4, device="cpu", dtype=torch.float32)
+    return OfflineAnswerer(random_folder, num_frames=20, batch_size=4, device="cpu", dtype=torch.float32)
 
 
-def asked(*visuals: Image.Image | str, text: str = "What do you see now?") -> Asked:
-    return Asked(text=text, visuals=visuals, max_tokens=8)
+def ask(*visuals: Image.Image | str, text: str = "What do you see now?") -> OfflineQuestion:
+    return OfflineQuestion(text=text, visuals=visuals, max_tokens=8)
 
 
 def test_a_videos_frames_are_spread_over_all_of_it(answerer: OfflineAnswerer, held_out: list[Clip]) -> None:
@@ -47,7 +47,7 @@ def test_what_cannot_be_shown_is_refused(answerer: OfflineAnswerer, tmp_path: Pa
 def test_answers_depend_on_what_is_shown_and_on_nobody_beside(
     answerer: OfflineAnswerer, held_out: list[Clip]
 ) -> None:
-    questions = [asked(RED), asked(str(held_out[0].path)), asked(), asked(BLUE, RED)]
+    questions = [ask(RED), ask(str(held_out[0].path)), ask(), ask(BLUE, RED)]
     together = answerer.answer(questions)
     assert together == [answerer.answer([question])[0] for question in questions]
     assert len(set(together)) > 2
@@ -55,16 +55,16 @@ def test_answers_depend_on_what_is_shown_and_on_nobody_beside(
 
 
 def test_an_answer_ends_where_it_is_told_to(answerer: OfflineAnswerer) -> None:
-    whole = answerer.answer([asked(RED)])[0]
+    whole = answerer.answer([ask(RED)])[0]
     stop = whole[4:7]
     assert stop in whole[1:]
-    cut = answerer.answer([replace(asked(RED), until=("never said", stop))])[0]
+    cut = answerer.answer([replace(ask(RED), stop=("never said", stop))])[0]
     assert cut == whole[: whole.index(stop)].strip()
-    assert len(answerer.answer([replace(asked(RED), max_tokens=1)])[0]) < len(whole)
+    assert len(answerer.answer([replace(ask(RED), max_tokens=1)])[0]) < len(whole)
 
 
 def test_the_loss_is_that_of_what_would_be_said(answerer: OfflineAnswerer) -> None:
-    said = answerer.answer([replace(asked(RED), max_tokens=1)])[0]
+    said = answerer.answer([replace(ask(RED), max_tokens=1)])[0]
     vocabulary = answerer.tokenizer.get_vocab()
 
     def is_one_token(word: str) -> bool:
@@ -73,11 +73,11 @@ def test_the_loss_is_that_of_what_would_be_said(answerer: OfflineAnswerer) -> No
 
     spelt = [answerer.tokenizer.decode([number]) for number in list(vocabulary.values())[::9]]
     words = {str(word) for word in [*spelt, said, f" {said}"] if is_one_token(str(word))}
-    found = {word: answerer.loss(asked(RED), word) for word in words}
+    found = {word: answerer.loss(ask(RED), word) for word in words}
     (likeliest,) = [word for word, (_, best) in found.items() if best]
     assert likeliest.strip() == said
     assert likeliest == min(found, key=lambda word: found[word][0])
     assert 0 < sum(np.exp(-loss) for loss, _ in found.values()) <= 1 + 1e-4
-    assert answerer.loss(asked(RED), likeliest + " dog")[0] > found[likeliest][0]
+    assert answerer.loss(ask(RED), likeliest + " dog")[0] > found[likeliest][0]
     with pytest.raises(ValueError, match="wanted at least one token"):
-        answerer.loss(asked(RED), "")
+        answerer.loss(ask(RED), "")

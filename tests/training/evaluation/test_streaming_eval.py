@@ -15,9 +15,9 @@ import pytest
 
 from model.config import PROJECT_ROOT
 from tests.training.scripted_endpoint import Asked, scripted
-from training.evaluation import streaming_eval
 from training.evaluation.answer_judge import ASPECTS
-from training.evaluation.streaming_samples import live_world_samples
+from training.evaluation.eval_questions import live_world_questions
+from training.evaluation.streaming_eval import main
 from training.live_world.clips import Clip
 
 
@@ -40,7 +40,7 @@ def rows(out: Path, name: str) -> list[dict[str, Any]]:
 
 
 class Evaluation:
-    """The command, with two candidates and a judge."""
+    """The command, with two servers and a judge."""
 
     def __init__(self, clips: Path, out: Path, first: str, second: str, judge: str, *more: str) -> None:
         self.out = out
@@ -51,7 +51,7 @@ class Evaluation:
     def run(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         with monkeypatch.context() as patched:
             patched.setattr(sys, "argv", self.command)
-            streaming_eval.main()
+            main()
         return json.loads((self.out / "summary.json").read_text())
 
 
@@ -68,7 +68,7 @@ def evaluated(
     *more: str,
     bad: Callable[[Asked], str | int] = lambda asked: "a poor one",
 ) -> tuple[dict[str, Any], int, int]:
-    """The summary, and how often the second candidate and the judge were asked."""
+    """The summary, and how often the second server and the judge were asked."""
     with scripted(lambda asked: "GOOD one.") as first, scripted(bad) as second, scripted(judge) as third:
         evaluation = Evaluation(folder, out, first.url, second.url, third.url, *more)
         summary = evaluation.run(monkeypatch)
@@ -87,7 +87,7 @@ def test_the_better_one_wins_in_both_orders(
     assert summary["scores"]["accuracy"] == {"good": 5.0, "bad": 5.0}
     kept = rows(tmp_path, "judgements")
     assert {(row["sample"], row["swapped"]) for row in kept} == {
-        (s.name, swapped) for s in live_world_samples(folder) for swapped in (False, True)
+        (s.name, swapped) for s in live_world_questions(folder) for swapped in (False, True)
     }
     assert all(row["justification"] == "So it is." and row["better"] == "good" for row in kept)
     assert (
@@ -106,7 +106,7 @@ def test_a_judge_that_goes_by_the_order_decides_nothing(
 def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlucky = live_world_samples(folder)[0]
+    unlucky = live_world_questions(folder)[0]
 
     def judge(asked: Asked) -> str:
         return (
@@ -127,7 +127,7 @@ def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
     assert summary["rejected"] == {"no JSON": 2 * missing}  # it stays on the record
 
 
-def test_a_candidate_that_fails_too_often_ends_it_with_an_error(
+def test_a_server_that_fails_too_often_ends_it_with_an_error(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

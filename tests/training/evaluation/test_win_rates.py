@@ -5,13 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.evaluation.win_rates import OUTCOMES, Judged, Outcome, both_orders, rate_table, win_rates
+from training.evaluation.win_rates import (
+    OUTCOMES,
+    JudgedQuestion,
+    Outcome,
+    combine_orders,
+    win_rates,
+)
 
 
-def judged(counts: dict[Outcome, int], per_group: int = 1) -> list[Judged]:
+def judged(counts: dict[Outcome, int], per_group: int = 1) -> list[JudgedQuestion]:
     outcomes: list[Outcome] = [outcome for outcome, num in counts.items() for _ in range(num)]
     return [
-        Judged(group=str(number // per_group), outcome=outcome) for number, outcome in enumerate(outcomes)
+        JudgedQuestion(group=str(number // per_group), outcome=outcome)
+        for number, outcome in enumerate(outcomes)
     ]
 
 
@@ -26,7 +33,7 @@ def judged(counts: dict[Outcome, int], per_group: int = 1) -> list[Judged]:
     ],
 )
 def test_both_orders_must_agree(once: Outcome, swapped: Outcome, both: Outcome) -> None:
-    assert both_orders(once, swapped) == both_orders(swapped, once) == both
+    assert combine_orders(once, swapped) == combine_orders(swapped, once) == both
 
 
 def test_shares_and_intervals() -> None:
@@ -51,8 +58,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     held = 0
     for _ in range(200):
         outcomes = rng.choice(len(OUTCOMES), size=80, p=(0.4, 0.3, 0.3))
-        some = [Judged(group=str(i), outcome=OUTCOMES[o]) for i, o in enumerate(outcomes)]
-        rates = win_rates(some, resamples=400)
+        some = [JudgedQuestion(group=str(i), outcome=OUTCOMES[o]) for i, o in enumerate(outcomes)]
+        rates = win_rates(some, num_resamples=400)
         held += rates["win"]["low"] <= 0.4 <= rates["win"]["high"]
     assert 176 <= held <= 199
 
@@ -60,13 +67,3 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 def test_no_question_is_an_error() -> None:
     with pytest.raises(ValueError, match="wanted at least one"):
         win_rates([])
-
-
-def test_the_table() -> None:
-    rates = win_rates(judged({"win": 3, "loss": 1}))
-    lines = rate_table(
-        [{"first": "a", "second": "b", **rates}, {"first": "a", "second": "c", "questions": 0}]
-    ).splitlines()
-    assert lines[2].startswith("| a | b | 75 % (")
-    assert lines[2].endswith("| 4 |")
-    assert lines[3] == "| a | c | – | – | – | 0 |"

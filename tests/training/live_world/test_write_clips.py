@@ -10,9 +10,9 @@ import pytest
 
 from tests.training.worlds import STORY, many_worlds
 from training.data.word_times import word_times
+from training.live_world.accuracy import question_of
 from training.live_world.clips import Clip
-from training.live_world.exam import question_of
-from training.live_world.judge import Spoken, judge, share_right
+from training.live_world.word_scores import SpokenWord, score_words, word_accuracy
 from training.live_world.world import World
 from training.live_world.write_clips import captions, main, questions, write_clips
 
@@ -48,9 +48,9 @@ def test_the_answers_obey_the_truth() -> None:
     after = 0
     for world in many_worlds(80):
         for row in questions(world):
-            words = [Spoken(text=w["word"], seen_s=w["time_s"]) for w in row["words"]]
-            judged = judge(question_of(row), world, row["ask_s"], words, False)
-            assert share_right(judged) == 1.0
+            words = [SpokenWord(text=w["word"], seen_s=w["time_s"]) for w in row["words"]]
+            judged = score_words(question_of(row), world, row["ask_s"], words, False)
+            assert word_accuracy(judged) == 1.0
             after += sum(v.after for v in judged)
     assert after > 500, "answers must depend on what happens after the question"
 

@@ -1,11 +1,11 @@
-"""What a streaming evaluation asks (paper section 4): a question put at a moment of a video, and the right answer.
+"""The questions of a streaming evaluation (paper section 4): each is asked at a time of a video and has a right answer.
 
-Read from dense rows (`training/data/row.py`), each of which may also have the video's captions:
+They are read from dense rows (`training/data/row.py`). A row may also have the video's captions:
 
     {"video": "a.mp4", "kind": "dense", "source": "vript", "turns": [...],
      "captions": [{"start_s": 0.0, "end_s": 4.0, "caption": "A man opens the fridge."}]}
 
-or from a folder of live-world clips, whose truth is known besides.
+or from a folder of live-world clips, which also has the world's whole truth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.live_world.world import TEST_SEEDS, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption:
-    """What was seen in an interval of the video."""
+    """What can be seen in an interval of a video."""
 
     start_s: float
     end_s: float
@@ -33,8 +33,8 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A question to ask when the video is at `ask_s`. `name` is unique; `world` and `question`: live world only."""
+class EvalQuestion:
+    """A question to ask when the video is at `ask_s`. Names are unique. `world`, `world_question`: live world only."""
 
     name: str
     video: Path
@@ -43,39 +43,39 @@ class Sample:
     answer: str
     captions: tuple[Caption, ...] = ()
     world: World | None = None
-    question: Question | None = None
+    world_question: Question | None = None
 
 
-def sample_name(clip: Clip, number: int) -> str:
-    """The name of a live-world clip's question, in all folders."""
+def question_name(clip: Clip, number: int) -> str:
+    """The name of a live-world clip's question. It is the same in every folder."""
     return f"{clip.world.seed}-{clip.path.stem}#{number}"
 
 
-def live_world_samples(folder: Path, num_clips: int | None = None) -> list[Sample]:
-    """The questions of held-out clips; ValueError when one is not held out, FileNotFoundError when there are none."""
+def live_world_questions(folder: Path, num_clips: int | None = None) -> list[EvalQuestion]:
+    """The questions of held-out clips; ValueError when a clip is not held out, FileNotFoundError without clips."""
     clips = find_clips(folder)[:num_clips]
     if wrong := [c.path.name for c in clips if c.world.seed not in TEST_SEEDS]:
         raise ValueError(f"{folder}: {wrong[0]} is not held out; wanted seeds from {TEST_SEEDS.start} on")
-    told = json.loads((folder / "captions.json").read_text())
-    asked = json.loads((folder / "questions.json").read_text())
+    captions = json.loads((folder / "captions.json").read_text())
+    questions = json.loads((folder / "questions.json").read_text())
     return [
-        Sample(
-            name=sample_name(clip, number),
+        EvalQuestion(
+            name=question_name(clip, number),
             video=clip.path,
             ask_s=row["ask_s"],
             instruction=row["instruction"],
             answer=row["answer"],
-            captions=captions_of(told[clip.path.name]["captions"]),
+            captions=parse_captions(captions[clip.path.name]["captions"]),
             world=clip.world,
-            question=question_of(row),
+            world_question=question_of(row),
         )
         for clip in clips
-        for number, row in enumerate(asked[clip.path.name])
+        for number, row in enumerate(questions[clip.path.name])
     ]
 
 
-def captions_of(values: Sequence[Any]) -> tuple[Caption, ...]:
-    """Checked captions, in the order of their times; raises BadRow."""
+def parse_captions(values: Sequence[Any]) -> tuple[Caption, ...]:
+    """Check captions and sort them by time; raises BadRow."""
     captions: list[Caption] = []
     for number, value in enumerate(values):
         name = f"captions[{number}]"
@@ -89,12 +89,12 @@ def captions_of(values: Sequence[Any]) -> tuple[Caption, ...]:
     return tuple(sorted(captions, key=lambda caption: caption.start_s))
 
 
-def read_samples(path: Path, bad: BadRows) -> list[Sample]:
-    """A sample for each turn of the dense rows of a file; bad rows are named and counted in `bad`.
+def read_questions(path: Path, bad: BadRows) -> list[EvalQuestion]:
+    """Read one question for each turn of the dense rows of a file. Bad rows are reported and counted in `bad`.
 
-    Videos are looked for beside the file.
+    Paths of videos are relative to the file's folder.
     """
-    samples: list[Sample] = []
+    questions: list[EvalQuestion] = []
     seen: set[str] = set()
     for where, value in records(str(path)):
         try:
@@ -108,14 +108,14 @@ def read_samples(path: Path, bad: BadRows) -> list[Sample]:
             video = path.parent / row.video
             if not video.is_file():
                 raise BadRow("no video", f"{video} is not there")
-            captions = captions_of(as_list("captions", as_mapping("row", value).get("captions") or ()))
+            captions = parse_captions(as_list("captions", as_mapping("row", value).get("captions") or ()))
         except BadRow as error:
             bad.skip(where, error)
             continue
         seen.add(row.id)
         bad.good()
-        samples += [
-            Sample(
+        questions += [
+            EvalQuestion(
                 name=f"{row.id}#{number}",
                 video=video,
                 ask_s=turn.start_s,
@@ -126,4 +126,4 @@ def read_samples(path: Path, bad: BadRows) -> list[Sample]:
             for number, turn in enumerate(row.turns)
         ]
     bad.finish()
-    return samples
+    return questions

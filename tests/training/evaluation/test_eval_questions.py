@@ -1,4 +1,4 @@
-"""What a streaming evaluation asks, from any data set's rows and from the live world."""
+"""Questions of a streaming evaluation, from any data set's rows and from the live world."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from training.data.bad_row import BadRow, BadRows
-from training.evaluation.streaming_samples import Caption, captions_of, live_world_samples, read_samples
+from training.evaluation.eval_questions import Caption, live_world_questions, parse_captions, read_questions
 from training.live_world.clips import Clip
 
 
@@ -36,7 +36,7 @@ def read(tmp_path: Path, *rows: Any, max_share: float = 1.0) -> tuple[Any, BadRo
     path = tmp_path / "rows.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
     bad = BadRows(max_share=max_share)
-    return read_samples(path, bad), bad
+    return read_questions(path, bad), bad
 
 
 def test_each_turn_of_a_row_is_a_question(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_each_turn_of_a_row_is_a_question(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_row_is_counted_and_the_others_are_read(tmp_path: Path, wrong: Any, reason: str) -> None:
-    samples, bad = read(tmp_path, row(id="good"), wrong)
-    assert {s.name for s in samples} == {"good#0", "good#1"}
+    questions, bad = read(tmp_path, row(id="good"), wrong)
+    assert {q.name for q in questions} == {"good#0", "good#1"}
     assert bad.reasons == {reason: 1}
 
 
@@ -81,20 +81,20 @@ def test_too_many_bad_rows_are_an_error(tmp_path: Path) -> None:
 
 def test_captions_must_be_captions() -> None:
     with pytest.raises(BadRow, match="caption"):
-        captions_of([{"start_s": 1.0, "end_s": 2.0}])
+        parse_captions([{"start_s": 1.0, "end_s": 2.0}])
 
 
 def test_the_live_worlds_questions(held_out: list[Clip]) -> None:
-    samples = live_world_samples(held_out[0].path.parent)
-    assert len({s.name for s in samples}) == len(samples) == 12
-    assert {s.video for s in samples} == {clip.path for clip in held_out}
-    for sample in samples:
-        assert sample.question is not None
-        assert sample.question.instruction == sample.instruction
-        assert sample.captions
-    assert len(live_world_samples(held_out[0].path.parent, 1)) == 6
+    questions = live_world_questions(held_out[0].path.parent)
+    assert len({q.name for q in questions}) == len(questions) == 12
+    assert {q.video for q in questions} == {clip.path for clip in held_out}
+    for question in questions:
+        assert question.world_question is not None
+        assert question.world_question.instruction == question.instruction
+        assert question.captions
+    assert len(live_world_questions(held_out[0].path.parent, 1)) == 6
 
 
 def test_training_clips_are_refused(clips: list[Clip]) -> None:
     with pytest.raises(ValueError, match="not held out"):
-        live_world_samples(clips[0].path.parent)
+        live_world_questions(clips[0].path.parent)

@@ -1,4 +1,4 @@
-"""Candidates: what may be said about them, and any OpenAI-compatible server as one."""
+"""Evaluated servers: their values, and questions to any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import pytest
 from PIL import Image
 
 from tests.training.scripted_endpoint import MODEL, chunks, scripted
-from training.evaluation.candidate import Candidate, NoAnswer, ask_frames, first_model, newest_frames
-from training.evaluation.streaming_samples import Sample
+from training.evaluation.eval_questions import EvalQuestion
+from training.evaluation.evaluated_server import EvaluatedServer, ask_frames, newest_frames
+from training.evaluation.openai_endpoint import EndpointError, first_model
 from training.live_world.clips import Clip
-from training.live_world.judge import spoken_words
+from training.live_world.word_scores import join_tokens
 
 
-def candidate(url: str = "http://127.0.0.1:1", **changes: Any) -> Candidate:
-    return Candidate(name="other", url=url, sees="frames", **changes)
+def frames_server(url: str = "http://127.0.0.1:1", **changes: Any) -> EvaluatedServer:
+    return EvaluatedServer(name="other", url=url, sees="frames", **changes)
 
 
-def sample(clip: Clip, ask_s: float = 4.0) -> Sample:
-    return Sample(name="x", video=clip.path, ask_s=ask_s, instruction="What is there?", answer="A dog.")
+def eval_question(clip: Clip, ask_s: float = 4.0) -> EvalQuestion:
+    return EvalQuestion(name="x", video=clip.path, ask_s=ask_s, instruction="What is there?", answer="A dog.")
 
 
-def test_a_candidate_is_read_from_the_command_line() -> None:
+def test_a_server_is_read_from_the_command_line() -> None:
     text = "name=a,url=http://h:1,kafka=h:2,visual_context=frozen,num_frames=16,tokens_per_second=2.5"
-    parsed = Candidate.parse(text)
-    assert parsed == Candidate(
+    parsed = EvaluatedServer.parse(text)
+    assert parsed == EvaluatedServer(
         name="a", url="http://h:1", kafka="h:2", visual_context="frozen", num_frames=16, tokens_per_second=2.5
     )
 
@@ -47,9 +48,9 @@ def test_a_candidate_is_read_from_the_command_line() -> None:
         ("name=a,url=x,sees=frames,num_frames=some", "invalid literal"),
     ],
 )
-def test_a_wrong_candidate_is_refused(text: str, message: str) -> None:
+def test_a_wrong_server_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Candidate.parse(text)
+        EvaluatedServer.parse(text)
 
 
 def test_the_newest_frames_end_at_the_question(held_out: list[Clip]) -> None:
@@ -63,16 +64,16 @@ def test_the_newest_frames_end_at_the_question(held_out: list[Clip]) -> None:
 
 async def test_words_come_at_the_videos_pace(held_out: list[Clip]) -> None:
     with scripted(lambda asked: "At top-left. At top.") as server:
-        other = candidate(server.url, num_frames=6, tokens_per_second=20.0)
+        other = frames_server(server.url, num_frames=6, tokens_per_second=20.0)
         async with other.client() as client:
             assert await first_model(client) == MODEL
-            answer = await ask_frames(client, MODEL, other, sample(held_out[0]))
+            answer = await ask_frames(client, MODEL, other, eval_question(held_out[0]))
     assert (server.asked[0].num_pictures, server.asked[0].model) == (6, MODEL)
     assert "newest 6 frames of a live video, 5 a second" in server.asked[0].text
     assert server.asked[0].text.endswith("What is there?")
     assert answer.text == "At top-left. At top."
     assert answer.ended
-    words = spoken_words(answer.tokens)
+    words = join_tokens(answer.tokens)
     assert [w.text for w in words] == ["At", "top-left.", "At", "top."]
     assert answer.asked_seen_s == pytest.approx(4.0)
     for number, word in enumerate(words):
@@ -81,18 +82,18 @@ async def test_words_come_at_the_videos_pace(held_out: list[Clip]) -> None:
 
 async def test_what_goes_wrong_is_named(held_out: list[Clip], tmp_path: Path) -> None:
     with scripted(lambda asked: 400) as server:
-        async with candidate(server.url).client() as client:
-            with pytest.raises(NoAnswer, match="other: BadRequestError"):
-                await ask_frames(client, MODEL, candidate(), sample(held_out[0]))
+        async with frames_server(server.url).client() as client:
+            with pytest.raises(EndpointError, match="other: BadRequestError"):
+                await ask_frames(client, MODEL, frames_server(), eval_question(held_out[0]))
             broken = tmp_path / "broken.mp4"
             broken.write_bytes(held_out[0].path.read_bytes()[:500])
-            lost = Sample(name="x", video=broken, ask_s=1.0, instruction="?", answer="!")
-            with pytest.raises(NoAnswer, match=r"broken\.mp4 cannot be read as video"):
-                await ask_frames(client, MODEL, candidate(), lost)
-            with pytest.raises(NoAnswer, match="no frame before second -1"):
-                await ask_frames(client, MODEL, candidate(), sample(held_out[0], -1.0))
-    async with candidate(server.url).client().with_options(max_retries=0) as client:
-        with pytest.raises(NoAnswer, match="models"):
+            lost = EvalQuestion(name="x", video=broken, ask_s=1.0, instruction="?", answer="!")
+            with pytest.raises(EndpointError, match=r"broken\.mp4 cannot be read as video"):
+                await ask_frames(client, MODEL, frames_server(), lost)
+            with pytest.raises(EndpointError, match="no frame before second -1"):
+                await ask_frames(client, MODEL, frames_server(), eval_question(held_out[0], -1.0))
+    async with frames_server(server.url).client().with_options(max_retries=0) as client:
+        with pytest.raises(EndpointError, match="models"):
             await first_model(client)
 
 
@@ -105,7 +106,7 @@ async def test_an_answer_that_breaks_off_is_no_answer(held_out: list[Clip]) -> N
         writer.close()
 
     async with await asyncio.start_server(breaks_off, "127.0.0.1", 0) as server:
-        other = candidate(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        other = frames_server(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         async with other.client() as client:
-            with pytest.raises(NoAnswer, match="other: "):
-                await ask_frames(client, MODEL, other, sample(held_out[0]))
+            with pytest.raises(EndpointError, match="other: "):
+                await ask_frames(client, MODEL, other, eval_question(held_out[0]))

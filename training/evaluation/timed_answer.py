@@ -1,4 +1,4 @@
-"""An answer as it was heard: its words, and where in the video the world was when each was spoken."""
+"""An answer with the time in the video at which each token was spoken."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpokenAnswer:
-    """tokens: each text with the video's time, in seconds, of the newest frame that could be seen when it was spoken.
+class TimedAnswer:
+    """tokens: (text, seen_s); seen_s is the video time, in seconds, of the newest frame when the token was spoken.
 
-    Whoever looks on saw that frame; whoever does not spoke at that time all the same, and is judged by it.
-    asked_seen_s: of the newest frame there was at the question. ended: by itself, not because it was cut off.
-    frame_ages_ms: how old the frame behind each token was, from servers that say so.
+    A server that sees that frame and one that does not are both scored by it.
+    asked_seen_s: of the newest frame at the question. ended: the answer ended by itself and was not cut off.
+    frame_ages_ms: age of the frame behind each token, from servers that report it.
     """
 
     tokens: tuple[tuple[str, float], ...]
@@ -26,16 +26,16 @@ class SpokenAnswer:
 
     @property
     def text(self) -> str:
-        """All words."""
+        """The whole answer."""
         return "".join(text for text, _ in self.tokens).strip()
 
     def as_dict(self) -> dict[str, Any]:
-        """As files hold it."""
+        """The answer as plain values, for a JSON file."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SpokenAnswer:
-        """What `as_dict` gave, from JSON."""
+    def from_dict(cls, values: dict[str, Any]) -> TimedAnswer:
+        """Read what `as_dict` gave, from JSON."""
         tokens = tuple((str(text), float(seen_s)) for text, seen_s in values["tokens"])
         ages = tuple(values["frame_ages_ms"])
         return cls(
@@ -43,7 +43,7 @@ class SpokenAnswer:
         )
 
     def timed_sentences(self) -> list[tuple[float, str]]:
-        """Each sentence with the video's time when it was begun."""
+        """Each sentence with the video time at which it began."""
         starts: list[tuple[int, float]] = []
         length = 0
         for text, seen_s in self.tokens:

@@ -10,60 +10,60 @@ import pytest
 
 from tests.training.worlds import STORY, aloud, many_worlds, question
 from training.live_world.answers import reference_answer
-from training.live_world.judge import Spoken, Verdict, judge, share_right, spoken_words
 from training.live_world.questions import Question, sample_question
+from training.live_world.word_scores import SpokenWord, WordScore, join_tokens, score_words, word_accuracy
 
 
-def heard(text: str, start_s: float, step_s: float = 0.2) -> list[Spoken]:
+def heard(text: str, start_s: float, step_s: float = 0.2) -> list[SpokenWord]:
     """A text whose words see one moment after the other."""
-    return [Spoken(text=w, seen_s=start_s + n * step_s) for n, w in enumerate(text.split())]
+    return [SpokenWord(text=w, seen_s=start_s + n * step_s) for n, w in enumerate(text.split())]
 
 
-def verdicts(
+def scores(
     asked: Question, text: str, start_s: float, *, ended: bool = False, asked_s: float = 0.0
-) -> list[Verdict]:
-    return judge(asked, STORY, asked_s, heard(text, start_s), ended)
+) -> list[WordScore]:
+    return score_words(asked, STORY, asked_s, heard(text, start_s), ended)
 
 
-def wrong(judged: list[Verdict]) -> list[tuple[str, str | None, str | None]]:
+def wrong(judged: list[WordScore]) -> list[tuple[str, str | None, str | None]]:
     return [(v.slot, v.said, v.wanted) for v in judged if not v.right]
 
 
 def test_a_perfect_answer_is_all_right() -> None:
     rng = np.random.default_rng(0)
-    judged: list[Verdict] = []
+    judged: list[WordScore] = []
     for world in many_worlds():
         for _ in range(4):
             ask_s = float(rng.uniform(1.0, 12.0))
             said = reference_answer(sample_question(rng, world, ask_s), world, ask_s, 4.0, 30)
-            judged += judge(said.question, world, ask_s, aloud(said), said.complete)
-    assert share_right(judged) == 1.0
+            judged += score_words(said.question, world, ask_s, aloud(said), said.complete)
+    assert word_accuracy(judged) == 1.0
     assert sum(v.after for v in judged) > 500
     assert {v.slot for v in judged} == {"thing", "colour", "place", "happening", "count", "when"}
 
 
 def test_an_answer_from_the_picture_at_the_question_is_wrong_about_what_came_after() -> None:
     rng = np.random.default_rng(1)
-    judged: list[Verdict] = []
+    judged: list[WordScore] = []
     for world in many_worlds():
         ask_s = float(rng.uniform(1.0, 12.0))
         one = sample_question(rng, world, ask_s)
         frozen = reference_answer(one, world, ask_s, 4.0, 30, lambda _, asked_s=ask_s: asked_s)
-        judged += judge(one, world, ask_s, aloud(frozen), frozen.complete)
+        judged += score_words(one, world, ask_s, aloud(frozen), frozen.complete)
     before, after = ([v for v in judged if v.after is late] for late in (False, True))
-    assert share_right(before) > 0.95
-    assert share_right(after) < 0.3
+    assert word_accuracy(before) > 0.95
+    assert word_accuracy(after) < 0.3
 
 
 def test_a_sentence_is_judged_by_what_was_so_when_it_began() -> None:
-    assert not wrong(verdicts(question("where"), "At top-left.", 4.9))  # it moves while the place is spoken
-    assert wrong(verdicts(question("where"), "At top-left.", 5.0)) == [("place", "top-left", "top-right")]
-    assert wrong(verdicts(question("where"), "At top-right.", 4.9)) == [("place", "top-right", "top-left")]
+    assert not wrong(scores(question("where"), "At top-left.", 4.9))  # it moves while the place is spoken
+    assert wrong(scores(question("where"), "At top-left.", 5.0)) == [("place", "top-left", "top-right")]
+    assert wrong(scores(question("where"), "At top-right.", 4.9)) == [("place", "top-right", "top-left")]
 
 
 def test_each_sentence_has_its_own_moment() -> None:
     words = [*heard("At top-left.", 4.6), *heard("At top-right.", 5.0), *heard("At top-left.", 5.4)]
-    judged = judge(question("where"), STORY, 1.0, words, False)
+    judged = score_words(question("where"), STORY, 1.0, words, False)
     assert [v.right for v in judged] == [True, True, False]
     assert [v.after for v in judged] == [False, True, True]
     assert [v.lag_s for v in judged] == pytest.approx([3.6, 4.0, 4.4])
@@ -71,7 +71,7 @@ def test_each_sentence_has_its_own_moment() -> None:
 
 def test_after_means_after_the_newest_frame_the_question_could_see() -> None:
     for asked_s, after in ((4.9, True), (5.0, False), (5.2, False)):
-        (judged,) = verdicts(question("where"), "At top-right.", 5.4, asked_s=asked_s)
+        (judged,) = scores(question("where"), "At top-right.", 5.4, asked_s=asked_s)
         assert judged.after is after
 
 
@@ -100,41 +100,41 @@ def test_after_means_after_the_newest_frame_the_question_could_see() -> None:
 def test_missing_and_extra_words_are_wrong(
     text: str, mistakes: list[tuple[str, str | None, str | None]]
 ) -> None:
-    assert wrong(verdicts(question("tell"), text, 2.5)) == mistakes
+    assert wrong(scores(question("tell"), text, 2.5)) == mistakes
 
 
 def test_a_cut_off_sentence_is_judged_by_the_words_it_has() -> None:
-    assert not wrong(verdicts(question("tell"), "A white car", 2.5))
-    assert len(verdicts(question("tell"), "A white car", 2.5)) == 2
-    assert wrong(verdicts(question("tell"), "A red car", 2.5)) == [("colour", "red", "white")]
-    assert ("place", None, "middle") in wrong(verdicts(question("tell"), "A white car", 2.5, ended=True))
+    assert not wrong(scores(question("tell"), "A white car", 2.5))
+    assert len(scores(question("tell"), "A white car", 2.5)) == 2
+    assert wrong(scores(question("tell"), "A red car", 2.5)) == [("colour", "red", "white")]
+    assert ("place", None, "middle") in wrong(scores(question("tell"), "A white car", 2.5, ended=True))
 
 
 def test_an_answer_that_ends_too_early_left_something_out() -> None:
-    keeps_on = verdicts(question("where"), "At top-left.", 3.0, ended=True)
+    keeps_on = scores(question("where"), "At top-left.", 3.0, ended=True)
     assert wrong(keeps_on) == [("place", None, "top-left")]
-    listed = verdicts(question("list", keeps_on=False), "A red dog at top-left.", 1.0, ended=True)
+    listed = scores(question("list", keeps_on=False), "A red dog at top-left.", 1.0, ended=True)
     assert wrong(listed) == [
         ("colour", None, "blue"),
         ("thing", None, "cat"),
         ("place", None, "bottom-right"),
     ]
-    silent = judge(question("where", keeps_on=False), STORY, 5.0, [], True)
+    silent = score_words(question("where", keeps_on=False), STORY, 5.0, [], True)
     assert wrong(silent) == [("place", None, "top-right")]
-    assert judge(question("where", keeps_on=False), STORY, 5.0, [], False) == []
+    assert score_words(question("where", keeps_on=False), STORY, 5.0, [], False) == []
 
 
 def test_an_answer_that_goes_on_too_long_is_wrong_from_there() -> None:
-    judged = verdicts(question("where", keeps_on=False), "At top-left. At top-left.", 3.0, ended=True)
+    judged = scores(question("where", keeps_on=False), "At top-left. At top-left.", 3.0, ended=True)
     assert wrong(judged) == [("place", "top-left", None)]
-    now = verdicts(question("when", thing="car"), "Now! Not yet.", 2.0, ended=True)
+    now = scores(question("when", thing="car"), "Now! Not yet.", 2.0, ended=True)
     assert wrong(now) == [("when", "Not", None)]
 
 
 def test_a_list_is_judged_by_what_comes_next() -> None:
     whole = "A red dog at top-left. A blue cat at bottom-right."
-    assert not wrong(verdicts(question("list", keeps_on=False), whole, 0.0, ended=True))
-    left_out = verdicts(question("list", keeps_on=False), "A blue cat at bottom-right.", 0.0, ended=True)
+    assert not wrong(scores(question("list", keeps_on=False), whole, 0.0, ended=True))
+    left_out = scores(question("list", keeps_on=False), "A blue cat at bottom-right.", 0.0, ended=True)
     assert [said for _, said, _ in wrong(left_out)] == ["blue", "cat", "bottom-right"]
 
 
@@ -149,22 +149,22 @@ def test_tokens_become_words_that_saw_what_their_first_token_saw() -> None:
         ("Now", 1.2),
         ("!", 1.4),
     ]
-    assert [(w.text, w.seen_s) for w in spoken_words(tokens)] == [
+    assert [(w.text, w.seen_s) for w in join_tokens(tokens)] == [
         ("A", 0.0),
         ("red", 0.2),
         ("dog.", 0.4),
         ("Now!", 1.2),
     ]
-    assert spoken_words([]) == []
+    assert join_tokens([]) == []
 
 
 def test_words_go_through_tokens_unchanged() -> None:
     said = reference_answer(question("tell"), STORY, 1.0, 4.0, 30)
     words = aloud(said)
     tokens = [(w.text if n == 0 else " " + w.text, w.seen_s) for n, w in enumerate(words)]
-    assert spoken_words(tokens) == words
+    assert join_tokens(tokens) == words
     assert all(a.seen_s < b.seen_s for a, b in pairwise(words))
 
 
 def test_no_words_have_no_share() -> None:
-    assert math.isnan(share_right([]))
+    assert math.isnan(word_accuracy([]))
