@@ -26,7 +26,7 @@ from services.gateway.gateway import make_app
 from services.llm_decoder.replica_policy import FRAME_AGE, FrameAges
 from services.messages.dialog import DialogEvent, DialogRequest
 from services.messages.video import PlayedClip, VisualTokens
-from services.ports.recorder import Meters
+from services.ports.recorder import MetricsRecorder
 from services.settings import Settings
 
 # A camera's dialogs go where its frames already are; two other replicas stand in when that one is full or gone.
@@ -47,11 +47,11 @@ def device_of(num_gpus: float) -> str:
     return "cuda" if num_gpus > 0 else "cpu"
 
 
-def replica_meters(service: str) -> Meters:
+def create_recorder(service: str) -> MetricsRecorder:
     """Where a replica's measurements go; asked in the replica itself."""
-    from services.adapters.ray_recorder import RayMeters
+    from services.adapters.ray_recorder import RayRecorder
 
-    return RayMeters(service, serve.get_replica_context().replica_id.unique_id)
+    return RayRecorder(service, serve.get_replica_context().replica_id.unique_id)
 
 
 class VisionEncoderReplica:
@@ -66,7 +66,7 @@ class VisionEncoderReplica:
             device=device,
             threads=settings.torch_threads,
             max_pictures=settings.encoder_batch,
-            meters=replica_meters("vision_encoder"),
+            recorder=create_recorder("vision_encoder"),
         )
 
     async def encode(self, pictures: list[bytes]) -> list[VisualTokens]:
@@ -79,7 +79,7 @@ class FrameFifoReplica:
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
         from services.adapters.kafka_access import KafkaAccess
-        from services.adapters.kafka_video_log import KafkaVideoReader
+        from services.adapters.kafka_reader import KafkaVideoReader
         from services.adapters.redis_frame_store import RedisFrameStore
         from services.frame_fifo.frame_fifo import FrameFifo
 
@@ -92,12 +92,12 @@ class FrameFifoReplica:
             group=settings.kafka_group,
             dead_letter_topic=settings.kafka_dead_letter_topic,
             max_packet_bytes=settings.max_packet_bytes,
-            access=KafkaAccess.of(settings),
+            access=KafkaAccess.from_settings(settings),
         )
-        store = RedisFrameStore.of(settings)
+        store = RedisFrameStore.from_settings(settings)
         config = StreamChatConfig.load(model_folder(settings))
-        meters = replica_meters("frame_fifo")
-        self._fifo = FrameFifo(settings, config, reader, store, encode, meters=meters)
+        recorder = create_recorder("frame_fifo")
+        self._fifo = FrameFifo(settings, config, reader, store, encode, recorder=recorder)
         self._work = asyncio.get_running_loop().create_task(self._fifo.run())
 
     async def play_clip(self, media: bytes, kind: str) -> PlayedClip:
@@ -118,10 +118,10 @@ class LLMDecoderReplica:
         from services.adapters.redis_frame_store import RedisFrameStore
         from services.llm_decoder.llm_decoder import LLMDecoder
 
-        store = RedisFrameStore.of(settings)
+        store = RedisFrameStore.from_settings(settings)
         device = device_of(settings.num_gpus_per_decoder)
-        meters = replica_meters("llm_decoder")
-        self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, meters=meters)
+        recorder = create_recorder("llm_decoder")
+        self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, recorder=recorder)
         self._frame_ages = FrameAges()
 
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
@@ -181,9 +181,9 @@ class GatewayReplica:
         async def ready() -> None:
             await decoder.ready.remote()
 
-        store = RedisFrameStore.of(self._settings)
-        meters = replica_meters("gateway")
-        return make_app(self._settings, self._model_name, store, decode, play_clip, ready, meters)
+        store = RedisFrameStore.from_settings(self._settings)
+        recorder = create_recorder("gateway")
+        return make_app(self._settings, self._model_name, store, decode, play_clip, ready, recorder)
 
 
 def build(settings: Settings) -> Application:

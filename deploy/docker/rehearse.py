@@ -25,7 +25,7 @@ ANSWERS = (
     "serve --help",
     "python training/sft.py --help",
     "python -c 'import services.app, services.llm_decoder.llm_decoder, services.frame_fifo.frame_fifo,"
-    " services.adapters.kafka_video_log'",
+    " services.adapters.kafka_reader'",
 )
 
 

@@ -1,16 +1,18 @@
-"""What opens a Kafka broker, in the settings' words. Knows no Kafka client."""
+"""How to log in to a Kafka broker, from the settings. Imports no Kafka client."""
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.ports.video_log import LogLost
 from services.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaAccess:
-    """Who we are to a broker, and how we know that it is the right one."""
+    """Credentials for a broker, and the authority that signs its certificate."""
 
     protocol: str = "PLAINTEXT"
     mechanism: str = "SCRAM-SHA-512"
@@ -19,8 +21,8 @@ class KafkaAccess:
     ca_file: str = ""
 
     @classmethod
-    def of(cls, settings: Settings) -> KafkaAccess:
-        """That of the settings."""
+    def from_settings(cls, settings: Settings) -> KafkaAccess:
+        """The access that the settings describe."""
         return cls(
             protocol=settings.kafka_security_protocol,
             mechanism=settings.kafka_sasl_mechanism,
@@ -31,7 +33,7 @@ class KafkaAccess:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The client's."""
+        """Options of the Kafka client."""
         options: dict[str, Any] = {"security_protocol": self.protocol}
         if self.protocol.startswith("SASL"):
             options["sasl_mechanism"] = self.mechanism
@@ -42,3 +44,16 @@ class KafkaAccess:
 
 
 OPEN = KafkaAccess()  # no password and no TLS, as the broker of `streamchat up`
+
+
+def check_reachable(bootstrap_servers: str, timeout_s: float = 3.0) -> None:
+    """LogLost at once when nothing listens there: the client would retry for long and leave its socket open."""
+    problem: Exception | None = None
+    for server in bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+                return
+        except (OSError, ValueError) as error:
+            problem = error
+    raise LogLost(f"no Kafka broker answers at {bootstrap_servers}: {problem}")

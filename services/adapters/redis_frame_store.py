@@ -50,8 +50,8 @@ class RedisFrameStore:
     """A FrameStore; reconnects by itself. `num_damaged` counts the entries that were skipped."""
 
     @classmethod
-    def of(cls, settings: Settings) -> RedisFrameStore:
-        """The store of the settings."""
+    def from_settings(cls, settings: Settings) -> RedisFrameStore:
+        """The store that the settings describe."""
         return cls(
             settings.redis_url,
             username=settings.redis_username,

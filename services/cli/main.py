@@ -94,7 +94,7 @@ def _publish(options: argparse.Namespace) -> int:
         bootstrap_servers=brokers,
         topic=options.topic,
         loop=options.loop,
-        access=KafkaAccess.of(settings),
+        access=KafkaAccess.from_settings(settings),
         metrics=options.metrics,
     )
 

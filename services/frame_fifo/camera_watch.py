@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from services.frame_fifo.camera_decoder import CameraDecoder, SampledFrame
 from services.frame_fifo.metrics import Tally
 from services.messages.video import VideoPacket
-from services.ports.video_log import Place, VideoReader, VideoRecord
+from services.messages.video_record import Partition, VideoRecord
+from services.ports.video_log import VideoReader
 from services.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ LETTERS_PER_S = 10.0
 ERROR_PAUSE_S = 1.0  # after an error that should not be: no endless fast loop
 UNKNOWN_CAMERA = "(not admitted)"  # foreign ids must not fill the counters
 
-Key = tuple[Place, str]  # a camera id that comes by two topics is decoded twice, not mixed
+Key = tuple[Partition, str]  # a camera id that comes by two topics is decoded twice, not mixed
 
 
 @dataclass(slots=True)
@@ -76,7 +77,7 @@ class CameraWatch:
         self._stop = threading.Event()
         self._at_head_at = float("-inf")  # monotonic: when everything written had been read
         self._round_s = 0.0  # how long the last records took to decode
-        self._committed: dict[Place, int] = {}
+        self._committed: dict[Partition, int] = {}
         self._letters = float(LETTERS_AT_ONCE)
         self._letters_at = time.monotonic()
 
@@ -96,7 +97,7 @@ class CameraWatch:
     def step(self) -> None:
         """Read once and decode what came."""
         records = self._read()
-        lost = self.reader.lost()
+        lost = self.reader.take_lost()
         for key in [key for key in self.cameras if key[0] in lost]:
             del self.cameras[key]
         for place in lost:
@@ -145,7 +146,7 @@ class CameraWatch:
             return self._dead_letter(
                 record, side, f"capture time: {abs(skew_s):.1f} s in the {side}, {wanted}"
             )
-        key = (record.place, packet.camera)
+        key = (record.topic_partition, packet.camera)
         camera = self.cameras.get(key) or self._admit(key, record)
         if camera is not None:
             self.tally.read(packet.camera)
@@ -213,7 +214,7 @@ class CameraWatch:
             camera.behind_at = now
         if ahead.keyframe_offset > record.offset:
             return True
-        gop = f"{record.place} {record.key!r} {camera.keyframe_offset}"
+        gop = f"{record.topic_partition} {record.key!r} {camera.keyframe_offset}"
         share = 1.0 + zlib.crc32(gop.encode()) / 2**32
         return not newest and now - camera.behind_at > share * self.settings.max_lag_s
 
@@ -234,7 +235,7 @@ class CameraWatch:
 
     def _commit(self) -> None:
         """A restart begins at the oldest keyframe that any camera of a partition is decoded from."""
-        offsets: dict[Place, int] = {}
+        offsets: dict[Partition, int] = {}
         for (place, _), camera in self.cameras.items():
             if camera.keyframe_offset is not None:
                 offsets[place] = min(offsets.get(place, camera.keyframe_offset), camera.keyframe_offset)
@@ -246,11 +247,11 @@ class CameraWatch:
 
 def in_turns(records: list[VideoRecord]) -> list[VideoRecord]:
     """Each camera's first record, oldest first, then each one's second: what piled up of one keeps no other waiting."""
-    turns: Counter[tuple[Place, bytes]] = Counter()
+    turns: Counter[tuple[Partition, bytes]] = Counter()
     places: list[tuple[int, float]] = []  # in the new order
     for record in records:
-        turns[record.place, record.key] += 1
-        places.append((turns[record.place, record.key], record.timestamp_ms))
+        turns[record.topic_partition, record.key] += 1
+        places.append((turns[record.topic_partition, record.key], record.timestamp_ms))
     return [records[i] for i in sorted(range(len(records)), key=places.__getitem__)]
 
 
@@ -259,7 +260,7 @@ def look_ahead(records: list[VideoRecord]) -> dict[Key, Ahead]:
     ahead: dict[Key, Ahead] = {}
     for record in records:
         if (packet := record.packet) is not None:
-            key = (record.place, packet.camera)
+            key = (record.topic_partition, packet.camera)
             before = ahead.get(key, Ahead(-1, packet.captured_s))
             ahead[key] = Ahead(
                 record.offset if packet.keyframe else before.keyframe_offset,

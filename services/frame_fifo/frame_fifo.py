@@ -24,7 +24,7 @@ from services.frame_fifo.camera_watch import CameraWatch
 from services.frame_fifo.metrics import Counters, Tally
 from services.messages.video import ClipRefused, Frame, PlayedClip, VisualTokens
 from services.ports.frame_store import PRIVATE_PREFIX, FrameStore, StoreLost
-from services.ports.recorder import Meters
+from services.ports.recorder import MetricsRecorder
 from services.ports.video_log import VideoReader
 from services.settings import Settings
 
@@ -54,7 +54,7 @@ class FrameFifo:
         store: FrameStore,
         encode: Encode,
         *,
-        meters: Meters | None = None,
+        recorder: MetricsRecorder | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -62,7 +62,7 @@ class FrameFifo:
         self.capacity = settings.fifo_frames or config.fifo_frames
         self.frames_per_second = settings.frames_per_second or config.frames_per_second
         self.image_size = config.vision.image_size
-        self.tally = Tally(meters)
+        self.tally = Tally(recorder)
         self.watch = CameraWatch(
             settings,
             reader,

@@ -1,4 +1,4 @@
-"""What a FrameFifo counts, and tells to its meters."""
+"""What a FrameFifo counts, and tells to its recorder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.adapters.metric_catalogue import (
+from services.adapters.prometheus_recorder import PrometheusRecorder
+from services.ports.metric_catalogue import (
     CAMERA_UP,
     CAPTURE_SKEW,
     DEAD_LETTERS,
@@ -24,7 +25,7 @@ from services.adapters.metric_catalogue import (
     PACKETS_READ,
     PACKETS_SKIPPED,
 )
-from services.ports.recorder import Meters, PrometheusMeters
+from services.ports.recorder import MetricsRecorder
 
 STANDING_EVERY_S = 1.0
 SKIPS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
@@ -59,12 +60,12 @@ class Counters:
 
 
 class Tally:
-    """Thread-safe counting, passed on to the meters."""
+    """Thread-safe counting, passed on to the recorder."""
 
-    def __init__(self, meters: Meters | None = None) -> None:
+    def __init__(self, recorder: MetricsRecorder | None = None) -> None:
         self._lock = threading.Lock()
         self._counters = Counters()
-        self._meters: Meters = meters or PrometheusMeters("frame_fifo")
+        self._recorder: MetricsRecorder = recorder or PrometheusRecorder("frame_fifo")
         self._told_at = float("-inf")  # monotonic
         self._read: set[str] = set()
         self._up: set[str] = set()
@@ -78,20 +79,20 @@ class Tally:
             self._read.add(camera)
         if new:
             for reason in SKIPS:
-                self._meters.count(PACKETS_SKIPPED, camera, reason, by=0.0)
+                self._recorder.count(PACKETS_SKIPPED, camera, reason, by=0.0)
             for reason in DROPS:  # so that the first drop is a rise
-                self._meters.count(FRAMES_DROPPED, camera, DROPS[reason], reason, by=0.0)
-        self._meters.count(PACKETS_READ, camera)
+                self._recorder.count(FRAMES_DROPPED, camera, DROPS[reason], reason, by=0.0)
+        self._recorder.count(PACKETS_READ, camera)
 
     def skewed(self, camera: str, skew_s: float) -> None:
         """A packet's capture time, less our own clock."""
-        self._meters.set(CAPTURE_SKEW, skew_s, camera)
+        self._recorder.set(CAPTURE_SKEW, skew_s, camera)
 
     def skipped(self, camera: str, reason: str) -> None:
         """A packet was not decoded, or in vain."""
         with self._lock:
             self._counters.packets_skipped[camera, reason] += 1
-        self._meters.count(PACKETS_SKIPPED, camera, reason)
+        self._recorder.count(PACKETS_SKIPPED, camera, reason)
 
     def sampled(self) -> None:
         """A frame is to be encoded."""
@@ -102,22 +103,22 @@ class Tally:
         """A frame captured then is in the FIFO."""
         with self._lock:
             self._counters.frames_stored += 1
-        self._meters.count(FRAMES_INGESTED, camera)
-        self._meters.observe(FRAME_AGE_AT_STORE, max(0.0, time.time() - captured_s))
-        self._meters.set(NEWEST_FRAME, captured_s, camera)
+        self._recorder.count(FRAMES_INGESTED, camera)
+        self._recorder.observe(FRAME_AGE_AT_STORE, max(0.0, time.time() - captured_s))
+        self._recorder.set(NEWEST_FRAME, captured_s, camera)
 
     def dropped(self, camera: str, reason: str) -> None:
         """A sampled frame was lost."""
         with self._lock:
             self._counters.frames_dropped[camera, reason] += 1
-        self._meters.count(FRAMES_DROPPED, camera, DROPS[reason], reason)
+        self._recorder.count(FRAMES_DROPPED, camera, DROPS[reason], reason)
 
     def dead_letter(self, reason: str) -> int:
         """A packet went to the dead letters, the so-manieth of its kind."""
         with self._lock:
             self._counters.dead_letters[reason] += 1
             count = self._counters.dead_letters[reason]
-        self._meters.count(DEAD_LETTERS, reason)
+        self._recorder.count(DEAD_LETTERS, reason)
         return count
 
     def standing(self, *, lag: int, num_cameras: int, up: Collection[str]) -> None:
@@ -128,19 +129,19 @@ class Tally:
         if time.monotonic() - self._told_at < STANDING_EVERY_S:
             return
         self._told_at = time.monotonic()
-        self._meters.set(LAG, lag)
+        self._recorder.set(LAG, lag)
         self._up |= set(up)
         for camera in self._up:
-            self._meters.set(CAMERA_UP, float(camera in up), camera)
+            self._recorder.set(CAMERA_UP, float(camera in up), camera)
 
     def filled(self, entries: Mapping[str, int], capacity: int, used_bytes: int, limit_bytes: int) -> None:
         """How full the FIFOs of all cameras are, and the store."""
         for camera in self._filled | entries.keys():
-            self._meters.set(FIFO_ENTRIES, entries.get(camera, 0), camera)
+            self._recorder.set(FIFO_ENTRIES, entries.get(camera, 0), camera)
         self._filled = set(entries)
-        self._meters.set(FIFO_CAPACITY, capacity)
-        self._meters.set(FIFO_BYTES, used_bytes)
-        self._meters.set(FIFO_LIMIT_BYTES, limit_bytes)
+        self._recorder.set(FIFO_CAPACITY, capacity)
+        self._recorder.set(FIFO_BYTES, used_bytes)
+        self._recorder.set(FIFO_LIMIT_BYTES, limit_bytes)
 
     def snapshot(self) -> Counters:
         """The counts now."""

@@ -9,15 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from services.adapters.metric_catalogue import (
-    FIRST_TOKEN,
-    INTER_TOKEN,
-    PROMPT_TOKENS,
-    REDISPATCHES,
-    REQUEST,
-    REQUESTS,
-    TOKENS,
-)
 from services.gateway.metrics import GatewayMetrics
 from services.messages.api_error import ApiError
 from services.messages.dialog import (
@@ -28,6 +19,15 @@ from services.messages.dialog import (
     DialogStarted,
     PriorToken,
     TokenEvent,
+)
+from services.ports.metric_catalogue import (
+    FIRST_TOKEN,
+    INTER_TOKEN,
+    PROMPT_TOKENS,
+    REDISPATCHES,
+    REQUEST,
+    REQUESTS,
+    TOKENS,
 )
 
 Decode = Callable[[DialogRequest], AsyncIterator[list[DialogEvent]]]
@@ -60,7 +60,7 @@ async def steadfast(
     started = False
     for attempt in range(1 + MAX_REDISPATCHES):
         if attempt:
-            metrics.meters.count(REDISPATCHES)
+            metrics.recorder.count(REDISPATCHES)
             await asyncio.sleep(FIRST_BACKOFF_S * 4 ** (attempt - 1))
         stream = decode(replace(request, prior_tokens=tuple(prior_tokens)))
         try:
@@ -116,7 +116,7 @@ class Answer:
     async def start(self) -> None:
         """Wait until the dialog is admitted; raises ApiError when it is refused."""
         self._metrics.running.add(1)
-        self._metrics.meters.count(REQUESTS)
+        self._metrics.recorder.count(REQUESTS)
         self._pump = asyncio.create_task(self._fill())
         try:
             with self._metrics.waiting:
@@ -127,7 +127,7 @@ class Answer:
                 raise ApiError(500, "decoder_confused", "the decoder spoke before it had started")
             self.num_prompt_tokens = events[0].num_prompt_tokens
             self.num_cached_tokens = events[0].num_cached_tokens
-            self._metrics.meters.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
+            self._metrics.recorder.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
             self._waiting = events[1:]
         except BaseException:
             await self.close()
@@ -168,7 +168,7 @@ class Answer:
         with suppress(asyncio.CancelledError):
             await pump
         self._metrics.running.add(-1)
-        self._metrics.meters.observe(REQUEST, time.monotonic() - self._began_s)
+        self._metrics.recorder.observe(REQUEST, time.monotonic() - self._began_s)
 
     async def _fill(self) -> None:
         try:
@@ -179,11 +179,11 @@ class Answer:
             await self._events.aclose()
 
     def _measure(self, tokens: list[TokenEvent]) -> None:
-        meters = self._metrics.meters
+        recorder = self._metrics.recorder
         for token in tokens:
             if self._last_generated_s is None:
-                meters.observe(FIRST_TOKEN, time.monotonic() - self._began_s)
+                recorder.observe(FIRST_TOKEN, time.monotonic() - self._began_s)
             else:
-                meters.observe(INTER_TOKEN, max(0.0, token.generated_s - self._last_generated_s))
+                recorder.observe(INTER_TOKEN, max(0.0, token.generated_s - self._last_generated_s))
             self._last_generated_s = token.generated_s
-        meters.count(TOKENS, by=len(tokens))
+        recorder.count(TOKENS, by=len(tokens))

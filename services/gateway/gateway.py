@@ -22,7 +22,6 @@ from services.access.api_keys import Keyring
 from services.access.authentication import Doors, Origins
 from services.access.rate_limits import Limits
 from services.access.sign_in import sign_in
-from services.adapters.metric_catalogue import BUILD_INFO
 from services.gateway.answer import Decode
 from services.gateway.api_document import api_document, docs_page
 from services.gateway.cameras import camera_api
@@ -34,7 +33,8 @@ from services.gateway.realtime.session import realtime_api
 from services.messages.api_error import ApiError, ErrorBody
 from services.page.routes import page_files
 from services.ports.frame_store import FrameStore
-from services.ports.recorder import CONTENT_TYPE, Meters
+from services.ports.metric_catalogue import BUILD_INFO
+from services.ports.recorder import CONTENT_TYPE, MetricsRecorder
 from services.settings import Settings
 
 VERSION = "0.1.0"
@@ -195,7 +195,7 @@ def add_health(app: FastAPI, desk: Desk, ready: Callable[[], Awaitable[None]] | 
     )
     async def metrics() -> Response:
         """Counts and times of all services, for Prometheus; of this process alone where Ray does not run."""
-        return Response(await desk.metrics.meters.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(await desk.metrics.recorder.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
     _ = (healthz, readyz, metrics)
 
@@ -227,11 +227,11 @@ def make_app(
     decode: Decode,
     play_clip: PlayClip,
     ready: Callable[[], Awaitable[None]] | None = None,
-    meters: Meters | None = None,
+    recorder: MetricsRecorder | None = None,
 ) -> FastAPI:
     """The app. `ready` raises while no question could be answered. The store stays its maker's to close."""
-    desk = Desk(settings, model_name, store, decode, play_clip, GatewayMetrics(meters))
-    desk.metrics.meters.set(BUILD_INFO, 1, VERSION, model_name)
+    desk = Desk(settings, model_name, store, decode, play_clip, GatewayMetrics(recorder))
+    desk.metrics.recorder.set(BUILD_INFO, 1, VERSION, model_name)
     feed = PictureFeed(desk.store, desk.metrics)
 
     @asynccontextmanager

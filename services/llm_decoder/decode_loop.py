@@ -19,7 +19,6 @@ from torch import Tensor
 
 from model.engine.dialog import Options, Spoken
 from model.engine.engine import Engine, EngineFull, Made
-from services.adapters.metric_catalogue import BUSY, FRAME_AGE, REFRESHES, STEP, STEP_DIALOGS
 from services.llm_decoder.live_dialog import LiveDialog, refusal
 from services.llm_decoder.metrics import DecoderGauges
 from services.llm_decoder.resting_dialogs import RestingDialogs
@@ -33,7 +32,8 @@ from services.messages.dialog import (
 )
 from services.messages.video import Frame
 from services.ports.frame_store import is_private, parse_frame_id
-from services.ports.recorder import Meters
+from services.ports.metric_catalogue import BUSY, FRAME_AGE, REFRESHES, STEP, STEP_DIALOGS
+from services.ports.recorder import MetricsRecorder
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,13 @@ class DecodeLoop:
         stale_after_s: float,
         forget_after_s: float,
         forgotten: Callable[[str], None],
-        meters: Meters,
+        recorder: MetricsRecorder,
     ) -> None:
         self._engine = engine
         self._stop_ids = frozenset(stop_ids)
         self._resting, self._token_text = resting, token_text
         self._stale_after_s, self._forget_after_s = stale_after_s, forget_after_s
-        self._forgotten, self._meters = forgotten, meters
+        self._forgotten, self._recorder = forgotten, recorder
         self._inbox = _Inbox()
         self._changed = threading.Condition()
         self._dialogs: dict[str, LiveDialog] = {}  # by the names of the engine's dialogs
@@ -85,7 +85,7 @@ class DecodeLoop:
         self._newest: dict[str, tuple[int, int]] = {}  # newest frame id of each camera
         self._used_s: dict[str, float] = {}
         self._ended = False
-        self._gauges = DecoderGauges(engine, meters)
+        self._gauges = DecoderGauges(engine, recorder)
         self._num_begun = 0
         self.num_steps = 0
         self.num_tokens = 0
@@ -189,7 +189,7 @@ class DecodeLoop:
                 )
                 self._working = True
                 self.num_frames += len(new)
-                self._meters.count(REFRESHES, by=len(new))
+                self._recorder.count(REFRESHES, by=len(new))
             except Exception:
                 log.exception("frames of camera %s could not be taken in", camera)
                 if camera not in self._engine.cameras:
@@ -326,9 +326,9 @@ class DecodeLoop:
         self.num_steps += 1
         self.num_tokens += len(made)
         took_s = time.monotonic() - began_s
-        self._meters.observe(STEP, took_s)
-        self._meters.count(BUSY, by=took_s)
-        self._meters.observe(STEP_DIALOGS, len(made))
+        self._recorder.observe(STEP, took_s)
+        self._recorder.count(BUSY, by=took_s)
+        self._recorder.observe(STEP_DIALOGS, len(made))
         for token in made:
             self._tell(self._dialogs[token.dialog_id], token)
 
@@ -340,7 +340,7 @@ class DecodeLoop:
             and request.visual_context == "live"
             and isinstance(events[0], TokenEvent)
         ):
-            self._meters.observe(FRAME_AGE, max(0.0, events[0].frame_age_ms / 1000), request.camera)
+            self._recorder.observe(FRAME_AGE, max(0.0, events[0].frame_age_ms / 1000), request.camera)
         if isinstance(events[-1], DialogEnded):
             self._end(dialog)
         dialog.emit(events)

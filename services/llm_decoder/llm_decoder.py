@@ -16,7 +16,7 @@ from model.checkpoint.weights import dtype_of, quantise_to, weights_named
 from model.engine.engine import Engine
 from model.engine.retention import Retention
 from model.network.streamchat import StreamChat
-from services.adapters.metric_catalogue import DIALOG_PLACES
+from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.llm_decoder.decode_loop import DecodeLoop
 from services.llm_decoder.frame_follower import FrameFollower
 from services.llm_decoder.live_dialog import LiveDialog, refusal
@@ -25,7 +25,8 @@ from services.llm_decoder.text_stream import TextStream
 from services.messages.dialog import DialogEnded, DialogEvent, DialogFailed, DialogRequest, Message
 from services.messages.video import Frame
 from services.ports.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
-from services.ports.recorder import Meters, PrometheusMeters
+from services.ports.metric_catalogue import DIALOG_PLACES
+from services.ports.recorder import MetricsRecorder
 from services.settings import Settings
 
 GPU_SHARE = 0.85  # of what the weights leave free: the rest is for what a forward needs meanwhile
@@ -93,7 +94,7 @@ class LLMDecoder:
         store: FrameStore,
         *,
         device: str = "cpu",
-        meters: Meters | None = None,
+        recorder: MetricsRecorder | None = None,
     ) -> None:
         torch.set_num_threads(settings.torch_threads)
         weights = weights_named(settings.weights)
@@ -102,8 +103,8 @@ class LLMDecoder:
         model.config = replace(model.config, fifo_frames=self.capacity)
         self.tokenizer = load_tokenizer(folder)
         self._settings, self._store = settings, store
-        self.meters: Meters = meters or PrometheusMeters("llm_decoder")
-        self.meters.set(DIALOG_PLACES, settings.max_dialogs)
+        self.recorder: MetricsRecorder = recorder or PrometheusRecorder("llm_decoder")
+        self.recorder.set(DIALOG_PLACES, settings.max_dialogs)
         stops = [self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<|im_end|>")]
         self._loop = DecodeLoop(
             engine_of(model, settings),
@@ -113,7 +114,7 @@ class LLMDecoder:
             stale_after_s=settings.silent_after_s,
             forget_after_s=settings.forget_after_s,
             forgotten=lambda camera: self._follower.forget(camera),
-            meters=self.meters,
+            recorder=self.recorder,
         )
         self._follower = FrameFollower(store, self._loop.put_frames)
         self._num_dialogs = 0

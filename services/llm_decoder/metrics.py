@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from model.engine.engine import Engine
-from services.adapters.metric_catalogue import (
+from services.ports.frame_store import is_private
+from services.ports.metric_catalogue import (
     CACHE_BYTES,
     CACHE_EACH_BYTES,
     CACHE_LIMIT_BYTES,
@@ -19,8 +20,7 @@ from services.adapters.metric_catalogue import (
     DEVICE_LIMIT_BYTES,
     DIALOGS,
 )
-from services.ports.frame_store import is_private
-from services.ports.recorder import CLIP, Meters
+from services.ports.recorder import CLIP, MetricsRecorder
 
 SHOW_EVERY_S = 1.0
 
@@ -38,8 +38,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
 class DecoderGauges:
     """The gauges of one engine."""
 
-    def __init__(self, engine: Engine, meters: Meters) -> None:
-        self._engine, self._meters = engine, meters
+    def __init__(self, engine: Engine, recorder: MetricsRecorder) -> None:
+        self._engine, self._recorder = engine, recorder
         self._shown_at = float("-inf")  # monotonic
         self._shown: set[str] = set()  # cameras that have a gauge
 
@@ -50,14 +50,14 @@ class DecoderGauges:
         self._shown_at = time.monotonic()
         dialogs = Counter(CLIP if is_private(name) else name for name in cameras)
         for camera in dialogs.keys() | self._shown:
-            self._meters.set(DIALOGS, dialogs[camera], camera)
+            self._recorder.set(DIALOGS, dialogs[camera], camera)
         self._shown = set(dialogs)
-        self._meters.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
-        self._meters.set(CACHE_BYTES, self._engine.text_bytes, "text")
+        self._recorder.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
+        self._recorder.set(CACHE_BYTES, self._engine.text_bytes, "text")
         longest = max(map(self._engine.dialog_bytes, self._engine.dialogs), default=0)
-        self._meters.set(CACHE_EACH_BYTES, self._engine.camera_bytes, "camera")
-        self._meters.set(CACHE_EACH_BYTES, longest, "dialog")
-        self._meters.set(CACHE_LIMIT_BYTES, self._engine.cache_limit_bytes)
+        self._recorder.set(CACHE_EACH_BYTES, self._engine.camera_bytes, "camera")
+        self._recorder.set(CACHE_EACH_BYTES, longest, "dialog")
+        self._recorder.set(CACHE_LIMIT_BYTES, self._engine.cache_limit_bytes)
         used_bytes, limit_bytes = memory_of(self._engine.device)
-        self._meters.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
-        self._meters.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)
+        self._recorder.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
+        self._recorder.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from services.adapters.kafka_access import OPEN, KafkaAccess
-from services.adapters.kafka_video_log import KafkaVideoLog
+from services.adapters.kafka_writer import KafkaVideoWriter
 from services.messages.video import VideoPacket
-from services.ports.video_log import CAMERA_ID, VideoLog, preview
+from services.messages.video_record import CAMERA_ID, preview
+from services.ports.video_log import VideoWriter
 from services.publisher.metrics import PublishMetrics
 from services.publisher.progress import Progress
 from services.publisher.video_source import AccessUnit, SourceLost, VideoSource, open_source
@@ -28,7 +29,7 @@ LONGEST_BACKOFF_S = 15.0
 def play(
     source: str,
     camera: str,
-    video_log: VideoLog,
+    video_log: VideoWriter,
     *,
     loop: bool = False,
     stop: threading.Event | None = None,
@@ -64,7 +65,9 @@ def play(
     return progress
 
 
-def send(video_log: VideoLog, camera: str, unit: AccessUnit, captured_s: float, progress: Progress) -> None:
+def send(
+    video_log: VideoWriter, camera: str, unit: AccessUnit, captured_s: float, progress: Progress
+) -> None:
     """Write one access unit; one that is too large for readers is left out."""
     packet = VideoPacket(
         camera=camera,
@@ -178,7 +181,9 @@ def publish(
     told = PublishMetrics(camera, metrics) if metrics else None
     try:
         open_source(source)  # a wrong source is told before a broker is asked
-        video_log = KafkaVideoLog(bootstrap_servers, topic, max_packet_bytes=max_packet_bytes, access=access)
+        video_log = KafkaVideoWriter(
+            bootstrap_servers, topic, max_packet_bytes=max_packet_bytes, access=access
+        )
     except (SourceLost, ConnectionError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         if told is not None:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.folder import load_vision
-from services.adapters.metric_catalogue import ENCODER_BATCH, ENCODER_BUSY, FRAME_ENCODE
+from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.messages.video import VisualTokens
-from services.ports.recorder import Meters, PrometheusMeters
+from services.ports.metric_catalogue import ENCODER_BATCH, ENCODER_BUSY, FRAME_ENCODE
+from services.ports.recorder import MetricsRecorder
 
 
 class _Call(NamedTuple):
@@ -41,7 +42,7 @@ class VisionEncoder:
         device: str = "cpu",
         threads: int = 1,
         max_pictures: int = 16,
-        meters: Meters | None = None,
+        recorder: MetricsRecorder | None = None,
     ) -> None:
         """`max_pictures`: of several callers, encoded in one pass."""
         torch.set_num_threads(threads)
@@ -50,7 +51,7 @@ class VisionEncoder:
         self.tower = load_vision(folder, dtype=self.dtype, device=self.device)
         self.size = self.tower.config.image_size
         self.max_pictures = max_pictures
-        self.meters: Meters = meters or PrometheusMeters("vision_encoder")
+        self.recorder: MetricsRecorder = recorder or PrometheusRecorder("vision_encoder")
         self._waiting: deque[_Call] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vision")
         self._encode(
@@ -100,9 +101,9 @@ class VisionEncoder:
         start_s = time.perf_counter()
         tokens = self._encode(pictures)
         took_s = time.perf_counter() - start_s
-        self.meters.observe(FRAME_ENCODE, took_s)
-        self.meters.count(ENCODER_BUSY, by=took_s)
-        self.meters.observe(ENCODER_BATCH, len(pictures))
+        self.recorder.observe(FRAME_ENCODE, took_s)
+        self.recorder.count(ENCODER_BUSY, by=took_s)
+        self.recorder.observe(ENCODER_BATCH, len(pictures))
         return tokens
 
     @torch.inference_mode()

@@ -31,7 +31,7 @@ from redis import Redis
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.config import PROJECT_ROOT
-from services.adapters.kafka_video_log import KafkaVideoLog
+from services.adapters.kafka_writer import KafkaVideoWriter
 from services.publisher.publish import play
 from tests.bench.bench_live import (
     FrameCounter,
@@ -78,7 +78,7 @@ def film(folder: Path, fps: int, size: tuple[int, int]) -> Path:
 
 def publish(source: str, kafka: str, cameras: Sequence[str]) -> None:
     """Be so many cameras, until ended: one thread each, at real pace, not all at the same moment."""
-    video_log = KafkaVideoLog(kafka, "cameras")
+    video_log = KafkaVideoWriter(kafka, "cameras")
     for camera in cameras:
         threading.Thread(target=play, args=(source, camera, video_log), kwargs={"loop": True}).start()
         time.sleep(0.11)

@@ -27,7 +27,7 @@ from model.config import VisionConfig, preset
 from model.network.pixels import to_pixels
 from model.network.streamchat import StreamChat
 from model.network.vision import VisionTower
-from services.ports.recorder import PrometheusMeters
+from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.vision_encoder.vision_encoder import VisionEncoder
 from tests.bench.crowd import FPS
 from tests.bench.machine import median_s
@@ -114,8 +114,8 @@ async def pace(encoder: VisionEncoder, cameras: int, span_s: float) -> list[floa
 
 def batches_of(encoder: VisionEncoder) -> tuple[float, float]:
     """Passes and pictures so far, as the service counts them."""
-    assert isinstance(encoder.meters, PrometheusMeters)
-    value = encoder.meters.registry.get_sample_value
+    assert isinstance(encoder.recorder, PrometheusRecorder)
+    value = encoder.recorder.registry.get_sample_value
     passes, pictures = (value(f"streamchat_encoder_batch_size_{part}") or 0.0 for part in ("count", "sum"))
     return passes, pictures
 

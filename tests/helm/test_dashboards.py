@@ -12,7 +12,7 @@ import yaml
 
 from helm.boards.__main__ import documents
 from model.config import PROJECT_ROOT
-from services.adapters.metric_catalogue import METRICS
+from services.ports.metric_catalogue import METRICS
 from tests.helm.queries import CHART, Asked, dashboards, of_alerts, of_panels, panels
 from tests.prometheus import PROMTOOL
 

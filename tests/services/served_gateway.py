@@ -25,8 +25,8 @@ from services.messages.dialog import (
     TokenEvent,
 )
 from services.messages.video import ClipRefused, Frame, PlayedClip
-from services.ports.frame_store import MemoryFrameStore
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 
 MODEL = "streamchat-test"
 WORDS = ("A", " red", " bus", " drives", " past", " the", " tree", ".")

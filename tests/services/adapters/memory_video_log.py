@@ -1,6 +1,6 @@
-"""The video log's in-memory twin: topics, partitions and consumer groups in one process, for tests and experiments.
+"""The video log in memory: topics, partitions and consumer groups in one process.
 
-It behaves as the real log does (one contract suite runs on both), so the services can be run without a broker.
+It behaves as the log on Kafka does (one contract suite runs on both).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from services.messages.video import VideoPacket
-from services.ports.video_log import (
-    Place,
+from services.messages.video_record import (
+    Partition,
     RawRecord,
     VideoRecord,
     check_record,
@@ -24,17 +24,17 @@ from services.ports.video_log import (
 
 
 class MemoryBroker:
-    """Topics of partitions of records, and what each consumer group has committed."""
+    """Records by topic and partition, and the commits of each consumer group."""
 
     def __init__(self, *, num_partitions: int = 4) -> None:
         self.changed = threading.Condition()  # reentrant
         self.num_partitions = num_partitions
-        self.records: dict[Place, list[RawRecord]] = {}
-        self.committed: dict[tuple[str, Place], int] = {}
+        self.records: dict[Partition, list[RawRecord]] = {}
+        self.committed: dict[tuple[str, Partition], int] = {}
         self.members: dict[str, list[MemoryVideoReader]] = defaultdict(list)
 
     def put(self, topic: str, record: RawRecord) -> None:
-        """Append a record, whatever it is; its key chooses the partition."""
+        """Append a record without checking it. Its key determines the partition."""
         with self.changed:
             self.create_topic(topic)
             partition = zlib.crc32(record.key or b"") % self.num_partitions
@@ -42,19 +42,19 @@ class MemoryBroker:
             self.changed.notify_all()
 
     def create_topic(self, name: str) -> None:
-        """Make sure that a topic is there."""
+        """Create the topic unless it exists."""
         with self.changed:
             for partition in range(self.num_partitions):
                 self.records.setdefault((name, partition), [])
 
     def topic(self, name: str) -> list[RawRecord]:
-        """Every record of a topic, partition by partition."""
+        """All records of a topic, partition by partition."""
         with self.changed:
-            return [r for place, records in self.records.items() if place[0] == name for r in records]
+            return [r for partition, records in self.records.items() if partition[0] == name for r in records]
 
 
-class MemoryVideoLog:
-    """The writing side."""
+class MemoryVideoWriter:
+    """A VideoWriter."""
 
     def __init__(self, broker: MemoryBroker, topic: str, *, max_packet_bytes: int = 4 * 2**20) -> None:
         self.broker = broker
@@ -65,16 +65,20 @@ class MemoryVideoLog:
         """Append at once."""
         self.broker.put(self.topic, encode_packet(packet, self.max_packet_bytes))
 
+    def send_record(self, record: RawRecord) -> None:
+        """Append any record at once."""
+        self.broker.put(self.topic, record)
+
     def flush(self, timeout_s: float) -> bool:
-        """Nothing is ever on its way."""
+        """Nothing is ever pending."""
         return True
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to disconnect."""
 
 
 class MemoryVideoReader:
-    """The reading side: one member of a consumer group."""
+    """A VideoReader: one member of a consumer group."""
 
     def __init__(
         self,
@@ -92,13 +96,13 @@ class MemoryVideoReader:
         self.dead_letter_topic = dead_letter_topic
         self.max_packet_bytes = max_packet_bytes
         self.fresh_s = fresh_s
-        self.positions: dict[Place, int] = {}
-        self._lost: set[Place] = set()
+        self.positions: dict[Partition, int] = {}
+        self._lost: set[Partition] = set()
         with broker.changed:
             broker.members[group].append(self)
 
     def poll(self, timeout_s: float, max_records: int) -> list[VideoRecord]:
-        """Next records of the partitions that are ours."""
+        """Next records of the assigned partitions."""
         deadline = time.monotonic() + timeout_s
         with self.broker.changed:
             while True:
@@ -110,26 +114,26 @@ class MemoryVideoReader:
                 self.broker.changed.wait(left_s)
 
     def _assign(self) -> None:
-        """Share the topics' partitions among the members, in turn."""
+        """Distribute the partitions among the members, round robin."""
         members = self.broker.members[self.group]
-        places = sorted(
-            place
-            for place in self.broker.records
-            if self.pattern.fullmatch(place[0]) and place[0] != self.dead_letter_topic
+        partitions = sorted(
+            partition
+            for partition in self.broker.records
+            if self.pattern.fullmatch(partition[0]) and partition[0] != self.dead_letter_topic
         )
-        ours = {place for i, place in enumerate(places) if members[i % len(members)] is self}
-        for place in set(self.positions) - ours:
-            del self.positions[place]
-            self._lost.add(place)
-        for place in ours - set(self.positions):
-            self.positions[place] = self._start(place)
+        ours = {partition for i, partition in enumerate(partitions) if members[i % len(members)] is self}
+        for partition in set(self.positions) - ours:
+            del self.positions[partition]
+            self._lost.add(partition)
+        for partition in ours - set(self.positions):
+            self.positions[partition] = self._first_offset(partition)
 
-    def _start(self, place: Place) -> int:
-        """Where the group was, but never further back than what is still fresh."""
-        records = self.broker.records[place]
+    def _first_offset(self, partition: Partition) -> int:
+        """The offset of the group's commit, but not before the oldest fresh record."""
+        records = self.broker.records[partition]
         oldest_ms = (time.time() - self.fresh_s) * 1000
         fresh = (i for i, record in enumerate(records) if record.timestamp_ms >= oldest_ms)
-        return max(next(fresh, len(records)), self.broker.committed.get((self.group, place), 0))
+        return max(next(fresh, len(records)), self.broker.committed.get((self.group, partition), 0))
 
     def _read(self, max_records: int) -> list[VideoRecord]:
         found: list[VideoRecord] = []
@@ -148,23 +152,23 @@ class MemoryVideoReader:
             ]
         return found
 
-    def commit(self, offsets: Mapping[Place, int]) -> None:
-        """Note at once, for the partitions that are ours."""
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit at once, for the assigned partitions."""
         with self.broker.changed:
-            for place in set(offsets) & set(self.positions):
-                self.broker.committed[self.group, place] = offsets[place]
+            for partition in set(offsets) & set(self.positions):
+                self.broker.committed[self.group, partition] = offsets[partition]
 
-    def lost(self) -> set[Place]:
-        """Partitions that another member has taken since the last call."""
+    def take_lost(self) -> set[Partition]:
+        """Partitions that were lost to another member since the last call."""
         lost, self._lost = self._lost, set()
         return lost
 
     def dead_letter(self, record: VideoRecord, reason: str) -> None:
-        """Copy to the dead letters."""
+        """Copy to the dead-letter topic."""
         self.broker.put(self.dead_letter_topic, dead_letter_record(record, reason))
 
     def lag(self) -> int:
-        """Records of our partitions not yet read."""
+        """Number of unread records in the assigned partitions."""
         with self.broker.changed:
             return sum(len(self.broker.records[p]) - position for p, position in self.positions.items())
 

@@ -1,10 +1,10 @@
-"""What the nodes' agents serve becomes one page of our own names. (With Ray itself: tests/live/test_prometheus.py.)"""
+"""The texts of the nodes' agents become one page under our own names. (With Ray: tests/live/test_prometheus.py.)"""
 
 from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.adapters.ray_recorder import ours
+from services.adapters.ray_recorder import select_streamchat
 
 ONE_NODE = """\
 # HELP ray_node_mem_used Memory
@@ -26,7 +26,7 @@ ray_streamchat_dialogs_running{camera="a {strange} ray_streamchat_ one",replica=
 
 
 def test_nodes_become_one_page() -> None:
-    page = ours([ONE_NODE, ONE_NODE.replace('replica="a"', 'replica="b"')])
+    page = select_streamchat([ONE_NODE, ONE_NODE.replace('replica="a"', 'replica="b"')])
     families = {family.name: family for family in text_string_to_metric_families(page)}
     assert set(families) == {"streamchat_requests", "streamchat_step_seconds", "streamchat_dialogs_running"}
     assert [family.type for family in families.values()] == ["counter", "histogram", "gauge"]
@@ -39,4 +39,4 @@ def test_nodes_become_one_page() -> None:
 
 
 def test_nothing_is_nothing() -> None:
-    assert ours([]) == ""
+    assert select_streamchat([]) == ""

@@ -16,8 +16,9 @@ from model.config import preset
 from services.clip_player.clip_decoder import ClipLimits, decode_clip
 from services.frame_fifo.frame_fifo import FrameFifo
 from services.messages.video import ClipRefused, Frame, VisualTokens
-from services.ports.frame_store import MemoryFrameStore, StoreLost, parse_frame_id
+from services.ports.frame_store import StoreLost, parse_frame_id
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
 from tests.services.h264 import clip, encoded, mjpeg_bomb, picture
 

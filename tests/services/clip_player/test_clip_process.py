@@ -21,9 +21,9 @@ from services.clip_player.clip_process import decode_apart, frames_from
 from services.frame_fifo.frame_fifo import FrameFifo
 from services.gateway.gateway import make_app
 from services.messages.video import ClipRefused, VisualTokens
-from services.ports.frame_store import MemoryFrameStore
 from services.processes.child_processes import spawn
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
 from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
 from tests.services.h264 import clip

@@ -17,16 +17,17 @@ import numpy as np
 import pytest
 
 from model.config import preset
-from services.adapters.kafka_video_log import KafkaVideoReader
+from services.adapters.kafka_reader import KafkaVideoReader
 from services.frame_fifo.camera_watch import in_turns
 from services.frame_fifo.frame_fifo import FrameFifo
 from services.frame_fifo.metrics import Counters
 from services.local.embedded_servers import Broker
 from services.messages.video import Frame, VideoPacket, VisualTokens
-from services.ports.frame_store import MemoryFrameStore, StoreLost, parse_frame_id
-from services.ports.video_log import RawRecord, VideoRecord, encode_packet
+from services.messages.video_record import RawRecord, VideoRecord, encode_packet
+from services.ports.frame_store import StoreLost, parse_frame_id
 from services.publisher.publish import publish
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
 from tests.services.h264 import camera_packets, clip_file, encoded, mjpeg_bomb
 

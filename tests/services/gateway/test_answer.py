@@ -148,10 +148,10 @@ async def test_closing_counts_the_answer_as_over() -> None:
     metrics = GatewayMetrics()
     answer = Answer(Decoder([STARTED], then_waits=True).decode, REQUEST, metrics)
     await answer.start()
-    assert b"streamchat_requests_running 1.0" in await metrics.meters.exposition()
+    assert b"streamchat_requests_running 1.0" in await metrics.recorder.exposition()
     await answer.close()
     await answer.close()
-    told = await metrics.meters.exposition()
+    told = await metrics.recorder.exposition()
     assert b"streamchat_requests_running 0.0" in told
     assert b"streamchat_requests_waiting 0.0" in told
     assert b"streamchat_e2e_request_latency_seconds_count 1.0" in told

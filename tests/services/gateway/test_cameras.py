@@ -9,8 +9,9 @@ import pytest
 
 from services.gateway.gateway import make_app
 from services.messages.video import CameraState, Frame
-from services.ports.frame_store import MemoryFrameStore, StoreLost
+from services.ports.frame_store import StoreLost
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import (
     MODEL,
     Gateway,

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from services.gateway.gateway import make_app
-from services.ports.frame_store import MemoryFrameStore
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import (
     MODEL,
     ScriptedDecoder,

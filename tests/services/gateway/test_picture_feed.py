@@ -13,7 +13,7 @@ from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer, pict
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
 from services.messages.video import Frame
-from services.ports.frame_store import MemoryFrameStore
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import frame
 
 

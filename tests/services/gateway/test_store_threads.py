@@ -8,7 +8,8 @@ import pytest
 
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
-from services.ports.frame_store import FrameStore, MemoryFrameStore, StoreLost
+from services.ports.frame_store import FrameStore, StoreLost
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import frame
 
 

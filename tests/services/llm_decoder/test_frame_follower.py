@@ -10,7 +10,8 @@ import pytest
 
 from services.llm_decoder.frame_follower import FrameFollower
 from services.messages.video import Frame
-from services.ports.frame_store import MemoryFrameStore, StoreLost
+from services.ports.frame_store import StoreLost
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 
 
 class Shelf:

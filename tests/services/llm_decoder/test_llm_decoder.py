@@ -27,8 +27,9 @@ from services.messages.dialog import (
     TokenEvent,
 )
 from services.messages.video import Frame
-from services.ports.frame_store import MemoryFrameStore, StoreLost
+from services.ports.frame_store import StoreLost
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 
 SHAPE = (9, 160)
 

@@ -153,9 +153,9 @@ def test_the_end_of_rays_own_processes_is_the_end(tmp_path: Path) -> None:
 # In a process of its own: kafka-python leaves the sockets of refused connections to the garbage collector.
 FLOOD = """
 import sys, time
-from services.adapters.kafka_video_log import KafkaVideoLog
+from services.adapters.kafka_writer import KafkaVideoWriter
 from services.messages.video import VideoPacket
-log = KafkaVideoLog(sys.argv[1], "cameras")
+log = KafkaVideoWriter(sys.argv[1], "cameras")
 packet = VideoPacket(camera="door", captured_s=time.time(), codec="h264", keyframe=True, pts=0, time_base=(1, 25),
                      seq=0, data=bytes(1_000_000))
 for n in range(10_000):
@@ -168,7 +168,7 @@ for n in range(10_000):
 
 
 def check_that_a_full_broker_starts_afresh(up: Up) -> None:
-    """And that a publisher goes on; how a reader does is in test_kafka_video_log.py."""
+    """And that a publisher goes on; for readers see test_kafka_reader.py."""
     broker = up.named("tansu")
     flood = spawn([sys.executable, "-c", FLOOD, up.told["broker"]], stdout=subprocess.PIPE)
     assert flood.stdout is not None

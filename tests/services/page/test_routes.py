@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 
 from model.config import PROJECT_ROOT
 from services.messages.dialog import DialogFailed
-from services.ports.frame_store import MemoryFrameStore
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.page_driver import (
     PHONE,
     PageSeen,

@@ -14,9 +14,10 @@ import pytest
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import Store
 from services.messages.video import Frame
-from services.ports.frame_store import FrameStore, MemoryFrameStore, StoreLost, fps, parse_frame_id
+from services.ports.frame_store import FrameStore, StoreLost, fps, parse_frame_id
 from services.processes.polling import wait_until
 from tests.secured_servers import SecuredServers, certificates
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 
 START_MS = 1_700_000_000_000
 

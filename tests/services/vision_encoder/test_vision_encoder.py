@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from model.checkpoint.folder import load_model
+from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.messages.video import VisualTokens
-from services.ports.recorder import PrometheusMeters
 from services.vision_encoder.vision_encoder import VisionEncoder
 
 
@@ -49,8 +49,8 @@ async def test_a_picture_of_the_wrong_size_is_named(encoder: VisionEncoder) -> N
 
 def batches(encoder: VisionEncoder) -> tuple[float, float]:
     """Passes so far, and pictures in them."""
-    assert isinstance(encoder.meters, PrometheusMeters)
-    registry, name = encoder.meters.registry, "streamchat_encoder_batch_size"
+    assert isinstance(encoder.recorder, PrometheusRecorder)
+    registry, name = encoder.recorder.registry, "streamchat_encoder_batch_size"
     counts = [registry.get_sample_value(f"{name}_{part}") for part in ("count", "sum")]
     assert counts[0] is not None
     assert counts[1] is not None

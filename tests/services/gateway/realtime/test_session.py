@@ -18,8 +18,8 @@ from services.access.authentication import Caller
 from services.gateway.question_service import Desk
 from services.gateway.realtime.session import RealtimeSession
 from services.messages.dialog import DialogFailed
-from services.ports.frame_store import MemoryFrameStore
 from services.settings import Settings
+from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import (
     MODEL,
     WORDS,

@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
-import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from services.adapters.kafka_access import KafkaAccess
-from services.adapters.kafka_video_log import PENDING_BYTES, KafkaVideoLog, KafkaVideoReader
-from services.local.embedded_servers import Broker, free_port, start_broker
+from services.adapters.kafka_reader import KafkaVideoReader
+from services.adapters.kafka_writer import KafkaVideoWriter
+from services.local.embedded_servers import Broker
 from services.messages.video import VideoPacket
-from services.ports.video_log import LogLost, RawRecord, VideoRecord, encode_packet
+from services.messages.video_record import RawRecord, VideoRecord, encode_packet
 from services.processes.polling import wait_until
-from tests.secured_servers import SecuredServers, certificates
-
-PACKET = VideoPacket(
-    camera="door",
-    captured_s=1_800_000_000.0,
-    codec="h264",
-    keyframe=True,
-    pts=0,
-    time_base=(1, 90_000),
-    seq=0,
-    data=b"unit",
-)
+from tests.secured_servers import SecuredServers
+from tests.services.adapters.kafka_packets import PACKET, secured_access
 
 
-@pytest.fixture
-def own_broker() -> Iterator[Broker]:
-    """A broker that a test may stop."""
-    server = start_broker()
-    yield server
-    server.stop()
-
-
-def send_until_read(log: KafkaVideoLog, reader: KafkaVideoReader, first_seq: int) -> int:
+def send_until_read(log: KafkaVideoWriter, reader: KafkaVideoReader, first_seq: int) -> int:
     """Send a packet now and then until one is read; gives its seq."""
     deadline = time.monotonic() + 60
     seq = first_seq
@@ -62,7 +37,7 @@ def test_a_broker_that_comes_back_empty_is_written_and_read_again(own_broker: Br
     dropped: list[str] = []
     with (
         closing(
-            KafkaVideoLog(
+            KafkaVideoWriter(
                 own_broker.bootstrap_servers, "cameras", on_drop=lambda record, reason: dropped.append(reason)
             )
         ) as log,
@@ -90,38 +65,12 @@ def test_a_broker_that_comes_back_empty_is_written_and_read_again(own_broker: Br
         assert log.num_dropped == len(dropped) > 0
 
 
-def test_a_broker_that_stands_still_costs_bounded_memory(own_broker: Broker) -> None:
-    with closing(KafkaVideoLog(own_broker.bootstrap_servers, "cameras")) as log:
-        log.send(PACKET)
-        assert log.flush(5)
-        os.kill(own_broker.process.pid, signal.SIGSTOP)
-        try:
-            big = replace(PACKET, data=bytes(2 * 2**20))
-            for _ in range(40):
-                log.send(big)
-                assert log._pending_bytes <= PENDING_BYTES  # pyright: ignore[reportPrivateUsage]
-            assert log.num_dropped > 0
-        finally:
-            os.kill(own_broker.process.pid, signal.SIGCONT)
-        deadline = time.monotonic() + 20
-        while log._pending_bytes and time.monotonic() < deadline:  # pyright: ignore[reportPrivateUsage]
-            log.flush(1)
-        assert log._pending_bytes == 0  # pyright: ignore[reportPrivateUsage]
-
-
-def test_nobody_there_is_told_at_once() -> None:
-    started = time.monotonic()
-    with pytest.raises(LogLost, match="no Kafka broker answers at"):
-        KafkaVideoLog(f"127.0.0.1:{free_port()}", "cameras")
-    assert time.monotonic() - started < 4
-
-
 def test_an_independent_client_reads_what_we_write_and_writes_what_we_read(
     broker: Broker, unique: str
 ) -> None:
     large = replace(PACKET, captured_s=round(time.time(), 3), data=os.urandom(3 * 2**20))
     theirs = replace(large, camera="theirs", data=b"unit")
-    with closing(KafkaVideoLog(broker.bootstrap_servers, unique, num_partitions=1)) as log:
+    with closing(KafkaVideoWriter(broker.bootstrap_servers, unique, num_partitions=1)) as log:
         log.send(large)
         assert log.flush(10)
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": f"{unique}-theirs"})
@@ -152,16 +101,11 @@ def test_an_independent_client_reads_what_we_write_and_writes_what_we_read(
     assert found == [large, theirs]
 
 
-def guarded(servers: SecuredServers, **changes: str) -> KafkaAccess:
-    who = {"username": servers.username, "password": servers.password, "ca_file": str(servers.authority)}
-    return KafkaAccess(**{"protocol": "SASL_SSL", **who, **changes})
-
-
 def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: SecuredServers, unique: str) -> None:
-    access = guarded(secured)
+    access = secured_access(secured)
     letters = f"{unique}.letters"
     with (
-        closing(KafkaVideoLog(secured.kafka, unique, num_partitions=1, access=access)) as log,
+        closing(KafkaVideoWriter(secured.kafka, unique, num_partitions=1, access=access)) as log,
         closing(
             KafkaVideoReader(
                 secured.kafka, topic_pattern=unique, group=unique, dead_letter_topic=letters, access=access
@@ -178,7 +122,7 @@ def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: Secured
         ) as found,
     ):
         send_until_read(log, reader, 0)
-        log.put(RawRecord(key=b"door", value=b"no headers", headers=(), timestamp_ms=1))
+        log.send_record(RawRecord(key=b"door", value=b"no headers", headers=(), timestamp_ms=1))
         bad: list[VideoRecord] = []
 
         def one_is_bad() -> bool:
@@ -191,35 +135,3 @@ def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: Secured
 
         assert wait_until(one_is_bad, 60)
         assert wait_until(its_letter_is_found, 60)
-
-
-REFUSED = """
-import json, sys
-from services.kafka_access import KafkaAccess
-from services.kafka_video_log import KafkaVideoLog
-for options in json.loads(sys.argv[2]):
-    try:
-        KafkaVideoLog(sys.argv[1], "cameras", access=KafkaAccess(**options))
-        print("let in")
-    except ConnectionError as error:
-        print(type(error).__name__, error)
-"""
-
-
-def test_a_broker_behind_a_door_needs_all_that_opens_it(secured: SecuredServers, tmp_path: Path) -> None:
-    other, _ = certificates(tmp_path)  # of an authority that signed nothing here
-    attempts = [
-        guarded(secured),
-        guarded(secured, password="wrong"),
-        guarded(secured, username="somebody"),
-        guarded(secured, ca_file=str(other)),
-        guarded(secured, protocol="SSL"),
-        KafkaAccess(),
-    ]
-    # In a process of its own: kafka-python leaves the sockets of refused connections open for long.
-    command = [sys.executable, "-c", REFUSED, secured.kafka, json.dumps([asdict(one) for one in attempts])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    lines = done.stdout.splitlines()
-    assert lines[0] == "let in"
-    assert [line.split()[0] for line in lines[1:]] == ["LogLost"] * 5
-    assert secured.password not in done.stdout + done.stderr + repr(attempts)

@@ -1,8 +1,8 @@
-"""Every metric of the services, in one place: its name, kind, labels and what it means.
+"""Every metric of the services: its name, kind, labels and meaning.
 
-Units: seconds, bytes, ratios from 0 to 1. Counters end in `_total`; a histogram shows as `_bucket`, `_sum` and
-`_count`. Ray exports them with `ray_` in front; the gateway's `/metrics` serves them as they stand here
-(docs/metrics.md). Training has a list of its own (`training/run/metrics.py`).
+Units: seconds, bytes, ratios from 0 to 1. Counters end in `_total`; a histogram has the series `_bucket`, `_sum` and
+`_count`. Ray exports them with the prefix `ray_`; the gateway's `/metrics` serves them under the names below
+(docs/metrics.md). Training has its own list (`training/run/metrics.py`).
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One name."""
+    """A metric of one service."""
 
     service: str
     kind: Kind
     name: str
-    about: str
+    description: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...]
-    first: tuple[tuple[str, ...], ...]  # labels that stand at 0 from the start: an alert sees the first count
+    zero_labels: tuple[
+        tuple[str, ...], ...
+    ]  # series that start at 0, so that an alert sees the first increase
 
 
 METRICS: dict[str, Metric] = {}  # by name
@@ -49,14 +51,14 @@ def metric(
     service: str,
     kind: Kind,
     name: str,
-    about: str,
+    description: str,
     *labels: str,
     buckets: tuple[float, ...] = (),
-    first: tuple[tuple[str, ...], ...] = (),
+    zero_labels: tuple[tuple[str, ...], ...] = (),
 ) -> Metric:
-    """Make it and list it."""
-    made = METRICS[name] = Metric(service, kind, name, about, labels, buckets, first)
-    return made
+    """Create a metric and add it to METRICS."""
+    created = METRICS[name] = Metric(service, kind, name, description, labels, buckets, zero_labels)
+    return created
 
 
 # -- gateway: questions and answers
@@ -91,7 +93,7 @@ REQUEST_ERRORS = gateway(
     "Requests that failed, by the API's error code and the HTTP status that goes with it",
     "code",
     "status",
-    first=SERVER_FAULTS,
+    zero_labels=SERVER_FAULTS,
 )
 PROMPT_TOKENS = gateway("counter", "streamchat_prompt_tokens_total", "Tokens of questions")
 TOKENS = gateway("counter", "streamchat_generation_tokens_total", "Tokens of answers")
@@ -103,7 +105,7 @@ AUTH_FAILURES = gateway(
     "streamchat_auth_failures_total",
     "Requests refused for who sent them (401, 403), by error code",
     "reason",
-    first=(("no_api_key",), ("invalid_api_key",)),
+    zero_labels=(("no_api_key",), ("invalid_api_key",)),
 )
 BUILD_INFO = gateway("gauge", "streamchat_build_info", "1, for what is served", "version", "model")
 
@@ -140,7 +142,7 @@ DEAD_LETTERS = frame_fifo(
     "streamchat_dead_letter_total",
     "Records that could not be used, by what was wrong",
     "reason",
-    first=tuple((reason,) for reason in DEAD_LETTER_REASONS),
+    zero_labels=tuple((reason,) for reason in DEAD_LETTER_REASONS),
 )
 LAG = frame_fifo(
     "gauge", "streamchat_kafka_consumer_lag_messages", "Records written to Kafka that were not read yet"

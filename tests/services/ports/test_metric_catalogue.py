@@ -7,7 +7,7 @@ import re
 import pytest
 
 from model.config import PROJECT_ROOT
-from services.adapters.metric_catalogue import METRICS, Metric
+from services.ports.metric_catalogue import METRICS, Metric
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
@@ -16,9 +16,9 @@ def test_a_name_says_what_it_is(metric: Metric) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
-    assert len(metric.about) > 10
+    assert len(metric.description) > 10
     assert not any(word in metric.name.split("_") for word in ("ms", "kb", "mb", "percent", "minutes"))
-    assert all(len(labels) == len(metric.labels) for labels in metric.first)
+    assert all(len(labels) == len(metric.labels) for labels in metric.zero_labels)
 
 
 def test_times_are_seconds() -> None:
@@ -32,6 +32,6 @@ def test_every_name_is_described() -> None:
         line for line in described if line.startswith("| `streamchat_") and "streamchat_train_" not in line
     ]
     assert rows == [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.about} |"
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '–'} | {metric.description} |"
         for metric in METRICS.values()
     ]

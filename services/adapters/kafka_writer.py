@@ -1,0 +1,156 @@
+"""Writes video to Kafka (kafka-python 3). The client has no asyncio; a writer may be used from any thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import kafka
+from kafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, UnknownError
+
+from services.adapters.kafka_access import OPEN, KafkaAccess, check_reachable
+from services.messages.video import VideoPacket
+from services.messages.video_record import RawRecord, encode_packet
+from services.ports.video_log import LogLost
+
+client: Any = kafka  # type checkers carry the stubs of version 2
+
+NUM_PARTITIONS = 8  # of a topic created here: at most this many FrameFifo replicas can share it
+PENDING_BYTES = 32 * 2**20  # at most, of packets being sent; older live video is worth nothing
+DELIVERY_MS = 2000  # a packet that could not be written in this time is dropped
+HEADROOM_BYTES = 64 * 2**10  # key, headers and framing around an access unit
+RETRY_S = 1.0  # between attempts to reach a broker that is away
+
+OnDrop = Callable[[RawRecord, str], None]
+
+
+class KafkaVideoWriter:
+    """A VideoWriter. Its constructor raises LogLost when no broker answers; later outages only drop and count."""
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topic: str,
+        *,
+        max_packet_bytes: int = 4 * 2**20,
+        num_partitions: int = NUM_PARTITIONS,
+        on_drop: OnDrop | None = None,
+        access: KafkaAccess = OPEN,
+    ) -> None:
+        self.topic = topic
+        self._access = access
+        self.num_dropped = 0
+        self._bootstrap = bootstrap_servers
+        self._max_packet_bytes = max_packet_bytes
+        self._num_partitions = num_partitions
+        self._on_drop = on_drop
+        self._lock = threading.Lock()
+        self._pending_bytes = 0
+        self._retry_at = 0.0  # monotonic; until then the broker counts as away
+        self._topic_known = False
+        check_reachable(bootstrap_servers)
+        try:
+            self._producer = client.KafkaProducer(
+                bootstrap_servers=bootstrap_servers.split(","),
+                **access.options,
+                # A late picture is worth nothing: keep the order, wait for the leader alone, retry briefly.
+                acks=1,
+                enable_idempotence=False,
+                max_in_flight_requests_per_connection=1,
+                linger_ms=0,
+                delivery_timeout_ms=DELIVERY_MS,
+                request_timeout_ms=DELIVERY_MS - 500,
+                max_block_ms=500,
+                max_request_size=max_packet_bytes + HEADROOM_BYTES,
+                bootstrap_timeout_ms=5000,
+                reconnect_backoff_max_ms=1000,
+                metadata_max_age_ms=5000,
+                metrics_enabled=False,
+            )
+            self._create_topic()
+        except (KafkaError, ValueError, OSError) as error:
+            raise LogLost(f"no Kafka broker answers at {bootstrap_servers}: {error}") from error
+
+    def send(self, packet: VideoPacket) -> None:
+        """Write soon or drop and count; ValueError for a packet that readers would refuse."""
+        self.send_record(encode_packet(packet, self._max_packet_bytes))
+
+    def send_record(self, record: RawRecord) -> None:
+        """Write any record soon or drop and count it. Blocks rarely, and for about a second at most."""
+        size = len(record.value or b"")
+        now = time.monotonic()
+        if now < self._retry_at:
+            return self._drop(record, "broker_away")
+        with self._lock:
+            full = self._pending_bytes + size > PENDING_BYTES
+            if not full:
+                self._pending_bytes += size
+        if full:
+            return self._drop(record, "backlog")
+        try:
+            if not self._topic_known:
+                self._create_topic()
+            future: Any = self._producer.send(
+                self.topic,
+                key=record.key,
+                value=record.value,
+                headers=list(record.headers),
+                timestamp_ms=record.timestamp_ms,
+            )
+        except (KafkaError, OSError) as error:
+            self._handle_failure(record, size, error)
+        else:
+            future.add_callback(lambda _: self._release(size))
+            future.add_errback(lambda error: self._handle_failure(record, size, error))
+
+    def _create_topic(self) -> None:
+        """Create the topic if it is missing: at the start, and after a broker has lost its data."""
+        check_reachable(self._bootstrap)
+        admin = client.KafkaAdminClient(
+            bootstrap_servers=self._bootstrap.split(","),
+            bootstrap_timeout_ms=1000,
+            request_timeout_ms=2000,
+            **self._access.options,
+        )
+        try:
+            admin.create_topics(
+                {self.topic: {"num_partitions": self._num_partitions, "replication_factor": -1}}
+            )
+        except (TopicAlreadyExistsError, TopicAuthorizationFailedError):
+            pass  # it exists; or we may not create topics, and somebody else does
+        finally:
+            admin.close()
+        self._topic_known = True
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._pending_bytes -= size
+
+    def _handle_failure(self, record: RawRecord, size: int, error: BaseException) -> None:
+        self._release(size)
+        # The broker may have come back without the topic. The embedded broker accepts some packets even so, and
+        # refuses as many with UnknownError once the topic exists again: that is no reason to wait.
+        self._topic_known = isinstance(error, UnknownError) and self._topic_known
+        if not isinstance(error, UnknownError):
+            self._retry_at = time.monotonic() + RETRY_S
+        self._drop(record, type(error).__name__)
+
+    def _drop(self, record: RawRecord, reason: str) -> None:
+        with self._lock:
+            self.num_dropped += 1
+        if self._on_drop is not None:
+            self._on_drop(record, reason)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all pending packets are written; False if that takes longer than `timeout_s`."""
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except KafkaError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Write pending packets for two seconds at most, then disconnect."""
+        self._producer.close(timeout=2)
