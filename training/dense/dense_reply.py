@@ -1,4 +1,4 @@
-"""What a language model writes about a captioned part of a video (2.2): examples, and what of a reply can be used."""
+"""Examples for the prompt, and the check of a language model's reply (paper section 2.2)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,20 @@ from pathlib import Path
 from training.data.bad_row import BadRow, as_list, as_mapping, as_number, as_text, object_in
 from training.data.row import Row, Turn
 
-NEAR_S = 0.5  # a moment is a caption's when it is no further outside it: prompts show tenths of seconds
+MAX_DISTANCE_S = 0.5  # from a moment to its caption; prompts show tenths of seconds
 MAX_WORDS = 80
-WORDS_PER_SECOND = 4.0  # nobody speaks much faster: a short caption's answer lasts longer than the caption
-TELLS = re.compile(r"\bcaptions?\b|\btimestamps?\b|\d\s*(s|secs?|seconds?)\b", re.IGNORECASE)
-MEANINGLESS = {
-    "the",
-    "and",
-    "that",
-    "this",
-    "what",
-    "with",
-    "there",
-    "here",
-    "now",
-    "are",
-    "you",
-    "your",
-    "its",
+WORDS_PER_SECOND = 4.0  # speaking rate; the answer to a short caption may last longer than the caption
+FORBIDDEN = re.compile(r"\bcaptions?\b|\btimestamps?\b|\d\s*(s|secs?|seconds?)\b", re.IGNORECASE)
+# fmt: off
+STOP_WORDS = {
+    "the", "and", "that", "this", "what", "with", "there", "here", "now", "are", "you", "your", "its",
 }
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A part of a video and what was written about it: shown to the model before the part that it is asked about."""
+    """An example in the prompt: a captioned part of a video with an instruction and an answer."""
 
     captions: tuple[tuple[float, float, str], ...]
     start_s: float
@@ -59,7 +49,7 @@ class Example:
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
-    """Examples of a JSON-lines file; ValueError for a line that is none."""
+    """Read examples from a JSON-lines file; ValueError for a line that is no example."""
     examples: list[Example] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
@@ -75,7 +65,7 @@ def captions_text(captions: Sequence[tuple[float, float, str]]) -> str:
 
 
 def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
-    """The turn that a reply proposes, with its interval; raises BadRow when it is none that fits the row's captions."""
+    """Read a reply as a turn with its interval; raises BadRow when the reply does not fit the row's captions."""
     fields = object_in(text)
     start_s = as_number("start_s", fields.get("start_s"))
     instruction = as_text("instruction", fields.get("instruction")).strip()
@@ -84,9 +74,9 @@ def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
     num_words = len(answer.split())
     if num_words > MAX_WORDS:
         raise BadRow("answer too long", f"got {num_words} words, wanted at most {MAX_WORDS}")
-    if told := TELLS.search(f"{instruction} {answer}"):
+    if found := FORBIDDEN.search(f"{instruction} {answer}"):
         raise BadRow(
-            "tells of captions or seconds", f"got {told[0]!r} in {instruction!r:.80}, {answer!r:.80}"
+            "tells of captions or seconds", f"got {found[0]!r} in {instruction!r:.80}, {answer!r:.80}"
         )
     if any(answer == example.answer or instruction == example.instruction for example in examples):
         raise BadRow("copied from an example", f"got {instruction!r:.80}, {answer!r:.80}")
@@ -110,15 +100,17 @@ def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
 
 
 def _caption_at(row: Row, start_s: float) -> Turn:
-    """The caption that begins nearest to a moment, of those in which it lies."""
-    there = [turn for turn in row.turns if turn.start_s - NEAR_S <= start_s <= turn.end_s + NEAR_S]
-    if not there:
+    """The caption that contains a moment; of several, the one that starts nearest to it."""
+    near = [
+        turn for turn in row.turns if turn.start_s - MAX_DISTANCE_S <= start_s <= turn.end_s + MAX_DISTANCE_S
+    ]
+    if not near:
         times = ", ".join(f"{turn.start_s:.1f}" for turn in row.turns[:8])
         raise BadRow("no such moment", f"start_s: got {start_s:g}, wanted one of {times}")
-    return min(there, key=lambda turn: abs(turn.start_s - start_s))
+    return min(near, key=lambda turn: abs(turn.start_s - start_s))
 
 
 def _words(text: str) -> set[str]:
-    """The words that tell something, without their endings."""
+    """Content words, cut to their first letters."""
     words = re.findall(r"\w+", text.casefold())
-    return {word[:5] for word in words if len(word) > 2 and word not in MEANINGLESS}
+    return {word[:5] for word in words if len(word) > 2 and word not in STOP_WORDS}

@@ -1,4 +1,4 @@
-"""Asking a language model for one instruction and answer about a captioned part of a video (paper section 2.2)."""
+"""Ask a language model for an instruction and an answer about a captioned part of a video (paper section 2.2)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Brief:
-    """What the model is told, and how it is reached."""
+class WriterConfig:
+    """The endpoint, the prompt and the sampling parameters."""
 
     url: str
     model: str
@@ -40,62 +40,59 @@ class Brief:
     examples: tuple[Example, ...] = field(
         default_factory=lambda: read_examples(PROMPTS / "dense_examples.jsonl")
     )
-    num_examples: int = 3  # shown at a time, drawn anew for each request
+    num_examples: int = 3  # in each request, sampled anew
     temperature: float = 1.0
     max_tokens: int = 200
     timeout_s: float = 60.0
-    tries: int = (
-        8  # of a request that is answered with 429, 408, 5xx, too late or not at all; the waits double
-    )
-    together: int = 16
+    tries: int = 8  # of a request that gets 429, 408, 5xx, a time-out or no connection; the delays double
+    concurrency: int = 16
 
     @property
-    def what(self) -> dict[str, Any]:
-        """What answers depend on: two runs may share a folder only if it is the same."""
-        told = json.dumps([self.prompt, [asdict(example) for example in self.examples]])
-        digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    def identity(self) -> dict[str, Any]:
+        """What answers depend on. Two runs can share a folder only if it is the same."""
+        prompts = json.dumps([self.prompt, [asdict(example) for example in self.examples]])
         return {
             "model": self.model,
-            "told": digest,
+            "prompts": hashlib.blake2b(prompts.encode(), digest_size=8).hexdigest(),
             "num_examples": self.num_examples,
             "temperature": self.temperature,
         }
 
 
-class Refused(ValueError):
-    """The endpoint will not work for any request: a wrong key, address or model."""
+class EndpointRefused(ValueError):
+    """The endpoint refuses every request, for example because of a wrong key, address or model."""
 
 
-def messages(brief: Brief, row: Row, request: str) -> list[dict[str, str]]:
+def make_messages(config: WriterConfig, row: Row, request: str) -> list[dict[str, str]]:
     """The prompt, a few examples, and the row's captions. The same request gives the same messages."""
-    draw = random.Random(request)
-    shown = draw.sample(brief.examples, min(brief.num_examples, len(brief.examples)))
-    talk = [{"role": "system", "content": brief.prompt}]
-    for example in shown:
+    rng = random.Random(request)
+    examples = rng.sample(config.examples, min(config.num_examples, len(config.examples)))
+    messages = [{"role": "system", "content": config.prompt}]
+    for example in examples:
         answer = {"start_s": example.start_s, "instruction": example.instruction, "answer": example.answer}
-        talk.append({"role": "user", "content": captions_text(example.captions)})
-        talk.append({"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)})
+        messages.append({"role": "user", "content": captions_text(example.captions)})
+        messages.append({"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)})
     captions = [(turn.start_s, turn.end_s, turn.answer) for turn in row.turns]
-    return [*talk, {"role": "user", "content": captions_text(captions)}]
+    return [*messages, {"role": "user", "content": captions_text(captions)}]
 
 
 class InstructionWriter:
-    """Asks an endpoint for many requests at once. Ray Data makes one in each of its workers.
+    """Sends many requests to an endpoint at once. Ray Data makes one writer in each of its workers.
 
     A request is JSON: {"request": id, "row": a dense row whose answers are captions}. An outcome is JSON too:
-    {"request", "reply", "prompt_tokens", "reply_tokens"} and either "turn" or "reason" and "detail"; "again" marks a
-    request that got no reply, which a later run repeats; "refused" ends the run.
+    {"request", "reply", "prompt_tokens", "reply_tokens"} and either "turn" or "reason" and "detail". "again" marks a
+    request without a reply; a later run repeats it. "refused" ends the run.
     """
 
-    def __init__(self, brief: Brief) -> None:
-        self.brief = brief
+    def __init__(self, config: WriterConfig) -> None:
+        self.config = config
         self.client = OpenAI(
-            base_url=brief.url, api_key=brief.key, timeout=brief.timeout_s, max_retries=brief.tries - 1
+            base_url=config.url, api_key=config.key, timeout=config.timeout_s, max_retries=config.tries - 1
         )
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Outcomes of a batch {"request": N texts} as {"outcome": N texts}."""
-        with ThreadPoolExecutor(self.brief.together) as pool:
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
             outcomes = pool.map(lambda text: self.write(**json.loads(text)), batch["request"])
             return {"outcome": [json.dumps(outcome, ensure_ascii=False) for outcome in outcomes]}
 
@@ -107,38 +104,40 @@ class InstructionWriter:
             outcome |= self._ask(captions, request)
         except BadRow as error:
             return outcome | {"reason": error.reason, "detail": error.detail, "again": True}
-        except Refused as error:
+        except EndpointRefused as error:
             return outcome | {"reason": "refused", "detail": str(error), "again": True, "refused": True}
         try:
-            return outcome | {"turn": asdict(read_reply(outcome["reply"], captions, self.brief.examples))}
+            return outcome | {"turn": asdict(read_reply(outcome["reply"], captions, self.config.examples))}
         except BadRow as error:
             return outcome | {"reason": error.reason, "detail": error.detail}
 
     def _ask(self, row: Row, request: str) -> dict[str, Any]:
-        """Raises BadRow when there is no reply, Refused when there will never be one."""
+        """Raises BadRow when there is no reply, EndpointRefused when no request will ever get one."""
         try:
             reply: Any = self.client.chat.completions.create(
-                model=self.brief.model,
-                messages=messages(self.brief, row, request),  # type: ignore[arg-type]  # roles and contents
-                temperature=self.brief.temperature,
-                max_tokens=self.brief.max_tokens,
+                model=self.config.model,
+                messages=make_messages(self.config, row, request),  # type: ignore[arg-type]  # roles and contents
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_tokens,
                 seed=random.Random(request).getrandbits(31),
             )
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
-            raise Refused(f"{self.brief.url} answers {error.status_code}: {error.message:.300}") from error
+            raise EndpointRefused(
+                f"{self.config.url} answers {error.status_code}: {error.message:.300}"
+            ) from error
         except APITimeoutError as error:
-            raise BadRow("endpoint: too late", f"no reply within {self.brief.timeout_s:g} s") from error
+            raise BadRow("endpoint: too late", f"no reply within {self.config.timeout_s:g} s") from error
         except APIConnectionError as error:
-            raise BadRow("endpoint: no connection", f"{self.brief.url}: {error}") from error
+            raise BadRow("endpoint: no connection", f"{self.config.url}: {error}") from error
         except APIStatusError as error:
             raise BadRow(f"endpoint: {error.status_code}", f"{error.message:.300}") from error
         except (OpenAIError, ValueError) as error:
             raise BadRow("endpoint: nonsense", f"{type(error).__name__}: {error!s:.300}") from error
-        return _usage(reply)
+        return _text_and_tokens(reply)
 
 
-def _usage(reply: Any) -> dict[str, Any]:
-    """A reply's text and what it cost; whatever else is behind the address may have answered anything."""
+def _text_and_tokens(reply: Any) -> dict[str, Any]:
+    """A reply's text and tokens. The reply may be anything, because the URL may be of another kind of server."""
     try:
         text = reply.choices[0].message.content
         usage = reply.usage

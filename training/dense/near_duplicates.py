@@ -1,4 +1,4 @@
-"""Leaving out instructions that say nearly the same (2.2): embedded, clustered, and of each cluster a few are kept."""
+"""Find instructions that say nearly the same: embed them, cluster them, keep a few of each cluster (paper 2.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openai import OpenAI
 from sklearn.cluster import DBSCAN
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-BATCH = 256
+BATCH_SIZE = 256
 
 
 class Embedder(Protocol):
@@ -29,29 +29,29 @@ class EndpointEmbedder:
     model: str
 
     def __call__(self, texts: Sequence[str]) -> Any:
-        """Vectors [N, D]; OpenAIError when the endpoint gives none."""
+        """Vectors [N, D]; raises OpenAIError."""
         vectors: list[list[float]] = []
-        for first in range(0, len(texts), BATCH):
-            some = list(texts[first : first + BATCH])
-            reply = self.client.embeddings.create(model=self.model, input=some)
+        for first in range(0, len(texts), BATCH_SIZE):
+            batch = list(texts[first : first + BATCH_SIZE])
+            reply = self.client.embeddings.create(model=self.model, input=batch)
             vectors += [one.embedding for one in sorted(reply.data, key=lambda one: one.index)]
         return np.array(vectors)
 
 
 def word_vectors(texts: Sequence[str]) -> Any:
-    """Weighted counts of words and pairs of words: what there is without an embedding model."""
+    """TF-IDF vectors of words and word pairs: the default, without an embedding model."""
     return TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True).fit_transform(texts)
 
 
-def clusters(texts: Sequence[str], embed: Embedder, similarity: float) -> list[int]:
-    """The cluster of each text: texts of at least that cosine similarity belong together, and what is near those.
+def cluster_texts(texts: Sequence[str], embed: Embedder, similarity: float) -> list[int]:
+    """The cluster of each text. Texts of at least that cosine similarity share a cluster, also through other texts.
 
     Raises ValueError when the similarity is not above 0 and below 1.
     """
     if not 0 < similarity < 1:
         raise ValueError(f"similarity: got {similarity}, wanted between 0 and 1")
     plain = [" ".join(re.findall(r"\w+", text.casefold())) or text for text in texts]
-    unique = sorted(set(plain))  # the same words a thousand times would be a million neighbours
+    unique = sorted(set(plain))  # a thousand equal texts would be a million pairs
     if not unique:
         return []
     labels = DBSCAN(eps=1 - similarity, min_samples=1, metric="cosine").fit_predict(embed(unique))
@@ -60,7 +60,7 @@ def clusters(texts: Sequence[str], embed: Embedder, similarity: float) -> list[i
 
 
 def first_of_each(labels: Sequence[int], num: int) -> list[bool]:
-    """Which to keep: the first `num` of each cluster."""
+    """Whether to keep each text: the first `num` of each cluster are kept."""
     seen: dict[int, int] = {}
     kept: list[bool] = []
     for label in labels:

@@ -1,4 +1,4 @@
-"""Reading live-world clips: decoded frames at a rate, and the truth that goes with them."""
+"""Read live-world clips: frames at a fixed rate, and the true labels of each frame."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A video file and its world."""
+    """A video file and the truth about it."""
 
     path: Path
     world: World
 
 
 def find_clips(folder: Path) -> list[Clip]:
-    """The clips of a folder that `training/live_world/write_clips.py` wrote; FileNotFoundError when it is none."""
+    """The clips of a folder that `training/live_world/write_clips.py` wrote; FileNotFoundError if it has none."""
     captions = folder / "captions.json"
     if not captions.is_file():
         raise FileNotFoundError(f"{folder} holds no live-world clips: {captions} is missing")
-    told = json.loads(captions.read_text())
-    return [Clip(path=folder / name, world=World.from_json(told[name]["world"])) for name in sorted(told)]
+    rows = json.loads(captions.read_text())
+    return [Clip(path=folder / name, world=World.from_json(rows[name]["world"])) for name in sorted(rows)]
 
 
 def question_of(row: dict[str, Any]) -> Question:
@@ -44,7 +44,7 @@ def question_of(row: dict[str, Any]) -> Question:
 def read_frames(
     path: Path, frames_per_second: float, size: int, phase_s: float = 0.0
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """Decode a clip and take the first frame at or after each multiple of 1/frames_per_second, from `phase_s` on.
+    """Decode a clip and take the first frame at or after `phase_s`, `phase_s` + 1/frames_per_second, and so on.
 
     Returns capture times [N] in seconds and pictures [N, size, size, 3].
     """
@@ -62,11 +62,10 @@ def read_frames(
 
 
 def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) -> npt.NDArray[np.uint8]:
-    """Pictures [clips, N, size, size, 3] of all clips in a file that is mapped, not held; made once, with progress.
+    """Decode all clips into a memory-mapped file of pictures [clips, N, size, size, 3], unless the file exists.
 
-    Raises ValueError when the file is there and does not fit the clips.
-
-    The phase alternates between clips, so that a clip's frames fall on all of its moments over a data set.
+    The sampling phase alternates between clips, so that the data set has frames at all times of a clip. Shows progress
+    on stderr. Raises ValueError when the file exists and does not fit the clips.
     """
     num = int(min(c.world.duration_s for c in clips) * frames_per_second)
     shape = (len(clips), num, size, size, 3)
@@ -74,11 +73,11 @@ def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) 
         frames = np.lib.format.open_memmap(out, mode="r")
         if frames.shape != shape:
             raise ValueError(
-                f"{out}: got frames of shape {frames.shape}, wanted {shape}: it is of other clips"
+                f"{out}: got frames of shape {frames.shape}, wanted {shape}: the file is of other clips"
             )
         return frames
-    part = out.with_suffix(f".{os.getpid()}.part.npy")  # others may make the same
-    frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    partial = out.with_suffix(f".{os.getpid()}.part.npy")  # another process may write the same file
+    frames = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
     for number, clip in enumerate(clips):
         _, pictures = read_frames(clip.path, frames_per_second, size, phase_of(number))
         pictures = pictures[:num]
@@ -87,12 +86,12 @@ def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) 
         print(f"\rdecoded {number + 1}/{len(clips)} clips", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     frames.flush()
-    part.rename(out)
+    partial.rename(out)
     return np.lib.format.open_memmap(out, mode="r")
 
 
 def phase_of(number: int) -> float:
-    """The sampling phase of the clip at that place in a data set, in seconds (the clips have 10 frames a second)."""
+    """Sampling phase of a data set's clip, in seconds (the clips have 10 frames a second)."""
     return 0.1 * (number % 2)
 
 
@@ -102,28 +101,28 @@ def frame_times(number: int, num: int, frames_per_second: float) -> npt.NDArray[
 
 
 def place_labels(world: World, time_s: float) -> npt.NDArray[np.int64]:
-    """What there is to see in each of the nine places: [9, 3] class numbers (thing, colour, happening); 0 = none."""
+    """Labels of the nine places at a time: [9, 3] class numbers (thing, colour, happening); 0 = none."""
     state = world.state(time_s)
-    truth = np.zeros((len(PLACES), 3), dtype=np.int64)
+    labels = np.zeros((len(PLACES), 3), dtype=np.int64)
     event = state.event
-    seen = [*state.things, *([event.thing] if event is not None and event.happening == "leaves" else [])]
-    for thing in seen:
+    visible = [*state.things, *([event.thing] if event is not None and event.happening == "leaves" else [])]
+    for thing in visible:
         happening = (
             1 + HAPPENINGS.index(event.happening)
             if event is not None and event.thing.name == thing.name
             else 0
         )
-        truth[thing.place] = 1 + THINGS.index(thing.name), 1 + list(COLOURS).index(thing.colour), happening
-    return truth
+        labels[thing.place] = 1 + THINGS.index(thing.name), 1 + list(COLOURS).index(thing.colour), happening
+    return labels
 
 
 def clip_labels(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
-    """What there is to see at times [N]: class numbers [N, 9, 3] (thing, colour, happening; 0 = none)."""
+    """`place_labels` at times [N]: [N, 9, 3]."""
     return np.stack([place_labels(clip.world, float(time_s)) for time_s in times]).astype(np.int8)
 
 
 def dataset_labels(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
-    """The same [clips, N, 9, 3] at the frames that `read_all` takes."""
+    """`place_labels` of the frames that `read_all` takes: [clips, N, 9, 3]."""
     return np.stack(
         [clip_labels(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
     )

@@ -1,8 +1,8 @@
-"""Pictures of the live world, and their encoding as H.264.
+"""Draw the live world's pictures, and encode them as H.264.
 
-Things stand on coloured tiles in nine places, on a blotchy background with drifting light and sensor noise. What
-happens can be seen for as long as it lasts: stars round a thing that appears, a trail behind one that moved, a white
-frame round one that turned another colour, grey puffs over one that leaves.
+Things are drawn on coloured tiles in nine places, on a blotchy background with changing light and sensor noise. A mark
+shows an event for as long as it lasts: stars around a thing that appears, a trail behind one that moves, a white frame
+around one that turns another colour, grey puffs over one that leaves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from training.live_world.world import COLOURS, PLACES, THINGS, Event, State, Thing, World
+from training.live_world.world import COLOURS, THINGS, Event, State, Thing, World
 
 SIZE = 240  # pixels, square
 CELL = SIZE // 3
@@ -27,38 +27,38 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class Painter:
-    """Paints the frames of one world; the look (background, sizes, noise) follows from the world's numbers."""
+class Renderer:
+    """Draws the frames of one world. Its seed and index decide the background, sizes and noise."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.rng = np.random.default_rng([world.seed, world.index, 1])
         self.background = _background(self.rng)
-        self.light = self.rng.uniform(0.0, 2 * np.pi), self.rng.uniform(4.0, 12.0)  # phase, seconds a swing
+        self.light = self.rng.uniform(0.0, 2 * np.pi), self.rng.uniform(4.0, 12.0)  # phase, period in seconds
         self.noise_strength = float(self.rng.uniform(1.0, 6.0))
-        self.look = {n: (int(self.rng.integers(50, 63)), self.rng.integers(-4, 5, size=2)) for n in THINGS}
+        self.sizes = {n: (int(self.rng.integers(50, 63)), self.rng.integers(-4, 5, size=2)) for n in THINGS}
 
     def frame(self, state: State) -> Pixels:
         """The picture [SIZE, SIZE, 3] of a state, RGB."""
-        phase, swing_s = self.light
-        light = 1.0 + 0.08 * np.sin(phase + state.time_s / swing_s * 2 * np.pi)
+        phase, period_s = self.light
+        light = 1.0 + 0.08 * np.sin(phase + state.time_s / period_s * 2 * np.pi)
         canvas = self.background * np.float32(light)
         event = state.event
         if event is not None and event.happening == "moves":
             _paste(canvas, _trail(event.from_place, event.thing.place), (0, 0))
         for thing in state.things:
-            self._paint(
+            self._draw(
                 canvas, thing, event if event is not None and event.thing.name == thing.name else None, state
             )
         if event is not None and event.happening == "leaves":
-            self._paint(canvas, event.thing, event, state)
+            self._draw(canvas, event.thing, event, state)
         noise = _noise_bank()[int(self.rng.integers(16))]
         shift = int(self.rng.integers(SIZE))
         canvas += np.roll(noise, shift, axis=0) * np.float32(self.noise_strength)
         return np.clip(canvas, 0, 255).astype(np.uint8)
 
-    def _paint(self, canvas: Floats, thing: Thing, event: Event | None, state: State) -> None:
-        size, offset = self.look[thing.name]
+    def _draw(self, canvas: Floats, thing: Thing, event: Event | None, state: State) -> None:
+        size, offset = self.sizes[thing.name]
         tile = _tile(thing.name, thing.colour, size)
         row, column = divmod(thing.place, 3)
         corner = int(row * CELL + offset[0] + 4), int(column * CELL + offset[1] + 4)
@@ -66,13 +66,13 @@ class Painter:
             tile = tile * np.array([1, 1, 1, 0.45], dtype=np.float32)
         _paste(canvas, tile, corner)
         if event is not None and event.happening != "moves":
-            beat = int(state.time_s * 5) % 2
-            _paste(canvas, _cue(event.happening, beat), corner)
+            phase = int(state.time_s * 5) % 2
+            _paste(canvas, _mark(event.happening, phase), corner)
 
 
 def write_video(world: World, path: Path, crf: int = 26) -> None:
     """Encode the world as H.264 in MP4, SIZE x SIZE at FPS, a keyframe a second, no B-frames."""
-    painter = Painter(world)
+    renderer = Renderer(world)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIZE
@@ -86,7 +86,7 @@ def write_video(world: World, path: Path, crf: int = 26) -> None:
             "threads": "1",
         }
         for number in range(int(world.duration_s * FPS)):
-            frame = av.VideoFrame.from_ndarray(painter.frame(world.state(number / FPS)), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(renderer.frame(world.state(number / FPS)), format="rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -120,8 +120,8 @@ def _tile(name: str, colour: str, size: int) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def _cue(happening: str, beat: int) -> Floats:
-    """What shows that something is happening to a thing: [72, 72, 4]; `beat` alternates twice a second or more."""
+def _mark(happening: str, phase: int) -> Floats:
+    """The mark of an event: [72, 72, 4]. `phase` 0 and 1 are two pictures that alternate."""
     image = Image.new("RGBA", (288, 288))
     draw = ImageDraw.Draw(image)
     if happening == "turns":
@@ -131,11 +131,11 @@ def _cue(happening: str, beat: int) -> Floats:
                 box, radius=48, outline=(255, 255, 255, 255) if width == 0 else (0, 0, 0, 255), width=9
             )
         draw.rounded_rectangle(
-            (22, 22, 265, 265), radius=36, outline=(255, 255, 255, 255), width=10 + 8 * beat
+            (22, 22, 265, 265), radius=36, outline=(255, 255, 255, 255), width=10 + 8 * phase
         )
     corners = [(44, 44), (244, 44), (44, 244), (244, 244)]
     for number, (x, y) in enumerate(corners):
-        radius = 40 if (number + beat) % 2 else 30
+        radius = 40 if (number + phase) % 2 else 30
         if happening == "appears":
             for long, short in ((radius, 9), (9, radius)):
                 points = [(x - long, y), (x, y - short), (x + long, y), (x, y + short)]
@@ -152,7 +152,7 @@ def _cue(happening: str, beat: int) -> Floats:
 
 @lru_cache(maxsize=128)
 def _trail(from_place: int, to_place: int) -> Floats:
-    """Bars from where a thing was to where it is now, and beside it: [SIZE, SIZE, 4]."""
+    """Bars from a thing's old place to its new one, and beside it: [SIZE, SIZE, 4]."""
     image = Image.new("RGBA", (SIZE, SIZE))
     draw = ImageDraw.Draw(image)
     (y0, x0), (y1, x1) = (((p // 3 + 0.5) * CELL, (p % 3 + 0.5) * CELL) for p in (from_place, to_place))
@@ -171,15 +171,10 @@ def _as_layer(image: Image.Image) -> Floats:
 
 
 def _paste(canvas: Floats, layer: Floats, corner: tuple[int, int]) -> None:
-    """Blend a layer [h, w, 4] into the canvas at (row, column), cut off at the edges."""
+    """Blend a layer [h, w, 4] into the canvas at (row, column); what lies outside is cut off."""
     top, left = max(corner[0], 0), max(corner[1], 0)
     bottom, right = min(corner[0] + layer.shape[0], SIZE), min(corner[1] + layer.shape[1], SIZE)
-    part = layer[top - corner[0] : bottom - corner[0], left - corner[1] : right - corner[1]]
-    alpha = part[..., 3:]
+    visible = layer[top - corner[0] : bottom - corner[0], left - corner[1] : right - corner[1]]
+    alpha = visible[..., 3:]
     region = canvas[top:bottom, left:right]
-    region += (part[..., :3] - region) * alpha
-
-
-def place_name(place: int) -> str:
-    """The word for a place."""
-    return PLACES[place]
+    region += (visible[..., :3] - region) * alpha

@@ -1,9 +1,9 @@
-"""Teach streamchat-tiny's vision encoder, alone, to tell what stands in each place of a picture.
+"""Pretrain streamchat-tiny's vision encoder to classify what is in each place of a picture.
 
-The paper's encoder (SigLIP) comes pretrained; this is what stands in for that. Four linear heads on the
-encoder's visual tokens name the thing, the colour, the happening and the place itself, and are thrown away afterwards.
+The paper's encoder (SigLIP) is pretrained, and this is the small model's substitute. Four linear heads on the encoder's
+visual tokens classify the thing, the colour, the happening and the place itself. They are not saved.
 
-    python training/live_world/pretrain_vision.py --clips clips --minutes 12 --out runs/vision
+    python training/live_world/pretrain_vision.py --clips clips --held-out dev --minutes 12 --out runs/vision
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from training.optimise.optimisation import RunLog, adamw, learning_rate, set_lea
 NUM_CLASSES = (1 + len(THINGS), 1 + len(COLOURS), 1 + len(HAPPENINGS), len(PLACES))
 
 
-class PlaceNamer(nn.Module):
-    """The encoder and its heads."""
+class PlaceClassifier(nn.Module):
+    """The encoder with a classification head for each of the four labels."""
 
     def __init__(self, tower: VisionTower, width: int) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ class PlaceNamer(nn.Module):
         return [head(tokens) for head in self.heads]
 
 
-def with_places(truth: np.ndarray) -> Tensor:
-    """Class numbers [N, 9, 3] with each place's own number: [N, 9, 4]. A token that forgets where it is is no use."""
-    classes = torch.from_numpy(truth).long()
+def with_place_numbers(labels: np.ndarray) -> Tensor:
+    """Add each place's own number to labels [N, 9, 3]: [N, 9, 4]. It keeps the position in the visual token."""
+    classes = torch.from_numpy(labels).long()
     places = torch.arange(len(PLACES)).expand(len(classes), -1)
     return torch.cat([classes, places.unsqueeze(-1)], -1)
 
@@ -60,15 +60,15 @@ def augment(pictures: np.ndarray, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.clip(changed, 0, 255).astype(np.uint8))
 
 
-def right_shares(logits: list[Tensor], truth: Tensor) -> dict[str, float]:
-    """Of the places where a thing stands: share with the right thing, colour, happening; and of all: thing or none."""
-    there = truth[..., 0] > 0
+def accuracies(logits: list[Tensor], labels: Tensor) -> dict[str, float]:
+    """Accuracy of each label over places with a thing, and of `presence` (a thing or none) over all places."""
+    present = labels[..., 0] > 0
     names = ("thing", "colour", "happening", "place")
     shares = {
-        name: float((logit.argmax(-1) == truth[..., i])[there].float().mean())
+        name: float((logit.argmax(-1) == labels[..., i])[present].float().mean())
         for i, (name, logit) in enumerate(zip(names, logits, strict=True))
     }
-    shares["presence"] = float(((logits[0].argmax(-1) > 0) == there).float().mean())
+    shares["presence"] = float(((logits[0].argmax(-1) > 0) == present).float().mean())
     return shares
 
 
@@ -76,52 +76,52 @@ def train(
     clips: list[Clip],
     held_out: list[Clip],
     minutes: float,
-    batch: int,
+    batch_size: int,
     peak_lr: float,
     out: Path,
     report_every: int = 200,
     steps: int | None = None,
     start: Path | None = None,
 ) -> None:
-    """Train for a time, or for so many steps, save `vision.safetensors` and `log.jsonl`."""
+    """Train for `minutes`, or for `steps` if given; writes `vision.safetensors` and `log.jsonl`."""
     config = preset("tiny")
     rate = config.frames_per_second
-    # In memory, not mapped: every step reads from all over it.
+    # In memory, not memory-mapped: every step reads random frames.
     frames = np.array(read_all(clips, rate, config.vision.image_size, out / "frames.npy"))
-    truth = dataset_labels(clips, frames.shape[1], rate)
+    labels = dataset_labels(clips, frames.shape[1], rate)
     test_frames = read_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
-    test_truth = dataset_labels(held_out, test_frames.shape[1], rate)
+    test_labels = dataset_labels(held_out, test_frames.shape[1], rate)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    namer = PlaceNamer(VisionTower(config.vision), config.vision.hidden_size)
+    classifier = PlaceClassifier(VisionTower(config.vision), config.vision.hidden_size)
     if start is not None:
-        namer.tower.load_state_dict(load_file(start))
-    optimizer = adamw(namer.named_parameters(), peak_lr, 0.05)
+        classifier.tower.load_state_dict(load_file(start))
+    optimizer = adamw(classifier.named_parameters(), peak_lr, 0.05)
     log = RunLog(out)
     step = 0
     while (done := step / steps if steps else log.elapsed_s / 60 / minutes) < 1:
-        clip, moment = rng.integers(len(clips), size=batch), rng.integers(frames.shape[1], size=batch)
+        clip = rng.integers(len(clips), size=batch_size)
+        frame = rng.integers(frames.shape[1], size=batch_size)
         set_learning_rate(optimizer, lr := learning_rate(done, peak_lr))
-        logits = namer(augment(frames[clip, moment], rng))
-        target = with_places(truth[clip, moment])
+        logits = classifier(augment(frames[clip, frame], rng))
+        target = with_place_numbers(labels[clip, frame])
         losses = [
             functional.cross_entropy(logit.flatten(0, 1), target[..., i].flatten())
             for i, logit in enumerate(logits)
         ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
-        nn.utils.clip_grad_norm_(namer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
         optimizer.step()
         if step % report_every == 0:
             some = rng.integers(len(held_out), size=200), rng.integers(test_frames.shape[1], size=200)
             with torch.inference_mode():
-                shares = right_shares(
-                    namer(torch.from_numpy(test_frames[some])), with_places(test_truth[some])
-                )
+                test_logits = classifier(torch.from_numpy(test_frames[some]))
+            shares = accuracies(test_logits, with_place_numbers(test_labels[some]))
             log.report(step, loss=sum(float(x.detach()) for x in losses), lr=lr, **shares)
-            save_file(namer.tower.state_dict(), out / "vision.safetensors")
+            save_file(classifier.tower.state_dict(), out / "vision.safetensors")
         step += 1
-    save_file(namer.tower.state_dict(), out / "vision.safetensors")
+    save_file(classifier.tower.state_dict(), out / "vision.safetensors")
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="go on from the weights that an earlier run wrote")
+    parser.add_argument("--start", type=Path, help="weights of an earlier run to start from")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

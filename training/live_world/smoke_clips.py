@@ -1,4 +1,4 @@
-"""What the smoke recipe trains on: a few live-world clips and their questions, as rows like any others."""
+"""Training data of the smoke recipe: a few live-world clips and their questions, as rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_CLIPS = 8
 
 
 def smoke_rows(work: Path) -> list[str]:
-    """Paths of row files, written below `work` once."""
+    """Write clips and a row file below `work`, unless they exist; returns the paths of row files."""
     clips, rows = work / "clips", work / "clips" / "rows.parquet"
     if not rows.is_file():
         write_clips(SEED, NUM_CLIPS, clips)
@@ -22,8 +22,8 @@ def smoke_rows(work: Path) -> list[str]:
 
 
 def question_rows(clips: Path) -> list[Row]:
-    """The questions of a folder that `live_world.py` wrote, each with its answer and the time of both."""
-    asked = json.loads((clips / "questions.json").read_text())
+    """The questions of a clip folder as dense rows, each with its answer and interval."""
+    questions = json.loads((clips / "questions.json").read_text())
     return [
         Row(
             video=str((clips / name).resolve()),
@@ -38,6 +38,6 @@ def question_rows(clips: Path) -> list[Row]:
                 ),
             ),
         )
-        for name in sorted(asked)
-        for question in asked[name]
+        for name in sorted(questions)
+        for question in questions[name]
     ]

@@ -1,4 +1,4 @@
-"""Make streamchat-tiny's tokenizer: byte-level BPE learnt from the live world's own sentences, Qwen's chat template."""
+"""Make streamchat-tiny's tokenizer: byte-level BPE trained on the live world's sentences, with Qwen's chat template."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from training.live_world.answers import SLOTS, reference_answer
 from training.live_world.questions import WORDINGS, sample_question
 from training.live_world.world import COLOURS, PLACES, THINGS, make_world
 
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# A word keeps its hyphen, and its leading space; punctuation stands alone.
+# A word includes its hyphens and its leading space. Punctuation is apart.
 WORD = Regex(r" ?[A-Za-z][A-Za-z'-]*| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+")
 
 
 def corpus() -> Iterator[str]:
-    """Sentences that hold every word of the live world, at a line's start and within a line."""
+    """Sentences with every word of the live world, both at the start and within a line."""
     rng = np.random.default_rng(0)
     for wordings in WORDINGS.values():
         for wording in wordings:
@@ -52,7 +52,7 @@ def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=2048,
-        special_tokens=[AddedToken(s, special=True) for s in SPECIALS],
+        special_tokens=[AddedToken(s, special=True) for s in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

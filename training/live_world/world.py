@@ -1,7 +1,7 @@
-"""The truth of a live-world clip: which things are where, in which colour, and what is happening.
+"""The truth about a live-world clip: which things are in which places, in which colours, and what happens.
 
-A world is a start and a list of events; everything else (pictures, captions, questions, judging) is computed from
-the state that it has at a moment. Nothing here draws or speaks.
+A world has a start and a list of events. Pictures, captions, questions, right answers and scores are all computed from
+its state at a time.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PLACES = ("top-left", "top", "top-right", "left", "middle", "right", "bottom-left", "bottom", "bottom-right")
 HAPPENINGS = ("appears", "moves", "turns", "leaves")
 MAX_THINGS = 4
-HAPPENING_S = 2.0  # how long a happening can be seen
-MIN_PAUSE_S, MAX_PAUSE_S = 2.2, 4.0  # between the starts of two happenings
+HAPPENING_S = 2.0  # how long an event is visible
+MIN_PAUSE_S, MAX_PAUSE_S = 2.2, 4.0  # between the starts of two events
 
-TEST_SEEDS = range(1_000_000, 2_000_000)  # held out: training refuses them, evaluation takes no others
+TEST_SEEDS = range(1_000_000, 2_000_000)  # held out: only evaluation uses them
 
 Happening = Literal["appears", "moves", "turns", "leaves"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thing:
-    """A thing on its coloured tile. `*_since_s`: from when on this is so (0: from the clip's start)."""
+    """A thing on a coloured tile. `*_since_s`: when this became true (0: at the clip's start)."""
 
     name: str
     colour: str
@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One happening: `thing` is as it is afterwards (or was, if it leaves)."""
+    """Something that happens to a thing. `thing`: its state afterwards, or before if it leaves."""
 
     happening: Happening
     start_s: float
@@ -65,33 +65,33 @@ class Event:
 
     @property
     def end_s(self) -> float:
-        """When it can no longer be seen."""
+        """When it is no longer visible."""
         return self.start_s + HAPPENING_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The world at one moment: things in reading order, and the happening that can be seen, if any."""
+    """The world at one time: things in reading order, and the visible event, if any."""
 
     time_s: float
     things: tuple[Thing, ...]
     event: Event | None
-    changed_s: float  # when `things` last became more or fewer
-    quiet_since_s: float  # end of the newest happening that is over
-    empty_since_s: tuple[float, ...]  # per place: from when on nothing is there (if nothing is)
+    changed_s: float  # when the number of things last changed
+    quiet_since_s: float  # end of the last event that is over
+    empty_since_s: tuple[float, ...]  # by place: when it became empty; of no meaning if it is not
 
     def at(self, place: int) -> Thing | None:
         """The thing at a place."""
         return next((t for t in self.things if t.place == place), None)
 
     def named(self, name: str) -> Thing | None:
-        """The thing of that name; a name is there at most once."""
+        """The thing of that name. A world never has two of one name."""
         return next((t for t in self.things if t.name == name), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A clip's whole truth."""
+    """Everything that is true about a clip."""
 
     seed: int
     index: int
@@ -100,44 +100,42 @@ class World:
     events: tuple[Event, ...]
 
     def state(self, time_s: float) -> State:
-        """What is so at a time: an event counts from the moment it starts."""
+        """The state at a time. An event takes effect when it starts."""
         things = {t.name: t for t in self.start}
         empty = [0.0] * len(PLACES)
-        gone: dict[str, float] = {}
         changed_s = quiet_since_s = 0.0
-        seen: Event | None = None
+        visible: Event | None = None
         for event in self.events:
             if event.start_s > time_s:
                 break
             thing = event.thing
             if event.happening == "leaves":
                 things.pop(thing.name)
-                gone[thing.name] = event.start_s
             else:
                 things[thing.name] = thing
             if event.happening in ("leaves", "moves"):
                 empty[event.from_place] = event.start_s
             if event.happening in ("leaves", "appears"):
                 changed_s = event.start_s
-            seen = event if time_s < event.end_s else None
-            quiet_since_s = event.end_s if seen is None else quiet_since_s
+            visible = event if time_s < event.end_s else None
+            quiet_since_s = event.end_s if visible is None else quiet_since_s
         ordered = tuple(sorted(things.values(), key=lambda t: t.place))
         return State(
             time_s=time_s,
             things=ordered,
-            event=seen,
+            event=visible,
             changed_s=changed_s,
             quiet_since_s=quiet_since_s,
             empty_since_s=tuple(empty),
         )
 
     def absent_since_s(self, name: str, time_s: float) -> float:
-        """When the thing of that name last left, or 0 if it was never there."""
+        """When the thing of that name last left, or 0 if it never did."""
         left = (e.start_s for e in self.events if e.happening == "leaves" and e.thing.name == name)
         return max((s for s in left if s <= time_s), default=0.0)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `World.from_json` makes the world again."""
+        """Plain values for a JSON file; `World.from_json` reads them."""
         return asdict(self)
 
     @staticmethod
@@ -145,12 +143,11 @@ class World:
         """The inverse of `as_json`."""
         start = tuple(Thing(**t) for t in values["start"])
         events = tuple(Event(**(e | {"thing": Thing(**e["thing"])})) for e in values["events"])
-        parts: dict[str, Any] = {"start": start, "events": events}
-        return World(**(values | parts))
+        return World(**(values | {"start": start, "events": events}))
 
 
 def make_world(seed: int, index: int, duration_s: float = 20.0) -> World:
-    """The clip `index` of `seed`: the same two numbers give the same world for ever."""
+    """Make the world of a clip. The same seed and index always give the same world."""
     rng = np.random.default_rng([seed, index])
     names = [str(n) for n in rng.permutation(THINGS)[: rng.integers(1, MAX_THINGS)]]
     places = rng.permutation(len(PLACES))

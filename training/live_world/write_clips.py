@@ -1,9 +1,9 @@
-"""Write live-world clips: H.264 video, exact captions, and questions whose right answers depend on what happens later.
+"""Write live-world clips: H.264 video, exact captions, and questions whose right answers change during the clip.
 
     python training/live_world/write_clips.py --seed 7 --num 20 --out clips
 
-gives `clips/0000.mp4` ..., `captions.json` (per clip: captions with intervals, and the world's whole truth) and
-`questions.json` (per clip: ask time, instruction, answer words with times). The same seed gives the same files.
+writes `clips/0000.mp4` and so on, `captions.json` (by clip: captions with intervals, and the whole truth about it) and
+`questions.json` (by clip: time, instruction, and answer words with times). The same seed gives the same files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUM_QUESTIONS = 6
 
 
 def captions(world: World) -> list[dict[str, Any]]:
-    """Dense captions: what stands there from the start, and each happening with its interval."""
+    """Dense captions: the things of the start, and each event, with their intervals."""
     rows: list[dict[str, Any]] = [
         {
             "start_s": 0.0,
@@ -46,7 +46,7 @@ def captions(world: World) -> list[dict[str, Any]]:
 
 
 def questions(world: World, num: int = NUM_QUESTIONS) -> list[dict[str, Any]]:
-    """Questions asked at random times, with the answer of a perfect observer."""
+    """Questions at random times, with their right answers."""
     rng = np.random.default_rng([world.seed, world.index, 2])
     rows: list[dict[str, Any]] = []
     while len(rows) < num:
@@ -77,20 +77,20 @@ def _question_row(right: ReferenceAnswer) -> dict[str, Any]:
 
 
 def write_clips(seed: int, num: int, out: Path) -> None:
-    """Write `num` clips of a seed with their captions and questions; shows progress on stderr."""
+    """Write `num` clips of a seed with their captions and questions. Shows progress on stderr."""
     out.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = {}
-    asked: dict[str, Any] = {}
+    all_captions: dict[str, Any] = {}
+    all_questions: dict[str, Any] = {}
     for index in range(num):
         world = make_world(seed, index)
         name = f"{index:04d}.mp4"
         write_video(world, out / name)
-        told[name] = {"captions": captions(world), "world": world.as_json()}
-        asked[name] = questions(world)
+        all_captions[name] = {"captions": captions(world), "world": world.as_json()}
+        all_questions[name] = questions(world)
         print(f"\rclips {index + 1}/{num}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    (out / "captions.json").write_text(json.dumps(told, indent=1) + "\n")
-    (out / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")
+    (out / "captions.json").write_text(json.dumps(all_captions, indent=1) + "\n")
+    (out / "questions.json").write_text(json.dumps(all_questions, indent=1) + "\n")
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from model.config import PROJECT_ROOT
 from tests.training.scripted_endpoint import Asked, scripted
 from training.data.bad_row import BadRows
 from training.data.row import Row, Turn, read_rows, write_rows
-from training.dense.dense_instructions import DenseInstructions, Price, dialogs
-from training.dense.instruction_writer import Brief
+from training.dense.dense_instructions import InstructionRun, TokenPrice, split_dialogs
+from training.dense.instruction_writer import WriterConfig
 from training.dense.near_duplicates import word_vectors
 
 THINGS = ("dog", "cat", "car", "bus", "tree", "boat", "bird", "cup", "hat", "key", "lamp", "sock")
@@ -178,37 +178,37 @@ def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> Non
 
 
 def test_bad_replies_of_an_earlier_try_count_on(tmp_path: Path) -> None:
-    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
-    made.rejected.add({"request": "a#0", "reason": "no JSON", "detail": "got ''"})
-    again = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
+    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    run.rejected.add({"request": "a#0", "reason": "no JSON", "detail": "got ''"})
+    again = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
     with pytest.raises(ValueError, match=r"1 of 1 rows are bad \(100.0%\)"):
         again.finish(word_vectors, 0.9, 1)
 
 
 def test_another_model_needs_another_folder(tmp_path: Path) -> None:
-    DenseInstructions(captions(1), Brief(url="", model="a"), tmp_path, BadRows(), Price())
-    DenseInstructions(captions(1), Brief(url="elsewhere", model="a"), tmp_path, BadRows(), Price())
+    InstructionRun(captions(1), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    InstructionRun(captions(1), WriterConfig(url="elsewhere", model="a"), tmp_path, BadRows(), TokenPrice())
     with pytest.raises(ValueError, match="holds another run"):
-        DenseInstructions(captions(1), Brief(url="", model="b"), tmp_path, BadRows(), Price())
+        InstructionRun(captions(1), WriterConfig(url="", model="b"), tmp_path, BadRows(), TokenPrice())
 
 
 def test_more_requests_for_each_row(tmp_path: Path) -> None:
-    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
-    names = [request["request"] for request in made.requests(3)]
+    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    names = [request["request"] for request in run.requests(3)]
     assert len(set(names)) == 6
     outcome = {"turn": {}, "prompt_tokens": 1, "reply_tokens": 1}
-    made.answers.add({"request": names[0]} | outcome)
-    made.rejected.add({"request": names[1], "reason": "no JSON"})
-    made.rejected.add({"request": names[2], "reason": "endpoint: 429", "again": True})
-    assert [request["request"] for request in made.requests(3)] == names[2:]
+    run.answers.add({"request": names[0]} | outcome)
+    run.rejected.add({"request": names[1], "reason": "no JSON"})
+    run.rejected.add({"request": names[2], "reason": "endpoint: 429", "again": True})
+    assert [request["request"] for request in run.requests(3)] == names[2:]
 
 
 def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
-    made = DenseInstructions(captions(2), Brief(url="", model="a"), tmp_path, BadRows(), Price())
-    made.rejected.add(
+    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    run.rejected.add(
         {"request": "a#0", "reason": "endpoint: 500", "again": True, "prompt_tokens": 0, "reply_tokens": 0}
     )
-    report = made.finish(word_vectors, 0.9, 1)
+    report = run.finish(word_vectors, 0.9, 1)
     assert (report["kept"], report["rows"], report["rejected"]) == (0, 0, {"endpoint: 500": 1})
     assert list(read_rows([str(tmp_path / "rows.parquet")], BadRows())) == []
 
@@ -216,5 +216,5 @@ def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
 def test_turns_of_a_window_that_do_not_overlap_are_one_dialog() -> None:
     (row,) = captions(1)
     turns = [caption(start_s, "A dog.") for start_s in (9.0, 0.0, 1.0, 4.0)]
-    talks = [[turn.start_s for turn in talk.turns] for talk in dialogs(row, turns)]
+    talks = [[turn.start_s for turn in talk.turns] for talk in split_dialogs(row, turns)]
     assert talks == [[0.0, 4.0, 9.0], [1.0]]

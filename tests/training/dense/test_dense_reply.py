@@ -11,7 +11,7 @@ import pytest
 from training.data.bad_row import BadRow
 from training.data.row import Row, Turn
 from training.dense.dense_reply import Example, read_examples, read_reply
-from training.dense.instruction_writer import Brief
+from training.dense.instruction_writer import WriterConfig
 
 
 def caption(start_s: float, end_s: float, text: str) -> Turn:
@@ -88,7 +88,7 @@ def test_bad_replies_are_named(text: str, reason: str) -> None:
 
 
 def test_the_examples_that_ship_are_themselves_usable() -> None:
-    for example in Brief(url="", model="").examples:
+    for example in WriterConfig(url="", model="").examples:
         turns = tuple(caption(*one) for one in example.captions)
         row = Row(video="a.mp4", turns=turns, kind="dense", source="")
         text = reply(example.start_s, example.instruction, example.answer)

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from tests.services.served_gateway import listening
 from tests.training.small_llm import small_llm_app
 from training.data.row import Row, Turn
-from training.dense.instruction_writer import Brief, InstructionWriter, messages
+from training.dense.instruction_writer import InstructionWriter, WriterConfig, make_messages
 
 TURNS = tuple(
     Turn(start_s=start_s, end_s=start_s + 4, instruction="Tell me what happens.", answer=text)
@@ -53,7 +53,7 @@ def endpoint(reply: Callable[[int], Response]) -> Generator[str]:
 
 
 def write(url: str, tries: int = 2, timeout_s: float = 30.0) -> dict[str, Any]:
-    writer = InstructionWriter(Brief(url=url, model="m", tries=tries, timeout_s=timeout_s))
+    writer = InstructionWriter(WriterConfig(url=url, model="m", tries=tries, timeout_s=timeout_s))
     with writer.client:
         return writer.write("r#0", ROW.as_dict())
 
@@ -126,7 +126,7 @@ def test_what_will_never_work_ends_the_run(code: int) -> None:
 
 def test_a_batch_is_asked_together() -> None:
     with endpoint(lambda number: completion(GOOD)) as url:
-        writer = InstructionWriter(Brief(url=url, model="m"))
+        writer = InstructionWriter(WriterConfig(url=url, model="m"))
         requests = [json.dumps({"request": f"r#{n}", "row": ROW.as_dict()}) for n in range(20)]
         with writer.client:
             outcomes = [json.loads(text) for text in writer({"request": requests})["outcome"]]
@@ -135,8 +135,8 @@ def test_a_batch_is_asked_together() -> None:
 
 
 def test_examples_differ_between_requests_and_not_between_runs() -> None:
-    brief = Brief(url="", model="m")
-    one, again, other = (messages(brief, ROW, name) for name in ("r#0", "r#0", "r#1"))
+    config = WriterConfig(url="", model="m")
+    one, again, other = (make_messages(config, ROW, name) for name in ("r#0", "r#0", "r#1"))
     assert one == again != other
     assert [message["role"] for message in one] == ["system", *["user", "assistant"] * 3, "user"]
     assert one[-1]["content"] == (
@@ -145,7 +145,7 @@ def test_examples_differ_between_requests_and_not_between_runs() -> None:
 
 
 def test_the_key_is_not_shown() -> None:
-    assert "sesame" not in repr(Brief(url="", model="m", key="sesame"))
+    assert "sesame" not in repr(WriterConfig(url="", model="m", key="sesame"))
 
 
 @pytest.mark.timeout(600)
@@ -153,7 +153,9 @@ def test_the_key_is_not_shown() -> None:
 def test_a_real_language_model() -> None:
     """SmolLM2 with 135 million parameters is no good at it, but what it says is read, and counted."""
     with listening(small_llm_app()) as url:
-        writer = InstructionWriter(Brief(url=f"{url}/v1", model="smollm2", timeout_s=500, max_tokens=24))
+        writer = InstructionWriter(
+            WriterConfig(url=f"{url}/v1", model="smollm2", timeout_s=500, max_tokens=24)
+        )
         requests = [json.dumps({"request": f"r#{n}", "row": ROW.as_dict()}) for n in range(2)]
         with writer.client:
             outcomes = [json.loads(text) for text in writer({"request": requests})["outcome"]]

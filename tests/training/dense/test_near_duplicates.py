@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from tests.services.served_gateway import listening
-from training.dense.near_duplicates import EndpointEmbedder, clusters, first_of_each, word_vectors
+from training.dense.near_duplicates import EndpointEmbedder, cluster_texts, first_of_each, word_vectors
 
 TEXTS = [
     "What is the man in the red jacket doing on the pier now?",
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 def test_nearly_the_same_words_are_one() -> None:
-    labels = clusters(TEXTS, word_vectors, 0.8)
+    labels = cluster_texts(TEXTS, word_vectors, 0.8)
     assert labels[0] == labels[1] == labels[2]
     assert len(set(labels)) == 3
     assert first_of_each(labels, 1) == [True, False, False, True, True]
@@ -31,7 +31,7 @@ def test_nearly_the_same_words_are_one() -> None:
 
 
 def test_a_stricter_similarity_keeps_more() -> None:
-    assert len(set(clusters(TEXTS, word_vectors, 0.999))) == 4
+    assert len(set(cluster_texts(TEXTS, word_vectors, 0.999))) == 4
 
 
 def test_the_embedder_decides() -> None:
@@ -41,19 +41,19 @@ def test_the_embedder_decides() -> None:
         asked.extend(texts)
         return np.array([[1.0, 0.0] if len(text) > 30 else [0.0, 1.0] for text in texts])
 
-    assert len(set(clusters(TEXTS, by_length, 0.9))) == 2
+    assert len(set(cluster_texts(TEXTS, by_length, 0.9))) == 2
     assert len(asked) == 4, "the same words are embedded once"
 
 
 def test_the_same_ten_thousand_times_and_nothing_at_all() -> None:
-    assert len(set(clusters(["What is this?"] * 10_000 + ["?!"], word_vectors, 0.9))) == 2
-    assert clusters([], word_vectors, 0.9) == []
+    assert len(set(cluster_texts(["What is this?"] * 10_000 + ["?!"], word_vectors, 0.9))) == 2
+    assert cluster_texts([], word_vectors, 0.9) == []
 
 
 @pytest.mark.parametrize("similarity", [0.0, 1.0, 90])
 def test_a_similarity_that_is_none(similarity: float) -> None:
     with pytest.raises(ValueError, match="wanted between 0 and 1"):
-        clusters(TEXTS, word_vectors, similarity)
+        cluster_texts(TEXTS, word_vectors, similarity)
 
 
 def test_embeddings_of_an_endpoint() -> None:

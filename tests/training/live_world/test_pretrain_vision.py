@@ -1,4 +1,4 @@
-"""Teaching the vision encoder alone."""
+"""Pretraining the vision encoder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from model.network.vision import VisionTower
 from training.live_world.clips import Clip
 from training.live_world.pretrain_vision import (
     NUM_CLASSES,
-    PlaceNamer,
+    PlaceClassifier,
+    accuracies,
     augment,
     main,
-    right_shares,
     train,
-    with_places,
+    with_place_numbers,
 )
 
 
 def test_a_few_steps_teach_something_and_leave_an_encoder(clips: list[Clip], tmp_path: Path) -> None:
-    train(clips, clips, minutes=1.0, batch=16, peak_lr=1e-3, out=tmp_path, report_every=4, steps=21)
+    train(clips, clips, minutes=1.0, batch_size=16, peak_lr=1e-3, out=tmp_path, report_every=4, steps=21)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert min(r["loss"] for r in rows) < 0.9 * rows[0]["loss"]
     assert all(0.0 <= rows[-1][name] <= 1.0 for name in ("thing", "colour", "happening", "place", "presence"))
@@ -37,20 +37,22 @@ def test_a_few_steps_teach_something_and_leave_an_encoder(clips: list[Clip], tmp
 
 def test_the_heads_name_thing_colour_happening_and_place() -> None:
     config = preset("tiny").vision
-    logits = PlaceNamer(VisionTower(config), config.hidden_size)(torch.zeros(2, 96, 96, 3, dtype=torch.uint8))
+    logits = PlaceClassifier(VisionTower(config), config.hidden_size)(
+        torch.zeros(2, 96, 96, 3, dtype=torch.uint8)
+    )
     assert [tuple(x.shape) for x in logits] == [(2, 9, num) for num in NUM_CLASSES]
 
 
 def test_shares_count_only_places_where_a_thing_stands() -> None:
     classes = np.zeros((1, 9, 3), dtype=np.int8)
     classes[0, 0], classes[0, 1] = (3, 2, 1), (4, 5, 0)
-    truth = with_places(classes)
+    truth = with_place_numbers(classes)
     assert truth[0, :, 3].tolist() == list(range(9))
     said = truth.clone()
     said[0, 1, 1] = 1  # one colour of two is wrong
     said[0, 2, 0] = 7  # a thing where none is
     logits = [torch.nn.functional.one_hot(said[..., i], num).float() for i, num in enumerate(NUM_CLASSES)]
-    shares = right_shares(logits, truth)
+    shares = accuracies(logits, truth)
     assert shares == pytest.approx(
         {"thing": 1.0, "colour": 0.5, "happening": 1.0, "place": 1.0, "presence": 8 / 9}
     )

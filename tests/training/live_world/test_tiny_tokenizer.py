@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint.tokenizer import load_tokenizer
 from training.live_world.answers import SLOTS
-from training.live_world.tiny_tokenizer import SPECIALS, make_tokenizer
+from training.live_world.tiny_tokenizer import SPECIAL_TOKENS, make_tokenizer
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -37,7 +37,7 @@ def test_the_chat_template_is_qwens(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_an_answer_ends_with_the_turn(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.eos_token == "<|im_end|>"
-    assert [tokenizer.convert_tokens_to_ids(s) for s in SPECIALS] == [0, 1, 2]
+    assert [tokenizer.convert_tokens_to_ids(s) for s in SPECIAL_TOKENS] == [0, 1, 2]
 
 
 def test_the_folder_is_what_the_services_load(
