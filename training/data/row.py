@@ -18,9 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+try:
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
+    ) from error
 
 from training.data.bad_row import BadRow, BadRows, as_interval, as_list, as_mapping, as_number, as_text
 

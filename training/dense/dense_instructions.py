@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from openai import OpenAI, OpenAIError
+try:
+    from openai import OpenAI, OpenAIError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
+    ) from error
 
 from training.data.bad_row import BadRow, BadRows
 from training.data.ledger import Ledger

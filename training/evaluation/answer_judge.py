@@ -14,7 +14,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal, Protocol, get_args
 
-from openai import AsyncOpenAI, OpenAIError
+try:
+    from openai import AsyncOpenAI, OpenAIError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
+    ) from error
 
 from training.data.bad_row import BadRow, as_mapping, as_number, as_text, object_in
 from training.evaluation.eval_questions import EvalQuestion
