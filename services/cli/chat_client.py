@@ -1,4 +1,4 @@
-"""Asks a running StreamChat over its HTTP API, word by word: what the terminal and the demo use."""
+"""A client of StreamChat's HTTP API, for the terminal and the demo."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Literal
 import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-CONNECT_S = 5.0
-SILENCE_S = 120.0  # between two tokens
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 120.0  # between two tokens
 
 
 class ChatRefused(ValueError):
@@ -20,7 +20,7 @@ class ChatRefused(ValueError):
 
 
 class ChatLost(ConnectionError):
-    """The service could not answer, or broke off; asking again may help."""
+    """The service could not answer, or the answer stopped early; asking again may help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +51,15 @@ class ChatClient:
 
     def __init__(self, url: str = DEFAULT_URL, key: str = "") -> None:
         self.url = url.rstrip("/")
-        timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            # Proxies of the environment are for the outside world, not for a service beside us.
+            # `trust_env`: proxies in the environment are for other hosts, not for this service.
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=headers, trust_env=False)
             if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
-                raise ValueError("it does not begin with http:// and a host")
+                raise ValueError("it does not begin with http:// or https:// and a host")
         except (httpx.InvalidURL, ValueError) as error:
-            raise ChatRefused(f"{url!r} is no URL: {error}") from error
+            raise ChatRefused(f"{url!r} is not a URL: {error}") from error
 
     def __enter__(self) -> ChatClient:
         return self
@@ -70,7 +70,7 @@ class ChatClient:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._http.close()
 
     def cameras(self) -> list[Camera]:
@@ -91,7 +91,7 @@ class ChatClient:
         tokens_per_second: float | None = None,
         max_tokens: int | None = None,
     ) -> Generator[Token]:
-        """The answer's tokens, as they are spoken."""
+        """The answer's tokens, as they arrive."""
         options: dict[str, Any] = {"visual_context": visual_context, "tokens_per_second": tokens_per_second}
         content = [
             {"type": "video_url", "video_url": {"url": f"camera://{camera}"}},
@@ -106,36 +106,36 @@ class ChatClient:
         }
         body = {name: value for name, value in body.items() if value is not None}
         try:
-            with self._http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                self._check(answer)
-                yield from _tokens(answer.iter_lines())
+            with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                self._check(response)
+                yield from _tokens(response.iter_lines())
         except httpx.HTTPError as error:
             raise self._lost(error) from error
 
     def _get(self, path: str) -> Any:
         try:
-            answer = self._http.get(path)
-            self._check(answer)
-            return answer.json()
+            response = self._http.get(path)
+            self._check(response)
+            return response.json()
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise self._lost(error) from error
 
-    def _check(self, answer: httpx.Response) -> None:
-        if answer.is_success:
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
             return
-        text = answer.read().decode(errors="replace")
+        text = response.read().decode(errors="replace")
         try:
             message = str(json.loads(text)["error"]["message"])
         except (ValueError, KeyError, TypeError):
-            message = f"{self.url} answered {answer.status_code}: {text[:200]}"
-        if 400 <= answer.status_code < 500 and answer.status_code not in (408, 409, 429):
+            message = f"{self.url} answered {response.status_code}: {text[:200]}"
+        if 400 <= response.status_code < 500 and response.status_code not in (408, 409, 429):
             raise ChatRefused(message)
         raise ChatLost(message)
 
     def _lost(self, error: Exception) -> ChatLost:
         if isinstance(error, httpx.ConnectError):
-            return ChatLost(f"nothing answers at {self.url}: is `streamchat up` running there? ({error})")
-        return ChatLost(f"the connection to {self.url} broke: {error!r}")
+            return ChatLost(f"nothing answers at {self.url}; is `streamchat up` running? ({error})")
+        return ChatLost(f"the connection to {self.url} was lost: {error!r}")
 
 
 def _tokens(lines: Iterator[str]) -> Generator[Token]:
@@ -148,7 +148,7 @@ def _tokens(lines: Iterator[str]) -> Generator[Token]:
             return
         chunk: dict[str, Any] = json.loads(data)
         if error := chunk.get("error"):
-            raise ChatLost(f"the answer broke off: {error.get('message', error)}")
-        for facts in (chunk.get("streamchat") or {}).get("tokens", ()):
-            yield Token(**{name: facts[name] for name in Token.__slots__})
-    raise ChatLost("the answer ended without its last event")
+            raise ChatLost(f"the answer stopped early: {error.get('message', error)}")
+        for token in (chunk.get("streamchat") or {}).get("tokens", ()):
+            yield Token(**{name: token[name] for name in Token.__slots__})
+    raise ChatLost("the answer ended without its last event ([DONE])")

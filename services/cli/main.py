@@ -1,4 +1,4 @@
-"""The `streamchat` command. What a subcommand needs is imported when it runs, so that `--help` is instant."""
+"""The `streamchat` command. Each subcommand imports what it needs when it runs, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-USERS_MISTAKE = 2
-FAILED = 1
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Returns 0, 2 for a mistake of the user's, 1 for what failed otherwise."""
+    """Run a subcommand. Returns 0, or 2 for a mistake of the user, or 1 for another failure."""
     options = parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        return FAILED
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has closed it
+        return EXIT_FAILURE
     except (ValueError, OSError) as error:
         print(f"streamchat {options.command}: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, ConnectionError) else USERS_MISTAKE
+        return EXIT_FAILURE if isinstance(error, ConnectionError) else EXIT_USAGE
 
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands and their options."""
     top = argparse.ArgumentParser(
         prog="streamchat",
-        description="Talk with live cameras: the answer follows the video while it is spoken.",
+        description="Talk with live cameras: the answer follows the video while it is made.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_up, _add_publish, _add_chat, _add_cameras, _add_keys, _add_assemble, _add_demo):
@@ -41,17 +42,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_up(commands: Any) -> None:
-    add = commands.add_parser("up", help="start everything on this machine and keep it up until Ctrl-C")
-    add.add_argument("--port", type=int, default=8000, help="of the page and the API; 0: a free one (8000)")
-    add.add_argument("--model", default="", metavar="FOLDER", help="a StreamChat folder (streamchat-tiny)")
+    add = commands.add_parser("up", help="run everything on this machine until Ctrl-C")
     add.add_argument(
-        "--kafka-port", type=int, default=0, help="of the broker (9092 if free, else a free one)"
+        "--port", type=int, default=8000, help="port of the page and the API; 0: a free one (default: 8000)"
+    )
+    add.add_argument(
+        "--model", default="", metavar="FOLDER", help="StreamChat folder to serve (default: streamchat-tiny)"
+    )
+    add.add_argument(
+        "--kafka-port",
+        type=int,
+        default=0,
+        help="port of the broker (default: 9092 if it is free, else a free one)",
     )
     add.add_argument(
         "--keys",
         default="",
         metavar="FILE",
-        help="ask for keys of this file, made by `streamchat keys` (none)",
+        help="require an API key from this file, made by `streamchat keys` (default: no keys)",
     )
     add.set_defaults(run=_up)
 
@@ -67,16 +75,24 @@ def _up(options: argparse.Namespace) -> int:
 
 def _add_publish(commands: Any) -> None:
     add = commands.add_parser(
-        "publish", help="send a file, an RTSP URL or a webcam as a camera, at real pace"
+        "publish", help="send a file, an RTSP camera or a webcam as a camera, in real time"
     )
     add.add_argument("source", help="a video file, an rtsp:// URL or a device such as /dev/video0")
-    add.add_argument("--camera", required=True, metavar="ID", help="the name under which it is asked about")
-    add.add_argument("--loop", action="store_true", help="begin again when the file ends")
-    add.add_argument("--topic", default="cameras", help="the Kafka topic (cameras)")
+    add.add_argument("--camera", required=True, metavar="ID", help="name of the camera in questions")
+    add.add_argument("--loop", action="store_true", help="start again when the file ends")
+    add.add_argument("--topic", default="cameras", help="Kafka topic (default: cameras)")
     add.add_argument(
-        "--kafka", default="", metavar="HOST:PORT", help="the broker (the setting's, or 127.0.0.1:9092)"
+        "--kafka",
+        default="",
+        metavar="HOST:PORT",
+        help="address of the broker (default: the setting's, or 127.0.0.1:9092)",
     )
-    add.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there (nowhere)")
+    add.add_argument(
+        "--metrics",
+        default="",
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics at this address (default: no)",
+    )
     add.set_defaults(run=_publish)
 
 
@@ -100,13 +116,20 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _add_chat(commands: Any) -> None:
-    add = commands.add_parser("chat", help="ask a camera and see the answer while it is spoken")
+    add = commands.add_parser(
+        "chat", help="ask a question about a camera and see the answer while it is made"
+    )
     add.add_argument("question")
-    add.add_argument("--camera", required=True, metavar="ID")
-    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
-    add.add_argument("--frozen", action="store_true", help="see only what was there when you asked")
+    add.add_argument("--camera", required=True, metavar="ID", help="camera to ask about")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"address of the service (default: {DEFAULT_URL})")
     add.add_argument(
-        "--tokens-per-second", type=float, metavar="N", help="speak at this pace (as fast as it goes)"
+        "--frozen", action="store_true", help="answer only from frames captured before the question"
+    )
+    add.add_argument(
+        "--tokens-per-second",
+        type=float,
+        metavar="N",
+        help="pace of the answer (default: as fast as possible)",
     )
     add.set_defaults(run=_chat)
 
@@ -115,53 +138,71 @@ def _chat(options: argparse.Namespace) -> int:
     from services.cli.chat import chat
     from services.settings import Settings
 
-    pace: float | None = options.tokens_per_second
-    key = Settings.from_environment().api_key.get_secret_value()
     return chat(
-        options.url, options.camera, options.question, frozen=options.frozen, tokens_per_second=pace, key=key
+        options.url,
+        options.camera,
+        options.question,
+        frozen=options.frozen,
+        tokens_per_second=options.tokens_per_second,
+        key=Settings.from_environment().api_key.get_secret_value(),
     )
 
 
 def _add_cameras(commands: Any) -> None:
     add = commands.add_parser("cameras", help="list the cameras")
-    add.add_argument("--url", default=DEFAULT_URL, help=f"of the service ({DEFAULT_URL})")
+    add.add_argument("--url", default=DEFAULT_URL, help=f"address of the service (default: {DEFAULT_URL})")
     add.set_defaults(run=_cameras)
 
 
 def _cameras(options: argparse.Namespace) -> int:
-    from services.cli.chat import show_cameras
+    from services.cli.cameras import list_cameras
     from services.settings import Settings
 
-    return show_cameras(options.url, key=Settings.from_environment().api_key.get_secret_value())
+    return list_cameras(options.url, key=Settings.from_environment().api_key.get_secret_value())
 
 
 def _add_keys(commands: Any) -> None:
     keys = commands.add_parser("keys", help="make, list, rotate and revoke API keys")
     keys.add_argument(
-        "--file", type=Path, metavar="FILE", help="of the keys' hashes (the setting STREAMCHAT_KEYS_FILE)"
+        "--file",
+        type=Path,
+        metavar="FILE",
+        help="file with the hashes of the keys (default: STREAMCHAT_KEYS_FILE)",
     )
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = actions.add_parser("make", help="make a key and print it")
-    make.add_argument("name", help="whose it is")
-    make.add_argument("--role", choices=("ask", "admin"), default="ask", help="admin: /metrics too (ask)")
+    make.add_argument("name", help="name of its owner")
+    make.add_argument(
+        "--role", choices=("ask", "admin"), default="ask", help="admin may also read /metrics (default: ask)"
+    )
     make.add_argument(
         "--camera",
         action="append",
         metavar="PATTERN",
-        help="that it may see, such as 'door-*'; may be repeated (all)",
+        help="cameras that it may ask about, such as 'door-*'; may be repeated (default: all)",
     )
-    make.add_argument("--no-camera", action="store_true", help="it may see none: to read the metrics")
-    make.add_argument("--days", type=float, metavar="N", help="so long it is good (for ever)")
-    make.add_argument("--requests-per-minute", type=int, default=0, metavar="N", help="(the setting's)")
-    make.add_argument("--requests-at-once", type=int, default=0, metavar="N", help="(the setting's)")
-    actions.add_parser("list", help="show whose keys there are")
-    rotate = actions.add_parser("rotate", help="make another key with the same rights; the old one ends")
-    rotate.add_argument("key", help="its id, or its name")
+    make.add_argument(
+        "--no-camera", action="store_true", help="no cameras; for a key that only reads the metrics"
+    )
+    make.add_argument("--days", type=float, metavar="N", help="days until it expires (default: never)")
+    make.add_argument(
+        "--requests-per-minute", type=int, default=0, metavar="N", help="limit (default: the setting's)"
+    )
+    make.add_argument(
+        "--requests-at-once", type=int, default=0, metavar="N", help="limit (default: the setting's)"
+    )
+    actions.add_parser("list", help="list the keys")
+    rotate = actions.add_parser("rotate", help="make a new key with the same rights; the old one expires")
+    rotate.add_argument("key", help="id or name of the key")
     rotate.add_argument(
-        "--grace-days", type=float, default=1.0, metavar="N", help="both are good so long (1)"
+        "--grace-days",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="days for which both are valid (default: 1)",
     )
-    revoke = actions.add_parser("revoke", help="end a key now")
-    revoke.add_argument("key", help="its id, or its name")
+    revoke = actions.add_parser("revoke", help="remove a key now")
+    revoke.add_argument("key", help="id or name of the key")
     keys.set_defaults(run=_keys)
 
 
@@ -171,7 +212,7 @@ def _keys(options: argparse.Namespace) -> int:
 
     path = options.file or Path(Settings.from_environment().keys_file)
     if path == Path():
-        raise ValueError("name the file of the keys: --file FILE, or the setting STREAMCHAT_KEYS_FILE")
+        raise ValueError("no file of keys; give --file FILE, or set STREAMCHAT_KEYS_FILE")
     match options.action:
         case "make":
             return keys.make(
@@ -188,18 +229,22 @@ def _keys(options: argparse.Namespace) -> int:
         case "revoke":
             return keys.revoke(path, options.key)
         case _:
-            return keys.show_keys(path)
+            return keys.list_keys(path)
 
 
 def _add_assemble(commands: Any) -> None:
     add = commands.add_parser("assemble", help="make a StreamChat folder from a SigLIP and a language model")
     add.add_argument(
-        "--vision", type=Path, required=True, metavar="DIR", help="Hugging Face folder of a SigLIP"
+        "--vision", type=Path, required=True, metavar="DIR", help="Hugging Face folder of a SigLIP model"
     )
     add.add_argument(
-        "--language", type=Path, required=True, metavar="DIR", help="of a Qwen2.5 or Llama model"
+        "--language",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Hugging Face folder of a Qwen2.5 or Llama model",
     )
-    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add.set_defaults(run=_assemble)
 
 
@@ -207,14 +252,19 @@ def _assemble(options: argparse.Namespace) -> int:
     from model.checkpoint.assemble import assemble
 
     config = assemble(options.vision, options.language, options.out)
-    print(f"{options.out}: {config.name}; serve it with `streamchat up --model {options.out}`")
+    print(f"wrote {config.name} to {options.out}; serve it with `streamchat up --model {options.out}`")
     return 0
 
 
 def _add_demo(commands: Any) -> None:
-    add = commands.add_parser("demo", help="three cameras, two questions, and the page: all of it at once")
-    add.add_argument("--once", action="store_true", help="end after the answers, with a line of JSON")
-    add.add_argument("--port", type=int, default=8000, help="of the page (8000 if free, else a free one)")
+    add = commands.add_parser("demo", help="run three cameras, ask two questions, and open the page")
+    add.add_argument("--once", action="store_true", help="stop after the answers and print a line of JSON")
+    add.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="port of the page (default: 8000 if it is free, else a free one)",
+    )
     add.set_defaults(run=_demo)
 
 

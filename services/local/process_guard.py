@@ -1,7 +1,7 @@
-"""Runs one program and leaves no process of it behind, however it ends.
+"""Run one program and leave no process of it behind, however it ends.
 
-The guard adopts every descendant whose parent is gone, so when the program ends (even by SIGKILL) it finds
-and ends what is left. When the guard itself is killed, the program gets SIGTERM and cleans up.
+The guard becomes the parent of every descendant whose own parent is gone. So when the program ends, even by SIGKILL,
+it finds and ends what is left. When the guard itself is killed, the program gets SIGTERM and cleans up.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from services.processes.child_processes import (
 )
 from services.processes.polling import wait_until
 
-PATIENCE_S = 14.0  # of a program that was asked to end
-REST_PATIENCE_S = 1.0  # of processes whose program is gone
+PROGRAM_PATIENCE_S = 14.0  # between SIGTERM and SIGKILL
+DESCENDANTS_PATIENCE_S = 1.0  # the same, for what the program left
 
 
-def guard(command: Sequence[str], *, folder: Path) -> int:
+def run_guarded(command: Sequence[str], *, folder: Path) -> int:
     """Run `command` in `folder`; returns its exit status, 0 when SIGINT or SIGTERM asked for its end.
 
-    A status of 128 + n tells of a program that signal n ended.
+    A status of 128 + n means that signal n ended the program.
     """
     become_subreaper()
     process = spawn(command, folder=folder, death_signal=signal.SIGTERM)
-    request = _EndRequest(process)
+    request = _StopRequest(process)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, request)
     try:
-        while not wait_until(lambda: process.poll() is not None or request.made, 3600.0, every_s=0.1):
+        while not wait_until(lambda: process.poll() is not None or request.received, 3600.0, every_s=0.1):
             pass
-        if request.made:
-            wait_until(lambda: process.poll() is not None, PATIENCE_S)
+        if request.received:
+            wait_until(lambda: process.poll() is not None, PROGRAM_PATIENCE_S)
     finally:
-        end_descendants(patience_s=REST_PATIENCE_S)
+        end_descendants(patience_s=DESCENDANTS_PATIENCE_S)
     status = process.wait()
-    if request.made:
+    if request.received:
         return 0
     return 128 - status if status < 0 else status
 
 
-class _EndRequest:
-    """Passes the first SIGINT or SIGTERM on; the second ends all at once."""
+class _StopRequest:
+    """A signal handler: the first signal is passed on as SIGTERM, the second kills everything at once."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self.made = False
+        self.received = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.made:
+        if self.received:
             signal_all(descendants(), signal.SIGKILL)
-        self.made = True
+        self.received = True
         if self.process.poll() is None:
             self.process.terminate()

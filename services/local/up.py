@@ -1,4 +1,4 @@
-"""`streamchat up`: everything on this machine, from one command, and nothing left when it ends."""
+"""`streamchat up`: run everything on this machine, and leave no process when it ends."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from pathlib import Path
 from model.config import PROJECT_ROOT, StreamChatConfig
 from services.access.api_keys import read_keys
 from services.local.embedded_servers import HOST, free_port, port_is_free
-from services.local.process_guard import guard
+from services.local.process_guard import run_guarded
 from services.settings import Settings
 
 APP = "services.app:app"
 SHORT_PATH = (
-    "/tmp"  # and not TMPDIR: a socket's path has at most 97 characters, of which Ray and HAProxy need most
+    "/tmp"  # not TMPDIR: a socket's path has at most 97 characters, and Ray and HAProxy need most of them
 )
 
 
 def up(
-    settings: Settings, port: int, *, kafka_port: int = 0, app: str = APP, stack_options: tuple[str, ...] = ()
+    settings: Settings,
+    port: int,
+    *,
+    kafka_port: int = 0,
+    app: str = APP,
+    supervisor_options: tuple[str, ...] = (),
 ) -> int:
-    """Run the stack until SIGINT or SIGTERM; returns its exit status. Port 0 is a free one.
+    """Run everything until SIGINT or SIGTERM; returns the exit status. Port 0 is a free one.
 
-    The broker listens on `kafka_port` (0: Kafka's own 9092 if that is free, else a free one).
-    With `settings.keys_file` every request needs a key; without, all programs of this machine may ask.
-    Raises ValueError or FileNotFoundError for a port, model or keys file that cannot be served, before anything is
-    started. `app` ("module:attribute") is served in place of StreamChat's own, `stack_options` go to the
-    stack: for tests.
+    The broker listens on `kafka_port` (0: Kafka's own 9092 if that is free, else a free one). With
+    `settings.keys_file` every request needs a key; without, all programs of this machine may ask. Raises ValueError
+    or FileNotFoundError for a port, model or keys file that cannot be served, before anything is started.
+
+    For tests: `app` ("module:attribute") is served in place of StreamChat's own, and the supervisor gets
+    `supervisor_options`.
     """
     _check_port("--port", port)
     _check_port("--kafka-port", kafka_port)
@@ -47,10 +53,11 @@ def up(
         "--keys": keys,
         "--folder": folder,
     }
-    words = [word for name, value in options.items() for word in (name, str(value))]
+    arguments = [word for name, value in options.items() for word in (name, str(value))]
     try:
-        return guard(
-            [sys.executable, "-m", "services.local.supervisor", *words, *stack_options], folder=PROJECT_ROOT
+        return run_guarded(
+            [sys.executable, "-m", "services.local.supervisor", *arguments, *supervisor_options],
+            folder=PROJECT_ROOT,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

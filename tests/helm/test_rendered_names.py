@@ -97,11 +97,11 @@ def test_autoscaling_asks_a_policy_that_is_there(case: str) -> None:
 
 
 def test_ray_gets_the_flags_that_it_gets_on_one_machine() -> None:
-    assert local_ray.MESSAGE_BYTES == 33554432
+    assert local_ray.MAX_MESSAGE_BYTES == 33554432
     flags = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(local_ray.MESSAGE_BYTES),
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(local_ray.MAX_MESSAGE_BYTES),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     for template in rendered("default").ray_templates().values():

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from services.local.background_command import Background
+from services.local.background_command import BackgroundCommand
 from services.local.embedded_servers import HOST, free_port
 from tests.live.bystander import Bystander
 from tests.live.deaf_client import deaf_to_pictures
@@ -32,7 +32,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STREAMCHAT_MAX_DIALOGS", str(MAX_DIALOGS))
         options = ("--port", str(port), "--kafka-port", str(kafka_port), "--model", str(folder))
-        started = Background("up", *options)
+        started = BackgroundCommand("up", *options)
     try:
         started.wait_for_line(f"ready http://{HOST}:{port}")
         yield LiveStack(f"http://{HOST}:{port}", f"{HOST}:{kafka_port}")
@@ -48,7 +48,7 @@ def live(up: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
     with ExitStack() as ending:
         for camera in ("door", "yard"):
             options = (str(clip), "--camera", camera, "--loop", "--kafka", up.kafka)
-            ending.callback(Background("publish", *options).end)
+            ending.callback(BackgroundCommand("publish", *options).end)
         up.wait_for_frames("door", "yard")
         yield up
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.local.background_command import Background
+from services.local.background_command import BackgroundCommand
 from services.local.embedded_servers import HOST, free_port
 from tests.helm.queries import Asked, dashboards, of_alerts, of_panels
 from tests.live.live_stack import MODEL, LiveStack, asking, look_at, until
@@ -35,7 +35,7 @@ def scraper(live: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     clip = clip_file(folder, num_frames=150, size=(320, 240))
     options = (str(clip), "--camera", "gate", "--loop", "--kafka", live.kafka, "--metrics", publisher)
     with ExitStack() as ending:
-        ending.callback(Background("publish", *options).end)
+        ending.callback(BackgroundCommand("publish", *options).end)
         live.wait_for_frames("gate")
         scraper = Scraper(folder)
         ending.callback(scraper.close)

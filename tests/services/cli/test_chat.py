@@ -1,4 +1,4 @@
-"""What a person sees of an answer in the terminal."""
+"""An answer in the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from services.cli.chat import Spoken, chat, show_cameras, speak, table
-from services.cli.chat_client import Camera, Token
+from services.cli.chat import PrintedAnswer, chat, print_answer
+from services.cli.chat_client import Token
 from tests.services.served_gateway import gateway
 
 
@@ -20,54 +20,40 @@ def tokens(*texts: str) -> list[Token]:
 
 def test_each_word_has_the_age_of_its_last_token() -> None:
     out = io.StringIO()
-    spoken = speak(tokens("A", " red", " b", "us", ".", " It", " late"), out, ages=True, colour=False)
+    answer = print_answer(
+        tokens("A", " red", " b", "us", ".", " It", " late"), out, show_ages=True, colour=False
+    )
     words = "A (100 ms) red (101 ms) bus. (104 ms) It (105 ms) late (106 ms, stale)\n"
     assert out.getvalue() == words
-    assert (spoken.text, spoken.num_words, spoken.num_stale) == ("A red bus. It late", 5, 1)
-    assert "5 words" in spoken.summary()
-    assert "p50 103 ms, p95 106 ms, 1 stale" in spoken.summary()
+    assert (answer.text, answer.num_words, answer.num_stale) == ("A red bus. It late", 5, 1)
+    assert "5 words" in answer.summary()
+    assert "p50 103 ms, p95 106 ms, 1 stale" in answer.summary()
 
 
 def test_ages_are_dim_in_a_terminal_and_left_out_elsewhere() -> None:
     out = io.StringIO()
-    speak(tokens("A", " bus"), out, ages=True, colour=True)
+    print_answer(tokens("A", " bus"), out, show_ages=True, colour=True)
     assert out.getvalue() == "A\x1b[2m (100 ms)\x1b[0m bus\x1b[2m (101 ms)\x1b[0m\n"
     out = io.StringIO()
-    speak(tokens(" A", " bus", "."), out, ages=False, colour=False)
+    print_answer(tokens(" A", " bus", "."), out, show_ages=False, colour=False)
     assert out.getvalue() == "A bus.\n"
 
 
 def test_an_empty_token_is_no_word() -> None:
     out = io.StringIO()
-    speak(tokens("", "A", "", " bus", ""), out, ages=True, colour=False)
+    print_answer(tokens("", "A", "", " bus", ""), out, show_ages=True, colour=False)
     assert out.getvalue() == "A (101 ms) bus (103 ms)\n"
 
 
 def test_no_answer() -> None:
     out = io.StringIO()
-    assert speak([], out, ages=True, colour=True).summary() == "no answer"
-    assert Spoken().tokens_per_s == 0.0
+    assert print_answer([], out, show_ages=True, colour=True).summary() == "no answer"
+    assert PrintedAnswer().tokens_per_s == 0.0
 
 
-def test_cameras_in_columns() -> None:
-    rows = [
-        Camera(id="door", state="live", fps=5.0, newest_frame_age_ms=80.2, num_frames=16, capacity=16),
-        Camera(id="a-long-name", state="silent", fps=0.0, newest_frame_age_ms=9e3, num_frames=2, capacity=16),
-    ]
-    lines = table(rows).splitlines()
-    assert lines[0].split() == ["camera", "state", "frames/s", "newest", "frame", "frames", "kept"]
-    assert lines[1].startswith("door         live    5.0")
-    assert lines[1].index("80 ms ago") == lines[2].index("9000 ms ago")
-
-
-def test_both_commands_against_a_gateway(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_against_a_gateway(capsys: pytest.CaptureFixture[str]) -> None:
     with gateway() as served:
         assert chat(served.url, "front-door", "What happens?", frozen=False, tokens_per_second=None) == 0
         printed = capsys.readouterr()
         assert printed.out == "A red bus drives past the tree.\n"
         assert printed.err.startswith("7 words in ")
-        assert show_cameras(served.url) == 0
-        assert capsys.readouterr().out.splitlines()[1].startswith("front-door  live")
-        served.store.expire("front-door", 0.0)
-        assert show_cameras(served.url) == 0
-        assert "no camera yet" in capsys.readouterr().err

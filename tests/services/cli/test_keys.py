@@ -46,7 +46,7 @@ def test_a_key_lives_from_make_to_revoke(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("revoke", "nobody"), "got 'nobody', which 0 keys are called"),
+        (("revoke", "nobody"), "got 'nobody', which matches 0 keys"),
         (("make", "me", "--days", "-1"), "--days: got -1, wanted more than 0"),
         (("make", "me", "--requests-at-once", "-1"), "wanted 0"),
     ],

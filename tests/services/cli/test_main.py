@@ -10,7 +10,7 @@ import pytest
 from services.cli import main as cli
 from services.local.embedded_servers import free_port
 
-COMMANDS = ("up", "publish", "chat", "cameras", "assemble", "demo")
+COMMANDS = ("up", "publish", "chat", "cameras", "keys", "assemble", "demo")
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -39,8 +39,8 @@ def test_no_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["cameras", "--url", "localhost:8000"], 2, "is no URL"),
-        (["cameras", "--url", f"http://127.0.0.1:{free_port()}"], 1, "is `streamchat up` running there"),
+        (["cameras", "--url", "localhost:8000"], 2, "is not a URL"),
+        (["cameras", "--url", f"http://127.0.0.1:{free_port()}"], 1, "is `streamchat up` running"),
         (
             ["chat", "--camera", "x", "hi", "--url", f"http://127.0.0.1:{free_port()}"],
             1,

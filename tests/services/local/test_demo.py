@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import av
 
-from services.cli.chat import Spoken
+from services.cli.chat import PrintedAnswer
 from services.local.demo import FILM, report
 
 
@@ -19,11 +19,11 @@ def test_the_film_ships_with_its_licence() -> None:
 
 
 def test_the_last_line() -> None:
-    spoken = [
-        Spoken(text="A red bus", ages_ms=[100.0, 200.0, 300.0], took_s=1.0),
-        Spoken(text="goes", ages_ms=[400.0], took_s=1.0),
+    answers = [
+        PrintedAnswer(text="A red bus", ages_ms=[100.0, 200.0, 300.0], duration_s=1.0),
+        PrintedAnswer(text="goes", ages_ms=[400.0], duration_s=1.0),
     ]
-    assert report(spoken, num_cameras=3, startup_s=21.26) == {
+    assert report(answers, num_cameras=3, startup_s=21.26) == {
         "cameras": 3,
         "answers": 2,
         "words": 4,

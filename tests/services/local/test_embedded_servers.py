@@ -16,8 +16,8 @@ from redis import Redis
 
 from services.local.embedded_servers import (
     Broker,
-    NotStarted,
     Server,
+    ServerNotStarted,
     Store,
     free_port,
     port_is_free,
@@ -55,7 +55,7 @@ def test_a_taken_port_is_named(start: Callable[[int], Server]) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(NotStarted, match=rf"127\.0\.0\.1:{port}: the port is in use"):
+        with pytest.raises(ServerNotStarted, match=rf"127\.0\.0\.1:{port}: the port is in use"):
             start(port)
 
 
@@ -65,7 +65,7 @@ def test_stopped_and_restarted_on_the_same_port() -> None:
     Redis.from_url(store.url).set("key", "value")
     assert store.resident_bytes > 2**20
     os.kill(store.process.pid, signal.SIGKILL)
-    assert wait_until(lambda: not store.alive, 5.0)
+    assert wait_until(lambda: not store.is_alive, 5.0)
     assert store.resident_bytes == 0
     store.restart()
     assert store.port == port

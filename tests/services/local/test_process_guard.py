@@ -22,8 +22,8 @@ print(subprocess.run(["/bin/sh", "-c", leave], stdout=subprocess.PIPE, text=True
 {then}
 """
 GUARD = (
-    "import sys, pathlib; from services.local.process_guard import guard; "
-    "sys.exit(guard(sys.argv[1:], folder=pathlib.Path('/')))"
+    "import sys, pathlib; from services.local.process_guard import run_guarded; "
+    "sys.exit(run_guarded(sys.argv[1:], folder=pathlib.Path('/')))"
 )
 
 

@@ -19,25 +19,25 @@ import pytest
 
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import free_port, port_is_free
-from services.local.supervisor import Broken, Stack
+from services.local.supervisor import StackFailed, Supervisor
 from services.processes.child_processes import descendants, is_alive, name_of, spawn
 from services.processes.polling import wait_until
 from services.settings import Settings
 
-BROKER_BYTES = 80 * 2**20
+MAX_BROKER_BYTES = 80 * 2**20
 PROGRAM = f"""
 import sys
 from services.settings import Settings
 from services.local.up import up
 port, kafka_port = map(int, sys.argv[1:])
 sys.exit(up(Settings.from_environment(), port, kafka_port=kafka_port, app="tests.services.answering_app:app",
-            stack_options=("--broker-bytes", "{BROKER_BYTES}")))
+            supervisor_options=("--max-broker-bytes", "{MAX_BROKER_BYTES}")))
 """
 
 
 @dataclass
 class Up:
-    """A running `up`: `guard` is the process that was started, `stack` its child."""
+    """A running `up`: `guard` is the process that was started, `supervisor` its child."""
 
     guard: subprocess.Popen[bytes]
     port: int
@@ -47,10 +47,10 @@ class Up:
         assert self.guard.stdout is not None
         assert self.guard.stdout.readline().decode() == f"ready http://127.0.0.1:{self.port}\n"
         # What `ready` means: it answers at the first try.
-        self.told: dict[str, str] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz"))
+        self.facts: dict[str, str] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz"))
         self.processes = descendants(self.guard.pid)
-        self.stack = self.processes[0]
-        self.store_port = int(self.told["store"].rpartition(":")[2].partition("/")[0])
+        self.supervisor = self.processes[0]
+        self.store_port = int(self.facts["store"].rpartition(":")[2].partition("/")[0])
 
     def named(self, name: str) -> psutil.Process:
         return next(one for one in descendants(self.guard.pid) if name in name_of(one))
@@ -83,15 +83,15 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
     for name, port in listening_beyond_this_machine(up.processes):
         assert name.startswith("ray::ServeRepl")
         assert refuses_strangers(port)
-    temporary = [Path(argument) for argument in up.stack.cmdline() if argument.startswith("/tmp/")]
+    temporary = [Path(argument) for argument in up.supervisor.cmdline() if argument.startswith("/tmp/")]
     folders = [path for path in temporary if path.is_dir()]
     assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == ["0o700"]
 
-    store = RedisFrameStore(up.told["store"])
+    store = RedisFrameStore(up.facts["store"])
     up.named("valkey").kill()
     assert wait_until(lambda: responds(store), 10.0)
     store.close()
-    check_that_a_full_broker_starts_afresh(up)
+    check_that_a_full_broker_is_restarted(up)
 
     up.processes = descendants(up.guard.pid)
     began = time.monotonic()
@@ -111,8 +111,8 @@ def test_nothing_is_left_when_the_guard_is_killed(up: Up) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_nothing_is_left_when_the_stack_is_killed(up: Up) -> None:
-    up.stack.kill()
+def test_nothing_is_left_when_the_supervisor_is_killed(up: Up) -> None:
+    up.supervisor.kill()
     assert up.guard.wait(15) == 128 + signal.SIGKILL
     up.assert_nothing_is_left()
 
@@ -138,15 +138,15 @@ def test_a_taken_port_or_a_missing_model_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_the_end_of_rays_own_processes_is_the_end(tmp_path: Path) -> None:
-    stack = Stack(
+    supervisor = Supervisor(
         Settings(kafka_bootstrap_servers="127.0.0.1:1", redis_url="redis://127.0.0.1:1/0"), tmp_path
     )
     raylet = subprocess.Popen(["/bin/sleep", "1000"])
-    stack.ray = {psutil.Process(raylet.pid): "raylet"}
-    stack.look()
+    supervisor.ray = {psutil.Process(raylet.pid): "raylet"}
+    supervisor.check()
     raylet.kill()
-    with pytest.raises(Broken, match="Ray's raylet ended"):
-        wait_until(lambda: stack.look(), 10.0)
+    with pytest.raises(StackFailed, match="Ray's raylet ended"):
+        wait_until(lambda: supervisor.check(), 10.0)
     raylet.wait()
 
 
@@ -167,10 +167,10 @@ for n in range(10_000):
 """
 
 
-def check_that_a_full_broker_starts_afresh(up: Up) -> None:
+def check_that_a_full_broker_is_restarted(up: Up) -> None:
     """And that a publisher goes on; for readers see test_kafka_reader.py."""
     broker = up.named("tansu")
-    flood = spawn([sys.executable, "-c", FLOOD, up.told["broker"]], stdout=subprocess.PIPE)
+    flood = spawn([sys.executable, "-c", FLOOD, up.facts["broker"]], stdout=subprocess.PIPE)
     assert flood.stdout is not None
     try:
         assert wait_until(lambda: not is_alive(broker), 90.0)
