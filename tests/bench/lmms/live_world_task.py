@@ -1,4 +1,4 @@
-"""What the tasks need beside their YAML files. lmms-eval imports it; it imports nothing of ours."""
+"""Functions that the tasks' YAML files name. lmms-eval imports this file from a copy beside them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def video(doc: dict[str, Any]) -> list[str]:
 
 
 def picture(doc: dict[str, Any]) -> list[Image.Image]:
-    """The picture itself, as image benchmarks give it."""
+    """The picture."""
     with Image.open(doc["picture"]) as image:
         return [image.convert("RGB")]
 
 
 def colours(doc: dict[str, Any]) -> list[str]:
-    """What there is to choose from."""
+    """The choices."""
     return [f"{colour}." for colour in COLOURS]
 
 
 def said_right(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 when the answer is the right sentence, but for its full stop."""
+    """1 if the answer is the right sentence, with or without its full stop."""
     return {"said_right": float(results[0].strip().rstrip(".") == doc["answer"].rstrip("."))}
 
 
@@ -37,14 +37,14 @@ def next_round(
     round_idx: int | None = None,
     previous_round_info: Any = None,
 ) -> Any:
-    """The question, and in a second round how many things there are; then all was asked."""
+    """The question; in the second round, the number of things; then the end."""
     if round_idx is None:
         return doc["instruction"]
     return [doc["video"]], "How many things are there now?", round_idx == 2, previous_output, None
 
 
 def both_right(doc: dict[str, Any], results: list[list[str]]) -> dict[str, float]:
-    """The share of the two answers that is right."""
+    """The share of right answers of the two."""
     wanted = (doc["answer"], doc["count"])
     pairs = zip(results[0], wanted, strict=True)
     return {"said_right": sum(said.strip().rstrip(".") == right.rstrip(".") for said, right in pairs) / 2}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from model.config import PROJECT_ROOT
-from tests.training.scripted_endpoint import Asked, scripted
+from tests.training.scripted_endpoint import ChatRequest, scripted
 from training.data.bad_row import BadRows
 from training.data.row import Row, Turn, read_rows, write_rows
 from training.dense.dense_instructions import InstructionRun, TokenPrice, split_dialogs
@@ -44,9 +44,9 @@ def captions(num: int) -> list[Row]:
     ]
 
 
-def proper(asked: Asked) -> str:
+def proper(request: ChatRequest) -> str:
     """What a good model would say of the last caption."""
-    thing = asked.text.rsplit("A ", 1)[1].removesuffix(" appears.")
+    thing = request.text.rsplit("A ", 1)[1].removesuffix(" appears.")
     said = {"start_s": 2.0, "instruction": f"What about the {thing}?", "answer": f"A {thing} appears."}
     return json.dumps(said)
 
@@ -108,15 +108,15 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
     failed: set[str] = set()
     bad: dict[int, str | int] = {3: "Sorry.", 7: json.dumps({"start_s": 2.0})}
 
-    def reply(asked: Asked) -> str | int:
-        if len(endpoint.asked) > 12:
+    def reply(request: ChatRequest) -> str | int:
+        if len(endpoint.requests) > 12:
             waits.wait(120)  # the rest hangs until the run was killed
-        number = int(asked.text.rsplit("number", 1)[1].split()[0])
+        number = int(request.text.rsplit("number", 1)[1].split()[0])
         if number == 2 and not failed:
-            failed.add(asked.text)
+            failed.add(request.text)
             return 503
-        same = proper(asked).replace(f"number{number}?", "?")  # for two things there are two of each
-        return bad.get(number, same if number in (0, 1, 12, 13) else proper(asked))
+        same = proper(request).replace(f"number{number}?", "?")  # for two things there are two of each
+        return bad.get(number, same if number in (0, 1, 12, 13) else proper(request))
 
     with scripted(reply) as endpoint:
         more = ("--price-prompt", "2", "--price-reply", "8", "--similarity", "0.99")
@@ -133,16 +133,16 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
         waits.set()
         with answers.open("a") as file:
             file.write('{"request": "cut sho')  # as a kill in the middle of a line would
-        asked_before = len(endpoint.asked)
+        asked_before = len(endpoint.requests)
         status, last, err = command.run()
         assert status == 0, err
         # What the killed run had sent may be counted late: it is asked again, once.
-        assert len({asked.text for asked in endpoint.asked[asked_before:]}) == 24 - len(done)
+        assert len({request.text for request in endpoint.requests[asked_before:]}) == 24 - len(done)
         check_told(command, json.loads(last), err)
-        asked_before = len(endpoint.asked)
+        asked_before = len(endpoint.requests)
         status, last, err = command.run()
         assert (status, json.loads(last)["kept"]) == (0, 20)
-        assert len(endpoint.asked) == asked_before, "a finished run asks nothing"
+        assert len(endpoint.requests) == asked_before, "a finished run asks nothing"
 
 
 def check_told(command: Command, report: dict[str, Any], err: str) -> None:
@@ -165,7 +165,7 @@ def check_told(command: Command, report: dict[str, Any], err: str) -> None:
 
 def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> None:
     replies: list[str | int] = ["nonsense"]
-    with scripted(lambda asked: replies[0]) as endpoint:
+    with scripted(lambda request: replies[0]) as endpoint:
         command = Command(tmp_path, captions(40), endpoint.url, "--max-bad-share", "0.2")
         status, _, err = command.run()
         assert status == 1

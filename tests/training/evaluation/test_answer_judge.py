@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.scripted_endpoint import MODEL, Asked, scripted
+from tests.training.scripted_endpoint import MODEL, ChatRequest, scripted
 from tests.training.worlds import STORY, WHERE, late_answer
 from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudge, TruthJudge, parse_judgement
 from training.evaluation.eval_questions import Caption, EvalQuestion
@@ -71,13 +71,13 @@ def test_what_is_no_judgement_is_refused_with_its_reason(raw: str, reason: str) 
 
 
 async def test_the_endpoint_is_shown_everything_and_its_tokens_are_counted() -> None:
-    with scripted(lambda asked: json.dumps(reply())) as judge:
+    with scripted(lambda request: json.dumps(reply())) as judge:
         async with open_client(judge.url) as client:
             mine = EndpointJudge(client=client, model=MODEL)
             judgement = await mine.compare(QUESTION, late_answer(0.0), late_answer(2.0))
     assert judgement.better == "2"
     assert (mine.num_prompt_tokens, mine.num_reply_tokens) == (100, 10)
-    told = judge.asked[0].text
+    told = judge.requests[0].text
     for words in (
         "Follow the dog.",
         "5.0 to 7.0: The dog moves to top-right.",
@@ -94,8 +94,8 @@ async def test_the_endpoint_is_shown_everything_and_its_tokens_are_counted() -> 
 
 @pytest.mark.parametrize("status", [429, 500])
 async def test_a_busy_judge_is_asked_again(status: int) -> None:
-    def busy(asked: Asked) -> str | int:
-        return status if len(judge.asked) < 3 else json.dumps(reply())
+    def busy(request: ChatRequest) -> str | int:
+        return status if len(judge.requests) < 3 else json.dumps(reply())
 
     with scripted(busy) as judge:
         async with open_client(judge.url) as client:
@@ -103,11 +103,11 @@ async def test_a_busy_judge_is_asked_again(status: int) -> None:
                 QUESTION, late_answer(0.0), late_answer(2.0)
             )
     assert judgement.better == "2"
-    assert len(judge.asked) == 3
+    assert len(judge.requests) == 3
 
 
 async def test_a_judge_that_refuses_or_is_not_there_has_given_no_judgement() -> None:
-    with scripted(lambda asked: 403) as judge:
+    with scripted(lambda request: 403) as judge:
         async with open_client(judge.url) as client:
             with pytest.raises(BadJudgement, match="no reply"):
                 await EndpointJudge(client=client, model=MODEL).compare(

@@ -63,14 +63,14 @@ def test_the_newest_frames_end_at_the_question(held_out: list[Clip]) -> None:
 
 
 async def test_words_come_at_the_videos_pace(held_out: list[Clip]) -> None:
-    with scripted(lambda asked: "At top-left. At top.") as server:
+    with scripted(lambda request: "At top-left. At top.") as server:
         other = frames_server(server.url, num_frames=6, tokens_per_second=20.0)
         async with other.client() as client:
             assert await first_model(client) == MODEL
             answer = await ask_frames(client, MODEL, other, eval_question(held_out[0]))
-    assert (server.asked[0].num_pictures, server.asked[0].model) == (6, MODEL)
-    assert "newest 6 frames of a live video, 5 a second" in server.asked[0].text
-    assert server.asked[0].text.endswith("What is there?")
+    assert (server.requests[0].num_pictures, server.requests[0].model) == (6, MODEL)
+    assert "newest 6 frames of a live video, 5 a second" in server.requests[0].text
+    assert server.requests[0].text.endswith("What is there?")
     assert answer.text == "At top-left. At top."
     assert answer.ended
     words = join_tokens(answer.tokens)
@@ -81,7 +81,7 @@ async def test_words_come_at_the_videos_pace(held_out: list[Clip]) -> None:
 
 
 async def test_what_goes_wrong_is_named(held_out: list[Clip], tmp_path: Path) -> None:
-    with scripted(lambda asked: 400) as server:
+    with scripted(lambda request: 400) as server:
         async with frames_server(server.url).client() as client:
             with pytest.raises(EndpointError, match="other: BadRequestError"):
                 await ask_frames(client, MODEL, frames_server(), eval_question(held_out[0]))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from model.config import PROJECT_ROOT
-from tests.training.scripted_endpoint import Asked, scripted
+from tests.training.scripted_endpoint import ChatRequest, scripted
 from training.evaluation.answer_judge import ASPECTS
 from training.evaluation.eval_questions import live_world_questions
 from training.evaluation.streaming_eval import main
@@ -28,9 +28,9 @@ def ruling(better: str) -> str:
     )
 
 
-def for_good(asked: Asked) -> str:
+def for_good(request: ChatRequest) -> str:
     """A judge that prefers the good answer, wherever it stands."""
-    first, second = ("GOOD" in part for part in asked.text.split("Answer 1:")[1].split("Answer 2:"))
+    first, second = ("GOOD" in part for part in request.text.split("Answer 1:")[1].split("Answer 2:"))
     return ruling("tie" if first == second else "1" if first else "2")
 
 
@@ -64,15 +64,15 @@ def evaluated(
     folder: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
-    judge: Callable[[Asked], str | int],
+    judge: Callable[[ChatRequest], str | int],
     *more: str,
-    bad: Callable[[Asked], str | int] = lambda asked: "a poor one",
+    bad: Callable[[ChatRequest], str | int] = lambda request: "a poor one",
 ) -> tuple[dict[str, Any], int, int]:
     """The summary, and how often the second server and the judge were asked."""
-    with scripted(lambda asked: "GOOD one.") as first, scripted(bad) as second, scripted(judge) as third:
+    with scripted(lambda request: "GOOD one.") as first, scripted(bad) as second, scripted(judge) as third:
         evaluation = Evaluation(folder, out, first.url, second.url, third.url, *more)
         summary = evaluation.run(monkeypatch)
-    return summary, len(second.asked), len(third.asked)
+    return summary, len(second.requests), len(third.requests)
 
 
 def test_the_better_one_wins_in_both_orders(
@@ -98,7 +98,7 @@ def test_the_better_one_wins_in_both_orders(
 def test_a_judge_that_goes_by_the_order_decides_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    summary, _, _ = evaluated(folder, tmp_path, monkeypatch, lambda asked: ruling("1"))
+    summary, _, _ = evaluated(folder, tmp_path, monkeypatch, lambda request: ruling("1"))
     assert summary["tie"]["share"] == 1.0
     assert summary["preferred_when_shown_first"] == 1.0
 
@@ -108,11 +108,11 @@ def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
 ) -> None:
     unlucky = live_world_questions(folder)[0]
 
-    def judge(asked: Asked) -> str:
+    def judge(request: ChatRequest) -> str:
         return (
             "Both are fine."
-            if unlucky.answer in asked.text and unlucky.instruction in asked.text
-            else for_good(asked)
+            if unlucky.answer in request.text and unlucky.instruction in request.text
+            else for_good(request)
         )
 
     summary, _, _ = evaluated(folder, tmp_path, monkeypatch, judge)
@@ -131,7 +131,7 @@ def test_a_server_that_fails_too_often_ends_it_with_an_error(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        evaluated(folder, tmp_path, monkeypatch, for_good, bad=lambda asked: 400)
+        evaluated(folder, tmp_path, monkeypatch, for_good, bad=lambda request: 400)
     assert ended.value.code == 1
     assert "12 of 24 rows are bad" in capsys.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -153,14 +153,14 @@ def test_another_evaluation_in_the_same_folder_is_refused(
 def test_killed_and_started_again_it_asks_for_the_rest_only(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(asked: Asked) -> str:
-        if len(third.asked) == 9:
+    def dies(request: ChatRequest) -> str:
+        if len(third.requests) == 9:
             run.send_signal(signal.SIGKILL)
-        return for_good(asked)
+        return for_good(request)
 
     with (
-        scripted(lambda asked: "GOOD one.") as first,
-        scripted(lambda asked: "poor") as second,
+        scripted(lambda request: "GOOD one.") as first,
+        scripted(lambda request: "poor") as second,
         scripted(dies) as third,
     ):
         evaluation = Evaluation(folder, tmp_path, first.url, second.url, third.url, "--together", "1")
@@ -172,8 +172,8 @@ def test_killed_and_started_again_it_asks_for_the_rest_only(
         kept = len(rows(tmp_path, "judgements"))
         assert 7 <= kept <= 9
         summary = evaluation.run(monkeypatch)
-    assert len(second.asked) == 12
-    assert len(third.asked) - 9 == 24 - kept
+    assert len(second.requests) == 12
+    assert len(third.requests) - 9 == 24 - kept
     assert summary["questions"] == 12
     pairs = [(row["sample"], row["swapped"]) for row in rows(tmp_path, "judgements")]
     assert len(set(pairs)) == len(pairs) == 24
