@@ -1,4 +1,4 @@
-"""What a publisher tells Prometheus: it is no Ray replica, so it answers scrapers itself."""
+"""The metrics of `streamchat publish`. It is not a Ray replica, so it serves them to Prometheus itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from services.publisher.progress import Progress
 
 
 class PublishMetrics:
-    """Of one camera, at `http://ADDRESS/metrics` (HOST:PORT). ValueError for no address, OSError for one in use."""
+    """One camera's metrics at `http://ADDRESS/metrics`.
+
+    ValueError for an address that is not HOST:PORT, OSError for one in use.
+    """
 
     def __init__(self, camera: str, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -20,20 +23,20 @@ class PublishMetrics:
             raise ValueError(f"--metrics: got {address!r}, wanted HOST:PORT")
         self._camera = camera
         self._recorder = PrometheusRecorder("publish")
-        self._before = Progress()
-        self.tell(self._before)
+        self._last = Progress()
+        self.update(self._last)
         self._server, _ = start_http_server(int(port), host, registry=self._recorder.registry)
 
-    def tell(self, now: Progress) -> None:
-        """The progress since the last call."""
-        before, self._before = self._before, replace(now)
+    def update(self, now: Progress) -> None:
+        """Count the progress since the last call."""
+        last, self._last = self._last, replace(now)
         count = self._recorder.count
-        count(PUBLISHED, self._camera, by=now.num_frames - before.num_frames)
-        count(PUBLISHED_BYTES, self._camera, by=now.num_bytes - before.num_bytes)
-        count(PUBLISH_DROPPED, self._camera, "refused", by=now.num_refused - before.num_refused)
-        count(PUBLISH_DROPPED, self._camera, "dropped", by=now.num_dropped - before.num_dropped)
+        count(PUBLISHED, self._camera, by=now.num_frames - last.num_frames)
+        count(PUBLISHED_BYTES, self._camera, by=now.num_bytes - last.num_bytes)
+        count(PUBLISH_DROPPED, self._camera, "refused", by=now.num_refused - last.num_refused)
+        count(PUBLISH_DROPPED, self._camera, "dropped", by=now.num_dropped - last.num_dropped)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()

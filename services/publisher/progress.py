@@ -1,4 +1,4 @@
-"""How far a publisher has come."""
+"""What a publisher has sent so far."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Progress:
-    """What was published so far."""
+    """Counts since the start."""
 
     num_frames: int = 0
     num_bytes: int = 0
-    num_refused: int = 0  # packets that readers would refuse
-    num_dropped: int = 0  # packets that the log could not take in time
+    num_refused: int = 0  # packets too large for readers
+    num_dropped: int = 0  # packets that the broker did not take in time
     started_at: float = 0.0  # monotonic
 
     def line(self, camera: str) -> str:
-        """One line for a person."""
-        lasted_s = max(1e-3, time.monotonic() - self.started_at)
+        """One line for the terminal."""
+        elapsed_s = max(1e-3, time.monotonic() - self.started_at)
         lost = self.num_dropped + self.num_refused
         return (
-            f"{camera}: {self.num_frames} frames, {self.num_frames / lasted_s:.1f} fps, "
+            f"{camera}: {self.num_frames} frames, {self.num_frames / elapsed_s:.1f} fps, "
             f"{self.num_bytes / 2**20:.1f} MB, {lost} dropped"
         )

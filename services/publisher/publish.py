@@ -1,4 +1,4 @@
-"""`streamchat publish`: a file, an RTSP camera or a webcam onto the video log, at real pace."""
+"""`streamchat publish`: write a file, an RTSP camera or a webcam to the video log, in real time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TextIO
 
 from services.adapters.kafka_access import OPEN, KafkaAccess
@@ -16,36 +17,37 @@ from services.messages.video_record import CAMERA_ID, preview
 from services.ports.video_log import VideoWriter
 from services.publisher.metrics import PublishMetrics
 from services.publisher.progress import Progress
-from services.publisher.video_source import AccessUnit, SourceLost, VideoSource, open_source
+from services.publisher.video_source import AccessUnit, SourceUnavailable, VideoSource, open_source
 
 log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 1.0
-FURTHEST_BEHIND_S = 1.0  # a file that cannot keep the pace goes on from now, not faster
-SHORTEST_BACKOFF_S = 1.0
-LONGEST_BACKOFF_S = 15.0
+MAX_BEHIND_S = 1.0  # a file that is further behind continues from now, at the normal pace
+MIN_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 15.0
+FLUSH_TIMEOUT_S = 2.0
 
 
-def play(
+def send_source(
     source: str,
     camera: str,
     video_log: VideoWriter,
     *,
     loop: bool = False,
     stop: threading.Event | None = None,
-    report: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Put a source's video on a log as one camera, until it ends or `stop` is set; a live source is tried again.
+    """Write a source's video to a log as one camera, until it ends or `stop` is set. A lost live source is reopened.
 
     Args:
         source: a file, `rtsp://...` or `/dev/videoN`.
         camera: the camera's id: 1 to 128 of A-Z a-z 0-9 . _ -
         video_log: where to write.
-        loop: play a file again and again, with time going on.
+        loop: repeat a file for ever; its timestamps go on.
         stop: ends the publishing.
-        report: called about once a second with the progress.
+        on_progress: called about once a second, and at the end.
 
-    Raises SourceLost (a file that is not there or has no video) or ValueError (the camera's id).
+    Raises SourceUnavailable (a file that is missing or has no video) or ValueError (the camera's id).
     """
     if not CAMERA_ID.fullmatch(camera):
         raise ValueError(f"camera: got {preview(camera)}, wanted 1 to 128 of A-Z a-z 0-9 . _ -")
@@ -53,22 +55,22 @@ def play(
     opened = open_source(source)
     progress = Progress(started_at=time.monotonic())
     reported_at = progress.started_at
-    stamped = live_units(opened, stop) if opened.live else file_units(opened, stop, loop=loop)
-    for unit, captured_s in stamped:
+    timed_units = live_units(opened, stop) if opened.live else file_units(opened, stop, loop=loop)
+    for unit, captured_s in timed_units:
         send(video_log, camera, unit, captured_s, progress)
-        if report is not None and time.monotonic() - reported_at >= PROGRESS_EVERY_S:
+        if on_progress is not None and time.monotonic() - reported_at >= PROGRESS_EVERY_S:
             reported_at = time.monotonic()
-            report(progress)
-    video_log.flush(2.0)
-    if report is not None:
-        report(progress)
+            on_progress(progress)
+    video_log.flush(FLUSH_TIMEOUT_S)
+    if on_progress is not None:
+        on_progress(progress)
     return progress
 
 
 def send(
     video_log: VideoWriter, camera: str, unit: AccessUnit, captured_s: float, progress: Progress
 ) -> None:
-    """Write one access unit; one that is too large for readers is left out."""
+    """Write one access unit. A unit that is too large for readers is counted and skipped."""
     packet = VideoPacket(
         camera=camera,
         captured_s=captured_s,
@@ -83,7 +85,7 @@ def send(
         video_log.send(packet)
     except ValueError as error:
         if not progress.num_refused:
-            log.warning("%s: left out, as every one like it: %s", camera, error)
+            log.warning("%s: skipped, like all that follow for this reason: %s", camera, error)
         progress.num_refused += 1
         return
     progress.num_frames += 1
@@ -93,62 +95,52 @@ def send(
 def file_units(
     source: VideoSource, stop: threading.Event, *, loop: bool
 ) -> Iterator[tuple[AccessUnit, float]]:
-    """A file's access units at real pace, each with its capture time: when a camera would have seen it.
+    """A file's access units in real time, each with the time at which a camera would have captured it.
 
-    A unit leaves when its capture time has come; those that are encoded out of order leave right after the one they
+    A unit is sent at its capture time. Units that are encoded out of order follow directly after the unit that they
     wait for, as from a camera.
     """
-    wall_s, started = (
-        time.time(),
-        time.monotonic(),
-    )  # wall clock and pace: the first may be set, the second not
-    offset_s = 0.0  # of this round on the file's time line
+    started_wall_s = time.time()
+    started_s = time.monotonic()  # changes of the wall clock must not change the pace
+    offset_s = 0.0  # start of this round on the time line of all rounds
     while not stop.is_set():
         first_s: float | None = None
-        last_s, count = 0.0, 0
+        last_s, num_units = 0.0, 0
         for unit in source.units():
             first_s = unit.time_s if first_s is None else first_s
             time_s = unit.time_s - first_s
-            last_s, count = max(last_s, time_s), count + 1
+            last_s, num_units = max(last_s, time_s), num_units + 1
             due_s = offset_s + time_s
-            behind_s = time.monotonic() - started - due_s
-            if behind_s > FURTHEST_BEHIND_S:
-                started += behind_s
-                wall_s += behind_s
+            behind_s = time.monotonic() - started_s - due_s
+            if behind_s > MAX_BEHIND_S:
+                started_s += behind_s
+                started_wall_s += behind_s
             elif stop.wait(max(0.0, -behind_s)):
                 return
-            shifted = unit.pts + round(offset_s / float(unit.time_base))
-            yield moved(unit, shifted), wall_s + due_s
+            pts = unit.pts + round(offset_s / float(unit.time_base))
+            yield replace(unit, pts=pts), started_wall_s + due_s
         if not loop or first_s is None:
             return
-        offset_s += last_s + (
-            last_s / (count - 1) if count > 1 else 1.0
-        )  # its last frame lasts as long as the others
-
-
-def moved(unit: AccessUnit, pts: int) -> AccessUnit:
-    """The same access unit at another time."""
-    return AccessUnit(
-        codec=unit.codec, keyframe=unit.keyframe, pts=pts, time_base=unit.time_base, data=unit.data
-    )
+        frame_s = last_s / (num_units - 1) if num_units > 1 else 1.0
+        offset_s += last_s + frame_s  # the last frame lasts as long as the others
 
 
 def live_units(source: VideoSource, stop: threading.Event) -> Iterator[tuple[AccessUnit, float]]:
-    """A live source's access units with the time of their arrival; opened again, less and less often, when lost."""
-    backoff_s = SHORTEST_BACKOFF_S
+    """A live source's access units with the time of their arrival. A lost source is reopened, with backoff."""
+    backoff_s = MIN_BACKOFF_S
     while not stop.is_set():
         try:
             for unit in source.units():
-                backoff_s = SHORTEST_BACKOFF_S
+                backoff_s = MIN_BACKOFF_S
                 yield unit, time.time()
                 if stop.is_set():
                     return
-            problem = f"{source.shown}: the stream ended"
-        except SourceLost as error:
+            problem = f"{source.display_address}: the stream ended"
+        except SourceUnavailable as error:
             problem = str(error)
         log.warning("%s; trying again in %.0f s", problem, backoff_s)
         stop.wait(backoff_s)
-        backoff_s = min(LONGEST_BACKOFF_S, backoff_s * 2)
+        backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
 
 def publish(
@@ -164,40 +156,40 @@ def publish(
     stop: threading.Event | None = None,
     out: TextIO | None = None,
 ) -> int:
-    """What `streamchat publish` does: connect, publish, show progress on one line. Returns the exit status.
+    """The command: connect, publish, show progress on one line. Returns the exit status.
 
-    Ends with the file (unless `loop`), when `stop` is set, or on Ctrl-C; errors are one line for a person.
-    `metrics` (HOST:PORT): where scrapers are answered; ValueError when that is none, OSError when it is in use.
+    Ends with the file (unless `loop`), when `stop` is set, or on Ctrl-C. An error is printed on one line. `metrics`
+    (HOST:PORT) is where Prometheus may ask: ValueError when it is not such an address, OSError when it is in use.
     """
     terminal = sys.stderr if out is None else out
     end = "\r" if terminal.isatty() else "\n"
 
     def show(progress: Progress) -> None:
         progress.num_dropped = video_log.num_dropped
-        if told is not None:
-            told.tell(progress)
+        if server is not None:
+            server.update(progress)
         print(f"{progress.line(camera)}{' ' * 8}", end=end, file=terminal, flush=True)
 
-    told = PublishMetrics(camera, metrics) if metrics else None
+    server = PublishMetrics(camera, metrics) if metrics else None
     try:
-        open_source(source)  # a wrong source is told before a broker is asked
+        open_source(source)  # a wrong source is reported before connecting
         video_log = KafkaVideoWriter(
             bootstrap_servers, topic, max_packet_bytes=max_packet_bytes, access=access
         )
-    except (SourceLost, ConnectionError) as error:
+    except (SourceUnavailable, ConnectionError) as error:
         print(f"streamchat publish: {error}", file=terminal)
-        if told is not None:
-            told.close()
+        if server is not None:
+            server.close()
         return 1
     try:
-        play(source, camera, video_log, loop=loop, stop=stop, report=show)
-    except (SourceLost, ValueError) as error:
+        send_source(source, camera, video_log, loop=loop, stop=stop, on_progress=show)
+    except (SourceUnavailable, ValueError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         return 1
     except KeyboardInterrupt:
         return 130
     finally:
         video_log.close()
-        if told is not None:
-            told.close()
+        if server is not None:
+            server.close()
     return 0

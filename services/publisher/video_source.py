@@ -1,7 +1,7 @@
-"""A camera's encoded access units, wherever they come from: a file, an RTSP camera or a device of this machine.
+"""Encoded access units from a file, an RTSP camera or a video device of this machine.
 
-Pictures are copied as the camera encoded them when readers take the codec (H.264, HEVC, MJPEG), and encoded to H.264
-otherwise, or when a file's keyframes are so far apart that a late reader would wait for long.
+Pictures are copied as they are encoded when readers know the codec (H.264, HEVC, MJPEG). Otherwise they are encoded as
+H.264, and so is a file whose keyframes are so far apart that a late reader would wait too long.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from services.messages.video import CODECS
 
 log = logging.getLogger(__name__)
 
-LONGEST_GOP_S = 2.0  # of a file that is copied
+MAX_COPIED_GOP_S = 2.0  # a file with longer groups of pictures is encoded again
 TRANSCODED_GOP_S = 1.0
 OPEN_TIMEOUT_S = 10.0
-# What a file may be, and what may run while it is probed: no playlist, which would name other files or addresses.
+# The formats that a file may have, also while it is probed. No playlists: they name other files or addresses.
 FILE_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,mjpeg,ivf"
 FILE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
 LIVE_OPTIONS = {
@@ -42,8 +42,8 @@ PARAMETER_SETS = {"h264": (7, 8), "hevc": (32, 33, 34)}  # NAL unit types
 START_CODE = re.compile(rb"\x00\x00\x01")
 
 
-class SourceLost(Exception):
-    """A source that cannot be opened, or that ended by an error; the message says what to do."""
+class SourceUnavailable(Exception):
+    """A source that cannot be opened, or that ended with an error; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,64 +64,66 @@ class AccessUnit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoSource:
-    """Where to read from. `live` sources have their own pace; files have to be paced."""
+    """Where to read from. A `live` source sends in real time; a file must be paced."""
 
     address: str
     live: bool
     transcode: bool = False
 
     @property
-    def shown(self) -> str:
-        """The address as it may stand in a message: without a camera's password."""
+    def display_address(self) -> str:
+        """The address for messages, without a password."""
         return re.sub(r"(?<=://)[^/]*@", "", self.address)
 
     def units(self) -> Iterator[AccessUnit]:
-        """Access units in decoding order, until the source ends. SourceLost when it ends by an error."""
+        """Access units in decoding order, until the source ends. SourceUnavailable when it ends with an error."""
         with open_container(self) as container:
-            stream = video_stream(container, self.shown)
-            copied = stream.codec_context.name in CODECS and not self.transcode
+            stream = video_stream(container, self.display_address)
+            copy = stream.codec_context.name in CODECS and not self.transcode
             try:
-                yield from copy_units(container, stream) if copied else encode_units(container, stream)
+                yield from copy_units(container, stream) if copy else encode_units(container, stream)
             except FFmpegError as error:
-                raise SourceLost(f"{self.shown}: the video broke off ({error.strerror})") from error
+                raise SourceUnavailable(
+                    f"{self.display_address}: reading the video failed ({error.strerror})"
+                ) from error
 
 
 def open_source(source: str) -> VideoSource:
-    """A path, `rtsp://...` or `/dev/videoN`; `@FILE` stands for what it says, which no process list shows.
+    """Open a path, `rtsp://...` or `/dev/videoN`. `@FILE` stands for the address in that file, to keep it out of ps.
 
-    SourceLost when it is not there or has no video.
+    SourceUnavailable when it is missing or has no video.
     """
     if source.startswith("@"):
         try:
             return open_source(Path(source[1:]).read_text().strip().removeprefix("@"))
         except (OSError, UnicodeDecodeError) as error:
-            raise SourceLost(f"{source}: cannot be read ({type(error).__name__})") from error
+            raise SourceUnavailable(f"{source}: cannot be read ({type(error).__name__})") from error
     if re.match(r"rtsps?://", source):
         return VideoSource(address=source, live=True)
     if source.startswith("/dev/video"):
         if not Path(source).exists():
-            raise SourceLost(f"{source}: no such camera on this machine")
+            raise SourceUnavailable(f"{source}: no such camera on this machine")
         return VideoSource(address=source, live=True)
     if re.match(r"[a-z0-9+]+://", source):
-        shown = VideoSource(address=source, live=True).shown
-        raise SourceLost(f"{shown}: got an address, wanted a file, rtsp://... or /dev/videoN")
+        address = VideoSource(address=source, live=True).display_address
+        raise SourceUnavailable(f"{address}: got an address, wanted a file, rtsp://... or /dev/videoN")
     if not Path(source).is_file():
-        raise SourceLost(f"{source}: no such file")
+        raise SourceUnavailable(f"{source}: no such file")
     file = VideoSource(address=source, live=False)
     with open_container(file) as container:
         stream = video_stream(container, source)
         codec, longest_s = stream.codec_context.name, longest_gop_s(container, stream)
-    if codec in CODECS and longest_s <= LONGEST_GOP_S:
+    if codec in CODECS and longest_s <= MAX_COPIED_GOP_S:
         return file
-    why = (
+    reason = (
         f"its codec is {codec}" if codec not in CODECS else f"its keyframes are up to {longest_s:.1f} s apart"
     )
-    log.info("%s is encoded anew as H.264 with a keyframe every %g s: %s", source, TRANSCODED_GOP_S, why)
+    log.info("%s is encoded again as H.264 with a keyframe every %g s: %s", source, TRANSCODED_GOP_S, reason)
     return replace(file, transcode=True)
 
 
 def open_container(source: VideoSource) -> InputContainer:
-    """Open with the options of its kind. SourceLost says what went wrong."""
+    """Open the source with the options for its kind. SourceUnavailable says what went wrong."""
     options, kind = FILE_OPTIONS, None
     if source.address.startswith("/dev/"):
         options, kind = dict[str, str](), "v4l2"
@@ -132,18 +134,18 @@ def open_container(source: VideoSource) -> InputContainer:
         return av.open(source.address, "r", format=kind, options=options, timeout=timeout)
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise SourceLost(f"{source.shown}: cannot be opened as video ({reason})") from None
+        raise SourceUnavailable(f"{source.display_address}: cannot be opened as video ({reason})") from None
 
 
 def video_stream(container: InputContainer, address: str) -> VideoStream:
-    """The first video stream. SourceLost when there is none."""
+    """The first video stream. SourceUnavailable when there is none."""
     if not container.streams.video:
-        raise SourceLost(f"{address}: has no video stream")
+        raise SourceUnavailable(f"{address}: has no video stream")
     return container.streams.video[0]
 
 
 def longest_gop_s(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds between keyframes at most, up to the end of the file."""
+    """The longest time from one keyframe to the next, or to the end of the file."""
     keyframes: list[float] = []
     end_s = 0.0
     for packet in container.demux(stream):
@@ -157,7 +159,7 @@ def longest_gop_s(container: InputContainer, stream: VideoStream) -> float:
 
 
 def copy_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
-    """The camera's own packets, in the form that a decoder takes from any keyframe on."""
+    """The source's own packets in Annex B form, so that a decoder can start at any keyframe."""
     codec = stream.codec_context.name
     bitstream = BitStreamFilterContext(FILTERS[codec], stream) if codec in FILTERS else None
     extradata = stream.codec_context.extradata or b""
@@ -183,7 +185,7 @@ def copy_units(container: InputContainer, stream: VideoStream) -> Iterator[Acces
 
 
 def parameter_sets(codec: str, data: bytes) -> list[bytes]:
-    """The parameter sets among an Annex B access unit's NAL units, each with its start code."""
+    """The parameter sets among the NAL units of an Annex B access unit, each with its start code."""
     wanted = PARAMETER_SETS.get(codec, ())
     starts = [match.end() for match in START_CODE.finditer(data)]
     ends = [start - 3 for start in starts[1:]] + [len(data)]
@@ -196,7 +198,7 @@ def parameter_sets(codec: str, data: bytes) -> list[bytes]:
 
 
 def encode_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
-    """The pictures, encoded to H.264 as a camera would: no reordering, a keyframe every second."""
+    """The pictures, encoded as H.264 without reordering and with a keyframe every second, as from a camera."""
     encoder: av.VideoCodecContext | None = None
     keyframe_s = float("-inf")
     for count, picture in enumerate(container.decode(stream)):
@@ -228,7 +230,7 @@ def open_encoder(width: int, height: int, time_base: Fraction, rate: Fraction) -
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = time_base, rate
-    encoder.gop_size = 100_000  # keyframes are asked for by time
+    encoder.gop_size = 100_000  # keyframes are requested by time
     encoder.options = {
         "preset": "veryfast",
         "tune": "zerolatency",

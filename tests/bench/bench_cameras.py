@@ -32,7 +32,7 @@ from redis import Redis
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.config import PROJECT_ROOT
 from services.adapters.kafka_writer import KafkaVideoWriter
-from services.publisher.publish import play
+from services.publisher.publish import send_source
 from tests.bench.bench_live import (
     FrameCounter,
     Heard,
@@ -80,7 +80,7 @@ def publish(source: str, kafka: str, cameras: Sequence[str]) -> None:
     """Be so many cameras, until ended: one thread each, at real pace, not all at the same moment."""
     video_log = KafkaVideoWriter(kafka, "cameras")
     for camera in cameras:
-        threading.Thread(target=play, args=(source, camera, video_log), kwargs={"loop": True}).start()
+        threading.Thread(target=send_source, args=(source, camera, video_log), kwargs={"loop": True}).start()
         time.sleep(0.11)
 
 

@@ -1,4 +1,4 @@
-"""A publisher's scraper sees what was sent."""
+"""Prometheus sees what a publisher has sent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from services.publisher.metrics import PublishMetrics
 from services.publisher.progress import Progress
 
 
-def test_what_was_sent_is_told_once() -> None:
+def test_each_packet_is_counted_once() -> None:
     address = f"{HOST}:{free_port()}"
     metrics = PublishMetrics("door", address)
     try:
         progress = Progress(num_frames=10, num_bytes=5000)
-        metrics.tell(progress)
+        metrics.update(progress)
         progress.num_frames, progress.num_dropped, progress.num_refused = 12, 3, 1
-        metrics.tell(progress)
+        metrics.update(progress)
         text = httpx.get(f"http://{address}/metrics", trust_env=False).text
     finally:
         metrics.close()

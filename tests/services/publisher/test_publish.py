@@ -16,13 +16,19 @@ from services.frame_fifo.camera_decoder import CameraDecoder
 from services.local.embedded_servers import free_port
 from services.messages.video import VideoPacket
 from services.publisher.progress import Progress
-from services.publisher.publish import file_units, live_units, play, publish
-from services.publisher.video_source import AccessUnit, SourceLost, VideoSource, open_source, parameter_sets
+from services.publisher.publish import file_units, live_units, publish, send_source
+from services.publisher.video_source import (
+    AccessUnit,
+    SourceUnavailable,
+    VideoSource,
+    open_source,
+    parameter_sets,
+)
 from tests.services.h264 import clip, clip_file
 
 
-class Listener:
-    """A video log that only remembers what it was sent, and when."""
+class RecordingLog:
+    """A video log that records what it was sent, and when."""
 
     def __init__(self, wanted: int = 10**9) -> None:
         self.packets: list[VideoPacket] = []
@@ -124,15 +130,15 @@ def test_what_a_late_reader_could_not_join_is_encoded_anew(tmp_path: Path, optio
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_a_file_leaves_at_its_own_pace_and_goes_on_when_looped(tmp_path: Path, b_frames: int) -> None:
     path = clip_file(tmp_path, num_frames=15, gop=15, b_frames=b_frames)
-    listener, stop = Listener(wanted=36), threading.Event()
+    video_log, stop = RecordingLog(wanted=36), threading.Event()
     thread = threading.Thread(
-        target=play, args=(str(path), "door", listener), kwargs={"loop": True, "stop": stop}
+        target=send_source, args=(str(path), "door", video_log), kwargs={"loop": True, "stop": stop}
     )
     thread.start()
-    assert listener.enough.wait(20)
+    assert video_log.enough.wait(20)
     stop.set()
     thread.join()
-    packets = listener.packets[:36]
+    packets = video_log.packets[:36]
     shown = sorted(packets, key=lambda p: p.captured_s)
     gaps = np.diff([p.captured_s for p in shown])
     assert gaps[:-3] == pytest.approx(1 / 15, abs=0.002)  # the loop's seam, too
@@ -140,21 +146,21 @@ def test_a_file_leaves_at_its_own_pace_and_goes_on_when_looped(tmp_path: Path, b
     pts_s = np.array([p.pts * p.time_base[0] / p.time_base[1] for p in packets])
     captured_s = np.array([p.captured_s for p in packets])
     assert np.diff(pts_s - captured_s) == pytest.approx(0, abs=0.002)
-    delays = np.array(listener.sent_s[:36]) - captured_s
+    delays = np.array(video_log.sent_s[:36]) - captured_s
     assert delays.min() > -0.01  # nothing leaves before it was seen
     assert np.median(delays) < 0.5
 
 
 def test_a_file_that_is_not_looped_ends(tmp_path: Path) -> None:
-    listener = Listener()
+    video_log = RecordingLog()
     reports: list[int] = []
-    progress = play(
+    progress = send_source(
         str(clip_file(tmp_path, num_frames=8)),
         "door",
-        listener,
-        report=lambda p: reports.append(p.num_frames),
+        video_log,
+        on_progress=lambda p: reports.append(p.num_frames),
     )
-    assert progress.num_frames == len(listener.packets) == 8
+    assert progress.num_frames == len(video_log.packets) == 8
     assert reports[-1] == 8
     assert "8 frames" in Progress(num_frames=8, started_at=time.monotonic()).line("door")
 
@@ -194,10 +200,10 @@ def test_errors_are_clear(tmp_path: Path) -> None:
         "/dev/video99": "no such camera",
         "http://127.0.0.1/x.mp4": "wanted a file",
     }.items():
-        with pytest.raises(SourceLost, match=words):
+        with pytest.raises(SourceUnavailable, match=words):
             open_source(source)
     with pytest.raises(ValueError, match="camera: got 'front door'"):
-        play(str(noise), "front door", Listener())
+        send_source(str(noise), "front door", RecordingLog())
 
 
 def test_the_command_tells_errors_in_one_line_and_returns_1(tmp_path: Path) -> None:
