@@ -163,6 +163,7 @@ class GatewayReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve in the replica."""
+        from services.adapters.rate_limit_store import rate_limit_storage
         from services.adapters.redis_frame_store import RedisFrameStore
 
         decoder, frame_fifo = self._decoder, self._frame_fifo
@@ -183,7 +184,10 @@ class GatewayReplica:
 
         store = RedisFrameStore.from_settings(self._settings)
         recorder = create_recorder("gateway")
-        return make_app(self._settings, self._model_name, store, decode, play_clip, ready, recorder)
+        rate_limits = rate_limit_storage(self._settings)
+        return make_app(
+            self._settings, self._model_name, store, decode, play_clip, ready, recorder, rate_limits
+        )
 
 
 def build(settings: Settings) -> Application:

@@ -1,4 +1,4 @@
-"""`/sign-in`: where a person shows a key, which the browser then keeps in a cookie that no script can read."""
+"""`/sign-in`: a person enters a key, and the browser keeps it in a cookie that scripts cannot read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from services.access.api_keys import Keyring
+from services.access.api_keys import ApiKeys
 from services.messages.api_error import ApiError
 
-SIGN_IN = "/sign-in"
+SIGN_IN_PATH = "/sign-in"
 COOKIE = "streamchat_key"
-MAX_BYTES = 1024
+MAX_FORM_BYTES = 1024
 
 STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 24rem; margin: 20vh auto; padding: 0 1rem; }
@@ -30,47 +30,49 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <button>Sign in</button></form></main></html>"""
 
 
-def sign_in_page(status: int, text: str = "Show an API key to see the cameras.") -> Response:
-    """The form, without script and with nothing from elsewhere."""
+def sign_in_page(status: int, text: str = "Enter an API key to see the cameras.") -> Response:
+    """The sign-in form. It needs no script and loads nothing from other sites."""
     policy = (
         f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-    return HTMLResponse(PAGE.format(style=STYLE, text=text, action=SIGN_IN), status, headers)
+    return HTMLResponse(PAGE.format(style=STYLE, text=text, action=SIGN_IN_PATH), status, headers)
 
 
-def sign_in(keyring: Keyring) -> APIRouter:
-    """The routes. An empty key signs out."""
+def sign_in_routes(api_keys: ApiKeys) -> APIRouter:
+    """The routes. Sending an empty key signs out."""
     router = APIRouter(include_in_schema=False)
 
-    @router.get(SIGN_IN)
-    async def form() -> Response:
+    @router.get(SIGN_IN_PATH)
+    async def show_form() -> Response:
         return sign_in_page(200)
 
-    @router.post(SIGN_IN)
-    async def show_key(request: Request) -> Response:
+    @router.post(SIGN_IN_PATH)
+    async def sign_in(request: Request) -> Response:
         key = await posted_key(request)
-        found = keyring.find(key)
-        if key and (found is None or found.has_ended):
+        found = api_keys.find(key)
+        if key and (found is None or found.has_expired):
             return sign_in_page(401, "This API key is not known.")
-        answer = RedirectResponse("/" if key else SIGN_IN, 303, {"Cache-Control": "no-store"})
+        response = RedirectResponse("/" if key else SIGN_IN_PATH, 303, {"Cache-Control": "no-store"})
         encrypted = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
         if key:
-            answer.set_cookie(COOKIE, key, secure=encrypted, httponly=True, samesite="strict")
+            response.set_cookie(COOKIE, key, secure=encrypted, httponly=True, samesite="strict")
         else:
-            answer.delete_cookie(COOKIE)
-        return answer
+            response.delete_cookie(COOKIE)
+        return response
 
-    _ = (form, show_key)
+    _ = (show_form, sign_in)
     return router
 
 
 async def posted_key(request: Request) -> str:
-    """The form's key; ApiError 413 for more than any key."""
+    """The key in the form. Raises ApiError 413 if the form is too large to hold just a key."""
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BYTES:
-            raise ApiError(413, "request_too_large", f"got more than {MAX_BYTES} bytes, wanted an API key")
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise ApiError(
+                413, "request_too_large", f"got more than {MAX_FORM_BYTES} bytes, wanted an API key"
+            )
     return parse_qs(body.decode(errors="replace")).get("key", [""])[0].strip()

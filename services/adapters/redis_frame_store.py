@@ -38,7 +38,8 @@ BLOCK_S = 1.0  # of one XREAD: below the socket's timeout, or the client takes t
 # What an ACL user of the store needs, and no more: `ACL SETUSER streamchat on >PASSWORD ` and this.
 ACL_RULES = (
     "resetkeys ~streamchat:* resetchannels -@all +xadd +xrange +xrevrange +xread +xlen +zadd +zrange +zrem +hset "
-    "+hgetall +lpush +ltrim +llen +lindex +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname"
+    "+hgetall +lpush +ltrim +llen +lindex +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname "
+    "+evalsha +script|load +expire"  # the scripts of the rate limits, see rate_limit_store.py
 )
 READ_ENTRIES = 64  # in one answer, so that many cameras times many frames never hit the server's output limit
 KNOWN_DAMAGED = 4096

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.access.api_keys import Key, changing, make_key, read_keys, rotated
+from services.access.api_keys import ApiKey, edit_keys, make_key, read_keys, rotate_key
 from services.cli.table import text_table
 
 DAY_S = 86_400.0
@@ -18,15 +18,15 @@ DAY_S = 86_400.0
 def make(path: Path, name: str, **rights: Any) -> int:
     """Add a key to the file, made when missing, and print it. ValueError for wrong rights."""
     text, key = make_key(name, **rights)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
     return print_key(text, key, path)
 
 
 def rotate(path: Path, wanted: str, *, old_lasts_s: float) -> int:
     """Make a new key with the same rights; the old one ends `old_lasts_s` from now."""
-    with changing(path) as keys:
-        text, new, old = rotated(find_key(keys, wanted), old_lasts_s=old_lasts_s)
+    with edit_keys(path) as keys:
+        text, new, old = rotate_key(find_key(keys, wanted), old_lasts_s=old_lasts_s)
         keys.update({old.id: old, new.id: new})
     print(f"key {old.id} is valid until {date(old.ends_s)}", file=sys.stderr)
     return print_key(text, new, path)
@@ -34,7 +34,7 @@ def rotate(path: Path, wanted: str, *, old_lasts_s: float) -> int:
 
 def revoke(path: Path, wanted: str) -> int:
     """Remove a key from the file. Within a second, gateways refuse it and end its open connections."""
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         key = find_key(keys, wanted)
         del keys[key.id]
     print(f"revoked {key.id} ({key.name})", file=sys.stderr)
@@ -51,7 +51,7 @@ def list_keys(path: Path) -> int:
     return 0
 
 
-def find_key(keys: Mapping[str, Key], wanted: str) -> Key:
+def find_key(keys: Mapping[str, ApiKey], wanted: str) -> ApiKey:
     """The key with that id, or the only one with that name. ValueError when there is none, or several."""
     matching = [key for key in keys.values() if wanted in (key.id, key.name)]
     if len(matching) != 1:
@@ -59,7 +59,7 @@ def find_key(keys: Mapping[str, Key], wanted: str) -> Key:
     return matching[0]
 
 
-def print_key(text: str, key: Key, path: Path) -> int:
+def print_key(text: str, key: ApiKey, path: Path) -> int:
     """Print the key on standard output, so that it can be piped, and its rights on standard error."""
     cameras = " ".join(key.cameras) or "none"
     rights = f"{key.role}, cameras: {cameras}, ends: {date(key.ends_s)}"

@@ -1,4 +1,4 @@
-"""One answer, from the decoder to whoever reads it: bounded, measured, and surviving the decoder's death."""
+"""One answer on its way from the decoder to its reader: bounded, measured, and resumed if the decoder dies."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from services.ports.metric_catalogue import (
 Decode = Callable[[DialogRequest], AsyncIterator[list[DialogEvent]]]
 
 MAX_REDISPATCHES = 3
-FIRST_BACKOFF_S = 0.05  # then 4 times as long: a death is noticed within 0.2 s
-MAX_QUEUED_LISTS = 64  # a reader further behind holds the decoder's stream back, not the gateway's memory
+FIRST_BACKOFF_S = 0.05  # each later one is 4 times as long; Ray needs up to 0.2 s to notice a death
+MAX_QUEUED_LISTS = 64  # a reader that lags further slows the decoder's stream down
 
 log = logging.getLogger(__name__)
 
 
 async def close_stream(stream: AsyncIterator[list[DialogEvent]]) -> None:
-    """Tell the decoder that nobody listens any more."""
+    """Tell the decoder that the stream has no reader any more."""
     close = getattr(stream, "aclose", None)
     if close is not None:
         with suppress(Exception):  # the stream of a dead replica may fail again while it is closed
             await close()
 
 
-async def steadfast(
+async def decode_with_retries(
     decode: Decode, request: DialogRequest, metrics: GatewayMetrics
 ) -> AsyncGenerator[list[DialogEvent], None]:
-    """The dialog's events as if no decoder ever died.
+    """The dialog's events. If the decoder dies, another one resumes the answer.
 
-    A stream that raises, or ends without a last word, has lost its decoder: the request goes out again with
-    the tokens spoken so far, so the same answer goes on, nothing lost and nothing twice. Starts with exactly
-    one DialogStarted or DialogFailed; ends with DialogEnded or DialogFailed (503 after the last try).
+    A stream that raises, or ends without a last event, has lost its decoder. The request is then sent again with
+    the tokens so far, so that the answer continues without losing or repeating a token. The first event is
+    DialogStarted or DialogFailed, the last is DialogEnded or DialogFailed (503 after the last attempt).
     """
     prior_tokens = list(request.prior_tokens)
     started = False
@@ -67,16 +67,16 @@ async def steadfast(
             async for events in stream:
                 failed = events[-1] if events and isinstance(events[-1], DialogFailed) else None
                 if failed and attempt and failed.status in (429, 503):
-                    raise ConnectionError(failed.message)  # the fall-back cannot take it now: try again
-                kept = [event for event in events if not (started and isinstance(event, DialogStarted))]
+                    raise ConnectionError(failed.message)  # the other replica is full: try again
+                new_events = [event for event in events if not (started and isinstance(event, DialogStarted))]
                 started = started or any(isinstance(event, DialogStarted) for event in events)
-                tokens = [event for event in kept if isinstance(event, TokenEvent)]
+                tokens = [event for event in new_events if isinstance(event, TokenEvent)]
                 prior_tokens += [
                     PriorToken(token_id=token.token_id, generated_s=token.generated_s) for token in tokens
                 ]
-                if kept:
-                    yield kept
-                if kept and isinstance(kept[-1], DialogEnded | DialogFailed):
+                if new_events:
+                    yield new_events
+                if new_events and isinstance(new_events[-1], DialogEnded | DialogFailed):
                     return
             raise ConnectionError("the stream ended without a last event")
         except Exception as error:
@@ -88,70 +88,70 @@ async def steadfast(
     yield [DialogFailed(status=503, code="decoder_lost", message=message, retry_after_s=1)]
 
 
-def refusal(failed: DialogFailed) -> ApiError:
-    """The decoder's refusal as the gateway's error."""
+def api_error_of(failed: DialogFailed) -> ApiError:
+    """The decoder's failure as an error of the API."""
     return ApiError(failed.status, failed.code, failed.message, retry_after_s=failed.retry_after_s)
 
 
 class Answer:
-    """Iterate for lists of tokens as they come; afterwards `ended` is set. Raises ApiError when it failed.
+    """The answer to one question. After its last tokens, `ended` is set.
 
-    Close it in any case: closing early cancels the dialog in the decoder.
+    It must be closed in every case. Closing it early cancels the dialog in the decoder.
     """
 
     def __init__(self, decode: Decode, request: DialogRequest, metrics: GatewayMetrics) -> None:
         self.request = request
         self.num_prompt_tokens = 0
-        self.num_cached_tokens = 0  # of them: read in earlier turns
-        self.tokens: list[TokenEvent] = []  # handed to the reader so far
+        self.num_cached_tokens = 0  # prompt tokens reused from earlier turns
+        self.tokens: list[TokenEvent] = []  # returned by `next_tokens` so far
         self.ended: DialogEnded | None = None
-        self._events = steadfast(decode, request, metrics)
+        self._events = decode_with_retries(decode, request, metrics)
         self._queue: asyncio.Queue[list[DialogEvent]] = asyncio.Queue(MAX_QUEUED_LISTS)
         self._metrics = metrics
-        self._began_s = time.monotonic()
+        self._started_s = time.monotonic()
         self._last_generated_s: float | None = None
-        self._waiting: list[DialogEvent] = []  # came with DialogStarted
-        self._pump: asyncio.Task[None] | None = None
+        self._pending: list[DialogEvent] = []  # received, but not handled yet
+        self._reading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Wait until the dialog is admitted; raises ApiError when it is refused."""
+        """Wait until the dialog is admitted. Raises ApiError if it is refused."""
         self._metrics.running.add(1)
         self._metrics.recorder.count(REQUESTS)
-        self._pump = asyncio.create_task(self._fill())
+        self._reading = asyncio.create_task(self._read_events())
         try:
             with self._metrics.waiting:
                 events = await self._queue.get()
             if isinstance(events[0], DialogFailed):
-                raise refusal(events[0])
+                raise api_error_of(events[0])
             if not isinstance(events[0], DialogStarted):
                 raise ApiError(500, "decoder_confused", "the decoder spoke before it had started")
             self.num_prompt_tokens = events[0].num_prompt_tokens
             self.num_cached_tokens = events[0].num_cached_tokens
             self._metrics.recorder.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
-            self._waiting = events[1:]
+            self._pending = events[1:]
         except BaseException:
             await self.close()
             raise
 
     async def next_tokens(self, timeout_s: float | None = None) -> list[TokenEvent] | None:
-        """All tokens made since the last call, at least one; None when the answer ended.
+        """All tokens since the last call, at least one; None when the answer has ended.
 
-        Raises TimeoutError when nothing came in time (the answer goes on), ApiError when the answer failed.
+        Raises TimeoutError if none came in time (the answer continues), ApiError if the answer failed.
         """
         while self.ended is None:
-            events, self._waiting = self._waiting, []
+            events, self._pending = self._pending, []
             if not events:
                 async with asyncio.timeout(timeout_s):
                     events = await self._queue.get()
-            # A reader that lags gets all that waits at once, up to the last event, which is handled alone.
+            # A reader that lags gets all waiting tokens at once. The last event is handled separately.
             while not self._queue.empty() and isinstance(events[-1], TokenEvent):
                 events = events + self._queue.get_nowait()
             tokens = [event for event in events if isinstance(event, TokenEvent)]
             last = events[-1] if events else None
             if tokens and not isinstance(last, TokenEvent):
-                self._waiting = events[-1:]
+                self._pending = events[-1:]
             elif isinstance(last, DialogFailed):
-                raise refusal(last)
+                raise api_error_of(last)
             elif isinstance(last, DialogEnded):
                 self.ended = last
             if tokens:
@@ -160,17 +160,17 @@ class Answer:
         return None
 
     async def close(self) -> None:
-        """End the dialog, wherever it stands."""
-        pump, self._pump = self._pump, None
-        if pump is None:
+        """End the dialog, finished or not."""
+        reading, self._reading = self._reading, None
+        if reading is None:
             return
-        pump.cancel()
+        reading.cancel()
         with suppress(asyncio.CancelledError):
-            await pump
+            await reading
         self._metrics.running.add(-1)
-        self._metrics.recorder.observe(REQUEST, time.monotonic() - self._began_s)
+        self._metrics.recorder.observe(REQUEST, time.monotonic() - self._started_s)
 
-    async def _fill(self) -> None:
+    async def _read_events(self) -> None:
         try:
             async for events in self._events:
                 self._measure([event for event in events if isinstance(event, TokenEvent)])
@@ -182,7 +182,7 @@ class Answer:
         recorder = self._metrics.recorder
         for token in tokens:
             if self._last_generated_s is None:
-                recorder.observe(FIRST_TOKEN, time.monotonic() - self._began_s)
+                recorder.observe(FIRST_TOKEN, time.monotonic() - self._started_s)
             else:
                 recorder.observe(INTER_TOKEN, max(0.0, token.generated_s - self._last_generated_s))
             self._last_generated_s = token.generated_s

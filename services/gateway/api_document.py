@@ -1,4 +1,4 @@
-"""The API's own description: the OpenAPI document with what FastAPI cannot see, and `/docs` made from it."""
+"""The OpenAPI document, with what FastAPI cannot see, and the `/docs` page made from it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, Response
 
-from services.access.authentication import PUBLIC
+from services.access.authentication import PUBLIC_PATHS
 from services.gateway.chat.reply import ChatCompletionChunk
 from services.gateway.chat.request import ChatRequest
 
 REFERENCE = "#/components/schemas/{model}"
 ERROR = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}}
-REFUSALS = {  # of the door before every route
+ACCESS_ERRORS = {  # of the authentication before every route
     "400": {"description": "Something in the request is wrong", **ERROR},
     "401": {"description": "No API key, or none that is known", **ERROR},
     "403": {
@@ -43,7 +43,7 @@ Each <code>response.output_text.delta</code> brings the facts of its tokens unde
 
 
 def api_document(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI 3.1, with the chat request (which is parsed by hand) and the chunks of a streamed answer."""
+    """OpenAPI 3.1, with the chat request, which is parsed by hand, and the chunks of a streamed answer."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -55,22 +55,22 @@ def api_document(app: FastAPI) -> dict[str, Any]:
     _, definitions = models_json_schema(models, ref_template=REFERENCE)  # type: ignore[arg-type]
     schemas = document["components"]["schemas"]
     schemas.update(definitions["$defs"])
-    for unused in ("HTTPValidationError", "ValidationError"):  # errors have OpenAI's shape, also these
+    for unused in ("HTTPValidationError", "ValidationError"):  # all errors have OpenAI's format
         schemas.pop(unused, None)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"key": []}]
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            if path in PUBLIC:
+            if path in PUBLIC_PATHS:
                 operation["security"] = []
             else:
-                operation["responses"] = REFUSALS | operation["responses"]
+                operation["responses"] = ACCESS_ERRORS | operation["responses"]
     return document
 
 
 def schema_html(schema: Any) -> str:
-    """A schema as folded JSON; a reference to another as a link."""
+    """A schema as JSON text; a reference to another schema as a link."""
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if reference:
         name = escape(reference.rsplit("/", 1)[-1])
@@ -88,7 +88,7 @@ def content_html(content: dict[str, Any]) -> str:
 
 
 def operation_html(path: str, method: str, operation: dict[str, Any]) -> str:
-    """One route: what it takes and what it answers."""
+    """One route: its parameters, body and responses."""
     rows = [
         f"<tr><td><code>{escape(p['name'])}</code></td><td>{escape(p.get('description', p['in']))}</td></tr>"
         for p in operation.get("parameters", [])
@@ -104,7 +104,7 @@ def operation_html(path: str, method: str, operation: dict[str, Any]) -> str:
 
 
 def docs_page(document: dict[str, Any]) -> Response:
-    """The document for people: plain HTML, no script."""
+    """The document as plain HTML without scripts."""
     groups: dict[str, list[str]] = {}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

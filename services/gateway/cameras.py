@@ -1,4 +1,4 @@
-"""`GET /v1/cameras` and the cameras' pictures: which ones are there, and what a word was spoken from."""
+"""`GET /v1/cameras`, the cameras' frames as JPEGs, and streams of pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from services.access.authentication import Caller, caller_of
+from services.access.caller import Caller, caller_of
 from services.gateway.open_stream import OpenStream
 from services.gateway.picture_feed import PictureFeed, multipart
-from services.gateway.question_service import Desk
+from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
 from services.messages.video import CameraState
 from services.ports.frame_store import is_private, parse_frame_id
@@ -27,7 +27,7 @@ JPEG = {200: {"description": "The picture", "content": {"image/jpeg": {}}}}
 
 
 class Camera(BaseModel):
-    """What is known of a camera."""
+    """The state of a camera."""
 
     id: str
     object: Literal["camera"] = "camera"
@@ -48,7 +48,7 @@ class CameraList(BaseModel):
 
 
 def camera_of(state: CameraState) -> Camera:
-    """The state with the age of its newest frame, now."""
+    """The camera's state as the API shows it, with the current age of its newest frame."""
     return Camera(
         id=state.camera,
         state=state.state,
@@ -61,30 +61,38 @@ def camera_of(state: CameraState) -> Camera:
     )
 
 
-async def that_frame(desk: Desk, caller: Caller, camera: str, frame_id: str, known: str | None) -> Response:
-    """That very frame. An id stands for the same picture for ever, so whoever has it may keep it."""
-    caller.check_sees(camera)
+async def stored_frame(
+    questions: QuestionService, caller: Caller, camera: str, frame_id: str, if_none_match: str | None
+) -> Response:
+    """The frame with that id. An id always means the same picture, so clients may cache it."""
+    caller.check_can_see(camera)
     try:
         parse_frame_id(frame_id)
     except ValueError as error:
         raise ApiError(400, "invalid_frame_id", str(error)[:200], param="frame") from error
     headers = {"ETag": f'"{frame_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
-    if known and f'"{frame_id}"' in known:
+    if if_none_match and f'"{frame_id}"' in if_none_match:
         return Response(status_code=304, headers=headers)
-    frame = None if is_private(camera) else await desk.store.ask(lambda store: store.frame(camera, frame_id))
+    frame = (
+        None
+        if is_private(camera)
+        else await questions.store.call(lambda store: store.frame(camera, frame_id))
+    )
     if frame is None:
-        await desk.camera(caller, camera)
+        await questions.camera(caller, camera)
         message = f"camera {camera!r} has no frame {frame_id} (any more): only its newest frames are kept"
         raise ApiError(404, "unknown_frame", message, param="frame")
     return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
 
 
-async def newest_frame(desk: Desk, caller: Caller, camera: str) -> Response:
-    """The newest frame; it is another one soon, so nobody keeps it."""
-    caller.check_sees(camera)
-    frame = None if is_private(camera) else await desk.store.ask(lambda store: store.newest_frame(camera))
+async def newest_frame(questions: QuestionService, caller: Caller, camera: str) -> Response:
+    """The newest frame. It changes soon, so it is never cached."""
+    caller.check_can_see(camera)
+    frame = (
+        None if is_private(camera) else await questions.store.call(lambda store: store.newest_frame(camera))
+    )
     if frame is None:
-        state = await desk.camera(caller, camera)
+        state = await questions.camera(caller, camera)
         raise ApiError(
             409, "no_frame", f"camera {state.camera!r} has no frame now: ask again", retry_after_s=1
         )
@@ -96,25 +104,25 @@ async def newest_frame(desk: Desk, caller: Caller, camera: str) -> Response:
     return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
 
 
-def pictures(feed: PictureFeed, caller: Caller, camera: str | None, kind: str) -> OpenStream:
-    """A stream of pictures, of one camera or of all that the caller may see."""
-    viewer = feed.enter(camera, caller)
+def picture_stream(feed: PictureFeed, caller: Caller, camera: str | None, kind: str) -> OpenStream:
+    """A stream of new pictures of one camera, or (None) of all cameras that the caller may see."""
+    viewer = feed.add_viewer(camera, caller)
     parts = multipart(viewer, BOUNDARY)
     return OpenStream(
-        parts, close=lambda: feed.leave(viewer), media_type=f"multipart/{kind}; boundary={BOUNDARY}"
+        parts, close=lambda: feed.remove_viewer(viewer), media_type=f"multipart/{kind}; boundary={BOUNDARY}"
     )
 
 
-def camera_api(desk: Desk, feed: PictureFeed) -> APIRouter:
-    """The routes. A camera's id may hold slashes: the more special routes come first."""
+def camera_routes(questions: QuestionService, feed: PictureFeed) -> APIRouter:
+    """The routes. A camera's id may contain slashes, so the more specific routes come first."""
     router = APIRouter(prefix="/v1", tags=["Cameras"])
 
     @router.get("/cameras", response_model=CameraList, responses={503: ERRORS[503]})
     async def list_cameras(request: Request) -> CameraList:
         """All cameras that have frames, of those that the key may see."""
         caller = caller_of(request)
-        states = await desk.store.ask(lambda store: store.cameras())
-        return CameraList(data=[camera_of(state) for state in states if caller.sees(state.camera)])
+        states = await questions.store.call(lambda store: store.cameras())
+        return CameraList(data=[camera_of(state) for state in states if caller.can_see(state.camera)])
 
     @router.get("/pictures", responses={200: {"content": {"multipart/mixed": {}}}, 429: {"model": ErrorBody}})
     async def watch_all_cameras(request: Request) -> Response:
@@ -122,7 +130,7 @@ def camera_api(desk: Desk, feed: PictureFeed) -> APIRouter:
 
         Each part is a JPEG with the headers X-Camera (percent-encoded), X-Frame-Id and X-Captured-S.
         """
-        return pictures(feed, caller_of(request), None, "mixed")
+        return picture_stream(feed, caller_of(request), None, "mixed")
 
     @router.get("/cameras/{camera:path}/frame.jpg", response_class=Response, responses={**ERRORS, **JPEG})
     async def get_frame(
@@ -131,10 +139,10 @@ def camera_api(desk: Desk, feed: PictureFeed) -> APIRouter:
         frame: Annotated[str | None, Query(description="a frame's id; default: the newest")] = None,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
-        """One frame as a JPEG: the newest, or that very one."""
+        """One frame as a JPEG: the newest, or the one with that id."""
         if frame is None:
-            return await newest_frame(desk, caller_of(request), camera)
-        return await that_frame(desk, caller_of(request), camera, frame, if_none_match)
+            return await newest_frame(questions, caller_of(request), camera)
+        return await stored_frame(questions, caller_of(request), camera, frame, if_none_match)
 
     @router.get(
         "/cameras/{camera:path}/stream",
@@ -144,13 +152,13 @@ def camera_api(desk: Desk, feed: PictureFeed) -> APIRouter:
     async def watch_camera(request: Request, camera: str) -> Response:
         """New frames of one camera as motion JPEG, for as long as the connection is open."""
         caller = caller_of(request)
-        await desk.camera(caller, camera)
-        return pictures(feed, caller, camera, "x-mixed-replace")
+        await questions.camera(caller, camera)
+        return picture_stream(feed, caller, camera, "x-mixed-replace")
 
     @router.get("/cameras/{camera:path}", response_model=Camera, responses=ERRORS)
     async def retrieve_camera(request: Request, camera: str) -> Camera:
         """One camera."""
-        return camera_of(await desk.camera(caller_of(request), camera))
+        return camera_of(await questions.camera(caller_of(request), camera))
 
     _ = (list_cameras, watch_all_cameras, get_frame, watch_camera, retrieve_camera)
     return router

@@ -1,4 +1,4 @@
-"""A response that lasts: ends when its reader goes away, and is cut when its reader stops reading."""
+"""A streaming response that ends when its client disconnects, and is cut off when its client stops reading."""
 
 from __future__ import annotations
 
@@ -11,82 +11,82 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-STALL_S = 20.0  # a reader that takes nothing for this long is cut off
+SEND_TIMEOUT_S = 20.0  # a client that reads nothing for this long is cut off
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class ClientGone(Exception):
-    """Nobody is left to answer."""
+class ClientDisconnected(Exception):
+    """The client disconnected before it was answered."""
 
 
-async def gone(receive: Receive) -> None:
-    """Returns when the client has disconnected (its request was read before)."""
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected. Its request must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; cancels the work and raises ClientGone when the client disconnects first."""
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(gone(request.receive))
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`. If the client disconnects first, cancels it and raises ClientDisconnected."""
+    working = asyncio.create_task(work)
+    disconnecting = asyncio.create_task(wait_for_disconnect(request.receive))
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return await task
+        await asyncio.wait((working, disconnecting), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnected
+        return await working
     finally:
-        for each in (task, watch):
-            each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
+        for task in (working, disconnecting):
+            task.cancel()
+        await asyncio.gather(working, disconnecting, return_exceptions=True)
 
 
 class OpenStream(Response):
-    """Sends what a generator yields, with the server's back-pressure: one piece waits, never more.
+    """Sends the chunks of a generator at the speed of the client: at most one chunk waits.
 
-    `close` is called in any case, so what the stream holds (a dialog, a viewer's place) is given back.
+    `close` is called in every case, so what the stream holds (a dialog, a viewer) is released.
     """
 
     def __init__(
         self,
-        pieces: AsyncGenerator[bytes, None],
+        chunks: AsyncGenerator[bytes, None],
         *,
         close: Callable[[], Awaitable[None]],
         media_type: str,
         headers: dict[str, str] | None = None,
-        stall_s: float = STALL_S,
+        send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         self.status_code = 200
         self.media_type = media_type
         self.background = None
-        self._pieces = pieces
+        self._chunks = chunks
         self._close = close
-        self._stall_s = stall_s
-        # Buffers on the way (nginx and others) would hold words back.
+        self._send_timeout_s = send_timeout_s
+        # A buffering proxy (nginx and others) would delay the tokens.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the generator ends, the client disconnects, or it stalls."""
+        """Send until the generator ends, the client disconnects, or a chunk cannot be sent in time."""
         sending = asyncio.create_task(self._send(send))
-        watch = asyncio.create_task(gone(receive))
+        disconnecting = asyncio.create_task(wait_for_disconnect(receive))
         try:
-            await asyncio.wait((sending, watch), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, disconnecting), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 await sending
         except TimeoutError:
-            log.warning("client cut off: it read nothing for %.0f s", self._stall_s)
+            log.warning("client cut off: it read nothing for %.0f s", self._send_timeout_s)
         finally:
-            for each in (sending, watch):
-                each.cancel()
-            await asyncio.gather(sending, watch, return_exceptions=True)
-            await self._pieces.aclose()
+            for task in (sending, disconnecting):
+                task.cancel()
+            await asyncio.gather(sending, disconnecting, return_exceptions=True)
+            await self._chunks.aclose()
             await self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for piece in self._pieces:
-            async with asyncio.timeout(self._stall_s):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        async with asyncio.timeout(self._stall_s):
+        async for chunk in self._chunks:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        async with asyncio.timeout(self._send_timeout_s):
             await send({"type": "http.response.body", "body": b"", "more_body": False})

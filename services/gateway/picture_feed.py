@@ -1,4 +1,4 @@
-"""New pictures of the cameras for people who look on: read from the store once, however many they are."""
+"""New pictures of the cameras for viewers. They are read from the store once, however many viewers there are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
-from services.access.authentication import Caller
+from services.access.caller import Caller
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
@@ -18,7 +18,7 @@ from services.messages.video import Frame
 from services.ports.frame_store import FrameStore
 
 MAX_VIEWERS = 64
-BLOCK_S = 0.5  # a camera that appears is seen within this time
+BLOCK_S = 0.5  # a new camera is noticed within this time
 RETRY_S = 0.5
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A frame as people see it."""
+    """A frame without its visual tokens."""
 
     camera: str
     frame_id: str
@@ -35,51 +35,51 @@ class Picture:
 
 
 class Viewer:
-    """Holds each camera's newest picture until its owner takes it: a slow one misses pictures."""
+    """Keeps each camera's newest picture until the viewer takes it. A slow viewer misses pictures."""
 
     def __init__(self, camera: str | None, caller: Caller) -> None:
         self._camera = camera
         self._caller = caller
         self._pictures: dict[str, Picture] = {}
-        self._some = asyncio.Event()
+        self._has_pictures = asyncio.Event()
 
     def wants(self, camera: str) -> bool:
-        """Whether this viewer looks at the camera; one without a camera looks at all that it may see."""
-        return self._camera in (None, camera) and self._caller.sees(camera)
+        """Whether the viewer watches the camera. A viewer without a camera watches all that it may see."""
+        return self._camera in (None, camera) and self._caller.can_see(camera)
 
     def offer(self, picture: Picture) -> None:
-        """Replace the camera's picture that still waits, if any."""
+        """Replace the camera's picture, if the viewer watches it."""
         if self.wants(picture.camera):
             self._pictures.pop(picture.camera, None)
             self._pictures[picture.camera] = picture
-            self._some.set()
+            self._has_pictures.set()
 
     async def next(self) -> Picture:
-        """The picture that waits longest."""
-        await self._some.wait()
+        """Wait for a picture; returns the one that has waited longest."""
+        await self._has_pictures.wait()
         picture = self._pictures.pop(next(iter(self._pictures)))
         if not self._pictures:
-            self._some.clear()
+            self._has_pictures.clear()
         return picture
 
 
 def picture_of(frame: Frame) -> Picture:
-    """The frame without its visual tokens."""
+    """The picture of a frame."""
     return Picture(camera=frame.camera, frame_id=frame.frame_id, captured_s=frame.captured_s, jpeg=frame.jpeg)
 
 
 class PictureFeed:
-    """Follows the store while somebody looks on."""
+    """Reads new frames from the store while there are viewers."""
 
     def __init__(self, store: StoreThreads, metrics: GatewayMetrics) -> None:
         self._store = store
         self._metrics = metrics
         self._viewers: set[Viewer] = set()
         self._newest: dict[str, Picture] = {}
-        self._follower: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
-    def enter(self, camera: str | None, caller: Caller) -> Viewer:
-        """A place to look on at one camera, or at all; raises ApiError 429 when no place is left."""
+    def add_viewer(self, camera: str | None, caller: Caller) -> Viewer:
+        """Add a viewer of one camera, or (None) of all. Raises ApiError 429 if there are too many viewers."""
         if len(self._viewers) >= MAX_VIEWERS:
             message = f"{MAX_VIEWERS} people look on already: try again later"
             raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
@@ -88,12 +88,12 @@ class PictureFeed:
             viewer.offer(picture)
         self._viewers.add(viewer)
         self._metrics.viewers.add(1)
-        if self._follower is None:
-            self._follower = asyncio.create_task(self._follow())
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
         return viewer
 
-    async def leave(self, viewer: Viewer) -> None:
-        """Give the place back; the last one to leave stops the reading."""
+    async def remove_viewer(self, viewer: Viewer) -> None:
+        """Remove a viewer. Without viewers, nothing is read."""
         if viewer in self._viewers:
             self._viewers.remove(viewer)
             self._metrics.viewers.add(-1)
@@ -102,37 +102,39 @@ class PictureFeed:
 
     async def close(self) -> None:
         """Stop reading."""
-        follower, self._follower = self._follower, None
+        reading, self._reading = self._reading, None
         self._newest.clear()
-        if follower is not None:
-            follower.cancel()
+        if reading is not None:
+            reading.cancel()
             with suppress(asyncio.CancelledError):
-                await follower
+                await reading
 
-    async def _follow(self) -> None:
+    async def _read(self) -> None:
         while True:
             try:
-                await self._look()
-            except ApiError as error:  # the store is away: pictures stand still until it is back
-                log.warning("pictures stand still: %s", error.message)
+                await self._read_new_frames()
+            except ApiError as error:  # no new pictures until the store is back
+                log.warning("no new pictures: %s", error.message)
                 await asyncio.sleep(RETRY_S)
 
-    async def _look(self) -> None:
-        states = await self._store.ask(lambda store: store.cameras())
+    async def _read_new_frames(self) -> None:
+        states = await self._store.call(lambda store: store.cameras())
         watched = [
             state.camera for state in states if any(viewer.wants(state.camera) for viewer in self._viewers)
         ]
         for camera in set(self._newest) - set(watched):
             del self._newest[camera]
         for camera in set(watched) - set(self._newest):
-            self._show(await self._store.ask(partial(newest_frames, camera=camera)))
+            self._publish(await self._store.call(partial(newest_frames, camera=camera)))
         after = {camera: picture.frame_id for camera, picture in self._newest.items()}
         if not after:
             await asyncio.sleep(BLOCK_S)
             return
-        self._show(await self._store.ask(lambda store: store.newer(after, block_s=BLOCK_S), blocking=True))
+        self._publish(
+            await self._store.call(lambda store: store.newer(after, block_s=BLOCK_S), blocking=True)
+        )
 
-    def _show(self, frames: list[Frame]) -> None:
+    def _publish(self, frames: list[Frame]) -> None:
         for frame in frames:
             picture = picture_of(frame)
             self._newest[frame.camera] = picture
@@ -141,14 +143,14 @@ class PictureFeed:
 
 
 def newest_frames(store: FrameStore, camera: str) -> list[Frame]:
-    """The camera's newest frame, if it has one."""
+    """The camera's newest frame, if there is one."""
     return store.newest(camera, 1)
 
 
 async def multipart(viewer: Viewer, boundary: str) -> AsyncGenerator[bytes, None]:
-    """Pictures as parts that follow each other; each part is complete as soon as it is sent.
+    """The viewer's pictures as parts of a multipart body.
 
-    The boundary that ends a part is sent with it: browsers show a part only when they have seen its end.
+    The boundary after a part is sent with the part, because browsers show a part only after its end.
     """
     yield f"--{boundary}\r\n".encode()
     while True:

@@ -1,4 +1,4 @@
-"""Where questions are handed in, whichever protocol brought them."""
+"""Questions to the decoders, from the chat API and the realtime API alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from services.access.authentication import Caller
+from services.access.caller import Caller
 from services.gateway.answer import Answer, Decode
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.store_threads import StoreThreads
@@ -24,8 +24,8 @@ CLIP_TIMEOUT_S = 120.0
 log = logging.getLogger(__name__)
 
 
-class Desk:
-    """The parts that the chat API, the realtime API and the camera API share."""
+class QuestionService:
+    """What the chat, realtime and camera APIs share: settings, store, decoder and clip player."""
 
     def __init__(
         self,
@@ -44,14 +44,17 @@ class Desk:
         self._play_clip = play_clip
 
     async def camera(self, caller: Caller, camera: str, param: str | None = None) -> CameraState:
-        """State of a camera with frames; ApiError 403 (not the caller's), 404 (unknown), 409 (no frame), 503."""
-        caller.check_sees(camera, param)
+        """The state of a camera that has frames.
+
+        Raises ApiError 403 (not the caller's), 404 (unknown), 409 (no frame yet) or 503 (store lost).
+        """
+        caller.check_can_see(camera, param)
         known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
-        states = await self.store.ask(lambda store: store.cameras()) if known else []
+        states = await self.store.call(lambda store: store.cameras()) if known else []
         for state in states:
             if state.camera == camera:
                 return state
-        if known and await self.store.ask(lambda store: store.is_announced(camera)):
+        if known and await self.store.call(lambda store: store.is_announced(camera)):
             message = f"camera {camera!r} sends, but no picture could be made of it yet: ask again shortly"
             raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
         message = (
@@ -60,7 +63,7 @@ class Desk:
         raise ApiError(404, "unknown_camera", message, param=param)
 
     async def check_camera(self, caller: Caller, camera: str, param: str | None = None) -> None:
-        """Like `camera`, but a lost store does not matter: the decoder may still have the camera's frames."""
+        """Like `camera`, but ignores a lost store: the decoder may still have the camera's frames."""
         try:
             await self.camera(caller, camera, param)
         except ApiError as error:
@@ -68,27 +71,27 @@ class Desk:
                 raise
 
     def check_model(self, model: str) -> None:
-        """ApiError 404 when this gateway serves another model."""
+        """Raises ApiError 404 if this gateway serves another model."""
         if model != self.model_name:
             message = f"no model is called {model[:80]!r}: this is {self.model_name!r}"
             raise ApiError(404, "model_not_found", message, param="model")
 
     async def play(self, media: bytes, kind: str, param: str) -> PlayedClip:
-        """Play a clip or picture into a private FIFO; raises ApiError when it cannot be played."""
+        """Play a clip or picture into a private FIFO. Raises ApiError if it cannot be played."""
         try:
             async with asyncio.timeout(CLIP_TIMEOUT_S):
                 return await self._play_clip(media, kind)
-        except ClipRefused as refused:
-            raise ApiError(refused.status, refused.code, refused.message, param=param) from refused
+        except ClipRefused as error:
+            raise ApiError(error.status, error.code, error.message, param=param) from error
         except Exception as error:
             log.warning("clip not played: %r", error)
             message = "the service that plays clips cannot be reached: try again shortly"
             raise ApiError(503, "clip_player_lost", message, param=param, retry_after_s=1) from error
 
     async def ask(self, request: DialogRequest) -> Answer:
-        """Hand the question to a decoder and wait until it is admitted; raises ApiError when refused.
+        """Send the question to a decoder and wait until it is admitted. Raises ApiError if it is refused.
 
-        The caller closes the answer.
+        The caller must close the answer.
         """
         answer = Answer(self._decode, request, self.metrics)
         await answer.start()

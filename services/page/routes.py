@@ -1,4 +1,4 @@
-"""The page at `/`: three files as they are, no build step, nothing from outside."""
+"""The page at `/`: static files, without a build step and without anything from other sites."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 FOLDER = Path(__file__).parent
-KINDS = {
+MEDIA_TYPES = {
     "index.html": "text/html",
     "page.js": "text/javascript",
     "page.css": "text/css",
@@ -17,8 +17,8 @@ KINDS = {
 }
 
 
-def page_files() -> APIRouter:
-    """The routes; only the files named here are served, so no path leads elsewhere."""
+def page_routes() -> APIRouter:
+    """The routes. Only the files in MEDIA_TYPES are served, so no path can reach another file."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
@@ -29,9 +29,11 @@ def page_files() -> APIRouter:
 
     @router.get("/page/{name}")
     async def file(name: str) -> Response:
-        if name not in KINDS:
+        if name not in MEDIA_TYPES:
             raise HTTPException(404)
-        return FileResponse(FOLDER / name, media_type=KINDS[name], headers={"Cache-Control": "no-cache"})
+        return FileResponse(
+            FOLDER / name, media_type=MEDIA_TYPES[name], headers={"Cache-Control": "no-cache"}
+        )
 
     _ = (index, file)
     return router

@@ -107,6 +107,11 @@ AUTH_FAILURES = gateway(
     "reason",
     zero_labels=(("no_api_key",), ("invalid_api_key",)),
 )
+RATE_LIMIT_FALLBACKS = gateway(
+    "counter",
+    "streamchat_rate_limit_fallbacks_total",
+    "Requests whose rate limit one gateway counted alone, because Redis could not be reached",
+)
 BUILD_INFO = gateway("gauge", "streamchat_build_info", "1, for what is served", "version", "model")
 
 # -- FrameFifo: from Kafka to Redis

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions` and `GET /v1/models`, so that any OpenAI client can talk with a camera."""
+"""`POST /v1/chat/completions` and `GET /v1/models`, so that any OpenAI client can ask about a camera."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
-from services.access.authentication import Caller, caller_of
+from services.access.caller import Caller, caller_of
 from services.gateway.answer import Answer
-from services.gateway.chat.question import Question, question
+from services.gateway.chat.question import Question, question_of
 from services.gateway.chat.reply import ChatCompletion, ChatCompletionChunk, Reply, usage_of
-from services.gateway.chat.request import ChatRequest, decoded_json, parsed
-from services.gateway.open_stream import ClientGone, OpenStream, unless_gone
-from services.gateway.question_service import Desk
+from services.gateway.chat.request import ChatRequest, parse_json, parse_request
+from services.gateway.open_stream import ClientDisconnected, OpenStream, cancel_on_disconnect
+from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
 
-KEEP_ALIVE_S = 15.0  # a comment this often while no word comes, so that proxies keep the stream
-LARGE_BODY_BYTES = 2**18  # parsed in a thread from here on: the event loop has others to serve
+KEEP_ALIVE_S = 15.0  # a comment is sent after this time without a token, so that proxies keep the stream open
+LARGE_BODY_BYTES = 2**18  # larger bodies are parsed in a thread, so that the event loop is not blocked
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Something in the request is wrong; `param` says where"},
@@ -50,23 +50,23 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-async def body_of(request: Request) -> Any:
-    """The request's JSON; raises ApiError 400. Its size was bounded before."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
+async def request_json(request: Request) -> Any:
+    """The request's JSON, whose size the middleware limits. Raises ApiError 400 if it is none."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
         raise ApiError(
-            400, "invalid_content_type", f"got content-type {kind[:80]!r}, wanted application/json"
+            400, "invalid_content_type", f"got content-type {content_type[:80]!r}, wanted application/json"
         )
     body = await request.body()
     if len(body) < LARGE_BODY_BYTES:
-        return decoded_json(body)
-    return await asyncio.to_thread(decoded_json, body)
+        return parse_json(body)
+    return await asyncio.to_thread(parse_json, body)
 
 
 async def server_sent_events(
-    desk: Desk, answer: Answer, reply: Reply, *, include_usage: bool
+    questions: QuestionService, answer: Answer, reply: Reply, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """The whole stream, to `[DONE]` or to a last event with the error: never a silent end."""
+    """All events of the answer. The last one is `[DONE]` or an error, so the stream never ends silently."""
 
     def event(chunk: ChatCompletionChunk) -> bytes:
         data = chunk.model_dump(exclude_unset=True)
@@ -92,12 +92,12 @@ async def server_sent_events(
             yield event(reply.usage_chunk(usage_of(answer)))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
-        desk.metrics.failed(error.code, error.status)
+        questions.metrics.record_error(error.code, error.status)
         yield error.event().encode()
 
 
-async def whole(answer: Answer, reply: Reply) -> ChatCompletion:
-    """Wait for the answer's end; raises ApiError when it failed."""
+async def complete(answer: Answer, reply: Reply) -> ChatCompletion:
+    """Wait for the end of the answer. Raises ApiError if it failed."""
     while await answer.next_tokens() is not None:
         pass
     assert answer.ended is not None
@@ -105,16 +105,16 @@ async def whole(answer: Answer, reply: Reply) -> ChatCompletion:
     return reply.completion(answer.tokens, answer.ended.finish_reason, usage)
 
 
-async def ask(desk: Desk, caller: Caller, chat: ChatRequest) -> tuple[Question, Answer]:
-    """Check the question and start its answer; raises ApiError before anything is sent."""
-    asked = await question(desk, caller, chat)
-    return asked, await desk.ask(asked.request)
+async def ask(questions: QuestionService, caller: Caller, chat: ChatRequest) -> tuple[Question, Answer]:
+    """Check the question and start its answer. Raises ApiError before anything is sent."""
+    question = await question_of(questions, caller, chat)
+    return question, await questions.ask(question.request)
 
 
-def openai_api(desk: Desk) -> APIRouter:
+def chat_routes(questions: QuestionService) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
-    model = Model(id=desk.model_name, created=int(time.time()))
+    model = Model(id=questions.model_name, created=int(time.time()))
 
     @router.post(
         "/chat/completions",
@@ -137,22 +137,22 @@ def openai_api(desk: Desk) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         """Ask about a camera, live. Words are made while the video goes on, each from the newest frame."""
-        chat = parsed(await body_of(request))
+        chat = parse_request(await request_json(request))
         try:
-            asked, answer = await unless_gone(request, ask(desk, caller_of(request), chat))
-            reply = Reply(asked.request, desk.model_name, asked.clip)
-            headers = {"X-Request-Id": asked.request.request_id}
+            question, answer = await cancel_on_disconnect(request, ask(questions, caller_of(request), chat))
+            reply = Reply(question.request, questions.model_name, question.clip)
+            headers = {"X-Request-Id": question.request.request_id}
             if chat.stream:
                 include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
-                events = server_sent_events(desk, answer, reply, include_usage=include_usage)
+                events = server_sent_events(questions, answer, reply, include_usage=include_usage)
                 return OpenStream(events, close=answer.close, media_type="text/event-stream", headers=headers)
             try:
-                completion = await unless_gone(request, whole(answer, reply))
+                completion = await cancel_on_disconnect(request, complete(answer, reply))
             finally:
                 await answer.close()
             return JSONResponse(completion.model_dump(), headers={"Cache-Control": "no-store", **headers})
-        except ClientGone:
-            return Response(status_code=499)  # for the log: nobody reads it
+        except ClientDisconnected:
+            return Response(status_code=499)  # for the log only: the client is gone
 
     @router.get("/models", response_model=ModelList)
     async def list_models() -> ModelList:
@@ -162,9 +162,9 @@ def openai_api(desk: Desk) -> APIRouter:
     @router.get("/models/{model_id:path}", response_model=Model, responses={404: ERRORS[404]})
     async def retrieve_model(model_id: str) -> Model:
         """One model."""
-        desk.check_model(model_id)
+        questions.check_model(model_id)
         return model
 
-    # Routers keep what they are given; the names are for the document only.
+    # The router keeps the functions; their names appear in the API document.
     _ = (create_chat_completion, list_models, retrieve_model)
     return router

@@ -1,4 +1,4 @@
-"""From a checked chat request to a question for the decoder: the words, and the one thing to look at."""
+"""Turns a checked chat request into a question for the decoder: the text, and one camera, clip or picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
-from services.access.authentication import Caller
+from services.access.caller import Caller
 from services.gateway.chat.request import (
     CHARACTERS_PER_TOKEN,
     ChatMessage,
@@ -20,7 +20,7 @@ from services.gateway.chat.request import (
     StreamChatOptions,
     TextPart,
 )
-from services.gateway.question_service import Desk
+from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError
 from services.messages.dialog import DialogRequest, Message
 from services.messages.video import PlayedClip
@@ -35,7 +35,7 @@ HOW_TO_NAME_A_CAMERA = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualSource:
-    """What the question is about, as it was named, and the path of the field that names it."""
+    """The camera, clip or picture that the question is about, and the path of the field that names it."""
 
     url: str
     kind: str  # of the content part: "video" or "image"
@@ -44,21 +44,21 @@ class VisualSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Ready for the decoder; `clip` is set when it is about a clip that came with it."""
+    """A question for the decoder. `clip` is set if the request brought a clip or picture."""
 
     request: DialogRequest
     clip: PlayedClip | None = None
 
 
 def text_of(message: ChatMessage) -> str:
-    """A message's words: its text parts joined by line breaks."""
+    """The text of a message: its text parts, joined by line breaks."""
     if isinstance(message.content, str):
         return message.content
     return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
 
 
 def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
-    """The pictures, clips and cameras that a message names."""
+    """The cameras, clips and pictures in a message."""
     if isinstance(message.content, str):
         return []
     sources: list[VisualSource] = []
@@ -74,7 +74,7 @@ def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
 
 
 def visual_source(messages: Sequence[ChatMessage]) -> VisualSource:
-    """The newest user message that names something to look at wins; it names exactly one thing."""
+    """The source in the newest user message that has one. That message must have exactly one."""
     named = [sources_of(message, f"messages[{index}]") for index, message in enumerate(messages)]
     newest = next((sources for sources in reversed(named) if sources), None)
     if newest is None:
@@ -85,8 +85,8 @@ def visual_source(messages: Sequence[ChatMessage]) -> VisualSource:
     return newest[0]
 
 
-def check_words(messages: Sequence[Message], max_prompt_tokens: int, param: str = "messages") -> None:
-    """The last turn is a question with words in it, and all together are not hopelessly long."""
+def check_text(messages: Sequence[Message], max_prompt_tokens: int, param: str = "messages") -> None:
+    """Raises ApiError 400 unless the last message is a user's question and the text may fit the prompt."""
     if messages[-1].role != "user" or not messages[-1].text.strip():
         raise ApiError(
             400, "empty_question", "the last message must be the user's and hold a question", param=param
@@ -99,7 +99,7 @@ def check_words(messages: Sequence[Message], max_prompt_tokens: int, param: str 
 
 
 def camera_named(source: VisualSource) -> str | None:
-    """The id in `camera://ID`; None for a data URI; everything else is refused and never fetched."""
+    """The id in `camera://ID`; None for a data URI. Other URLs are refused and never fetched."""
     scheme, separator, rest = source.url.partition(":")
     if scheme.lower() == "camera" and rest.startswith("//"):
         if source.kind != "video":
@@ -120,13 +120,13 @@ def camera_named(source: VisualSource) -> str | None:
 
 
 def media_of(source: VisualSource) -> bytes:
-    """The bytes in a data URI of the part's own kind; raises ApiError 400 when it is broken."""
-    head = DATA_URI.match(source.url[:256])
-    if head is None or head[1] != source.kind:
+    """The bytes in a data URI. Raises ApiError 400 if it is invalid or of another kind than the part."""
+    header = DATA_URI.match(source.url[:256])
+    if header is None or header[1] != source.kind:
         message = f"got {source.url[:40]!r}, wanted data:{source.kind}/...;base64,..."
         raise ApiError(400, "invalid_data_uri", message, param=source.param)
     try:
-        media = base64.b64decode(source.url[head.end() :], validate=True)
+        media = base64.b64decode(source.url[header.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(
             400, "invalid_data_uri", f"the data URI is not base64: {error}", param=source.param
@@ -136,8 +136,8 @@ def media_of(source: VisualSource) -> bytes:
     return media
 
 
-def num_tokens_wanted(request: ChatRequest, limit: int) -> int:
-    """`max_completion_tokens` or the older `max_tokens`; they must not contradict each other."""
+def max_tokens_of(request: ChatRequest, limit: int) -> int:
+    """`max_completion_tokens`, or the older `max_tokens`. If both are given, they must be equal."""
     newer, older = request.max_completion_tokens, request.max_tokens
     if newer is not None and older is not None and newer != older:
         message = f"max_tokens is {older} and max_completion_tokens is {newer}: give one of them"
@@ -149,8 +149,8 @@ def num_tokens_wanted(request: ChatRequest, limit: int) -> int:
     return limit if wanted is None else wanted
 
 
-def stops_wanted(stop: str | list[str] | None) -> tuple[str, ...]:
-    """OpenAI takes one text or up to four."""
+def stop_strings_of(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The stop strings: one string, or a list of up to four."""
     stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOPS or "" in stops:
         message = f"stop: got {len(stops)} texts, wanted at most {MAX_STOPS}, none of them empty"
@@ -158,8 +158,8 @@ def stops_wanted(stop: str | list[str] | None) -> tuple[str, ...]:
     return stops
 
 
-def biases_wanted(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
-    """OpenAI's `logit_bias`: token ids as text, and what is added to their logits."""
+def logit_bias_of(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """OpenAI's `logit_bias`: token ids as strings, and the values added to their logits."""
     for token in logit_bias or {}:
         if not token.isascii() or not token.isdigit():
             message = f"logit_bias: got {token[:40]!r}, wanted token ids"
@@ -167,7 +167,7 @@ def biases_wanted(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float
     return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())
 
 
-def num_top_logprobs_wanted(chat: ChatRequest) -> int | None:
+def num_top_logprobs_of(chat: ChatRequest) -> int | None:
     """How many of the most likely tokens to send with each generated one; None: no logprobs at all."""
     if chat.top_logprobs and not chat.logprobs:
         message = "top_logprobs: wanted with `logprobs: true` only"
@@ -178,7 +178,7 @@ def num_top_logprobs_wanted(chat: ChatRequest) -> int | None:
 def dialog_request(
     camera: str, messages: Sequence[Message], options: StreamChatOptions, *, max_tokens: int
 ) -> DialogRequest:
-    """A question with our options; what OpenAI's options add is for the caller to set."""
+    """A request with our own options. The caller adds OpenAI's options."""
     return DialogRequest(
         request_id=uuid.uuid4().hex,
         camera=camera,
@@ -194,27 +194,27 @@ def dialog_request(
     )
 
 
-async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
-    """Check everything that can be checked here, play the clip if one came along; raises ApiError."""
-    desk.check_model(chat.model)
-    words = [
+async def question_of(questions: QuestionService, caller: Caller, chat: ChatRequest) -> Question:
+    """Check the request, and play its clip if it brings one. Raises ApiError."""
+    questions.check_model(chat.model)
+    messages = [
         Message(role="system" if message.role == "developer" else message.role, text=text_of(message))
         for message in chat.messages
     ]
-    check_words(words, desk.settings.max_prompt_tokens)
-    max_tokens = num_tokens_wanted(chat, desk.settings.max_completion_tokens)
-    stops = stops_wanted(chat.stop)
-    biases, num_top_logprobs = biases_wanted(chat.logit_bias), num_top_logprobs_wanted(chat)
+    check_text(messages, questions.settings.max_prompt_tokens)
+    max_tokens = max_tokens_of(chat, questions.settings.max_completion_tokens)
+    stops = stop_strings_of(chat.stop)
+    logit_bias, num_top_logprobs = logit_bias_of(chat.logit_bias), num_top_logprobs_of(chat)
     options = chat.streamchat or StreamChatOptions()
     source = visual_source(chat.messages)
     camera = camera_named(source)
     clip = None
     if camera is None:
-        options, clip = await play(desk, source, options)
+        options, clip = await play_clip(questions, source, options)
         camera = clip.camera
     else:
-        await desk.check_camera(caller, camera, source.param)
-    request = dialog_request(camera, words, options, max_tokens=max_tokens)
+        await questions.check_camera(caller, camera, source.param)
+    request = dialog_request(camera, messages, options, max_tokens=max_tokens)
     request = replace(
         request,
         stop=stops,
@@ -222,20 +222,20 @@ async def question(desk: Desk, caller: Caller, chat: ChatRequest) -> Question:
         top_p=1.0 if chat.top_p is None else chat.top_p,
         frequency_penalty=chat.frequency_penalty or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
-        logit_bias=biases,
+        logit_bias=logit_bias,
         num_top_logprobs=num_top_logprobs,
         seed=chat.seed,
     )
     return Question(request=request, clip=clip)
 
 
-async def play(
-    desk: Desk, source: VisualSource, options: StreamChatOptions
+async def play_clip(
+    questions: QuestionService, source: VisualSource, options: StreamChatOptions
 ) -> tuple[StreamChatOptions, PlayedClip]:
-    """A clip is over when it is asked about: it is played, and the answer sees its end."""
+    """Play the clip before it is asked about. The answer sees the newest frames of the whole clip."""
     if options.visual_context == "live":
         message = "a clip is asked about when it is over: leave visual_context out, or say frozen"
         raise ApiError(400, "invalid_option", message, param="streamchat.visual_context")
     media = await asyncio.to_thread(media_of, source)
-    clip = await desk.play(media, source.kind, source.param)
+    clip = await questions.play(media, source.kind, source.param)
     return options.model_copy(update={"visual_context": "frozen", "max_frame_age_ms": None}), clip

@@ -1,4 +1,4 @@
-"""What `POST /v1/chat/completions` sends: OpenAI's objects, with our facts under `streamchat`."""
+"""What `POST /v1/chat/completions` sends: OpenAI's objects, with our own fields under `streamchat`."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 def usage_of(answer: Answer) -> Usage:
-    """OpenAI's counts of a whole answer."""
+    """OpenAI's token counts of a finished answer."""
     return Usage(
         prompt_tokens=answer.num_prompt_tokens,
         completion_tokens=len(answer.tokens),
@@ -142,7 +142,7 @@ def usage_of(answer: Answer) -> Usage:
 
 
 def logprobs_of(tokens: Sequence[TokenEvent]) -> Logprobs | None:
-    """OpenAI's shape; None when nobody asked."""
+    """The tokens' logprobs in OpenAI's format; None if the request did not ask for them."""
 
     def fields(entry: TokenLogprob) -> dict[str, Any]:
         return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.text.encode())}
@@ -159,7 +159,7 @@ def logprobs_of(tokens: Sequence[TokenEvent]) -> Logprobs | None:
 
 
 def facts_of(token: TokenEvent, clip: PlayedClip | None) -> TokenFacts:
-    """A token's facts. A clip has a clock of its own, standing still at its end."""
+    """Our fields of one token. The clock of a clip stands still at its end."""
     age_ms = token.frame_age_ms if clip is None else max(0.0, clip.end_s - token.captured_s) * 1000
     return TokenFacts(
         text=token.text,
@@ -180,7 +180,7 @@ def frame_age_percentiles(ages_ms: Sequence[float]) -> dict[str, float | None]:
 
 
 class Reply:
-    """Makes one request's objects: they share an id, a time of making and a model."""
+    """Makes the objects of one reply. They share an id, a creation time and a model."""
 
     def __init__(self, request: DialogRequest, model_name: str, clip: PlayedClip | None) -> None:
         self.id = f"chatcmpl-{request.request_id}"
@@ -195,7 +195,7 @@ class Reply:
         tokens: Sequence[TokenEvent] = (),
         finish_reason: Literal["stop", "length"] | None = None,
     ) -> ChatCompletionChunk:
-        """The first piece (with the role), a piece with words, or the last (with the reason)."""
+        """The first chunk (with the role), a chunk with tokens, or the last one (with the finish reason)."""
         delta = Delta()
         if role:
             delta = Delta(role=role, content="")
@@ -209,13 +209,13 @@ class Reply:
         return chunk.model_copy(update={"streamchat": facts}) if tokens else chunk
 
     def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
-        """The last chunk of a client that asked for the usage."""
+        """The chunk with the usage, for a client that asked for it."""
         return self._chunk([]).model_copy(update={"usage": usage})
 
     def completion(
         self, tokens: Sequence[TokenEvent], finish_reason: Literal["stop", "length"], usage: Usage
     ) -> ChatCompletion:
-        """The whole answer at once."""
+        """The whole answer as one object."""
         facts = [facts_of(token, self._clip) for token in tokens]
         ages_ms = [fact.frame_age_ms for fact in facts]
         message = ReplyMessage(content="".join(token.text for token in tokens))

@@ -1,6 +1,6 @@
 """The request of `POST /v1/chat/completions`: OpenAI's fields and `streamchat`, checked strictly.
 
-A field that would change the answer's meaning and is not implemented is refused by name, never swallowed.
+A field that is not implemented is refused by name if it would change the answer. It is never ignored silently.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.messages.api_error import ApiError
 
-CHARACTERS_PER_TOKEN = 16  # no tokenizer is this good: a longer text is surely too long, and refused early
+CHARACTERS_PER_TOKEN = (
+    16  # no tokenizer packs more into a token: a longer text cannot fit, and is refused early
+)
 MAX_MESSAGES = 1000
 
-# Not implemented; the values that change nothing are accepted.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+# Fields that are not implemented, with the values that are accepted because they change nothing.
+CHAT_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none",),
     "functions": ([],),
@@ -33,7 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-HARMLESS = {
+IGNORED_FIELDS = {
     "metadata",
     "prompt_cache_key",
     "prompt_cache_options",
@@ -46,13 +48,13 @@ HARMLESS = {
 PART_TYPES = {"text", "video_url", "image_url", "input_text", "output_text"}
 
 
-class Strict(BaseModel):
-    """No unknown keys, no silent conversions ("5" is not 5), no NaN."""
+class StrictModel(BaseModel):
+    """Refuses unknown keys, silent conversions ("5" is not 5) and NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-class StreamChatOptions(Strict):
+class StreamChatOptions(StrictModel):
     """Our options, beside OpenAI's own: `extra_body={"streamchat": {...}}`."""
 
     visual_context: Literal["live", "frozen"] | None = Field(
@@ -83,21 +85,21 @@ class MediaUrl(BaseModel):
     url: str = Field(description="camera://ID, or data:video/...;base64,... or data:image/...;base64,...")
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     """Words."""
 
     type: Literal["text"]
     text: str
 
 
-class VideoPart(Strict):
+class VideoPart(StrictModel):
     """A camera, or a clip as a data URI."""
 
     type: Literal["video_url"]
     video_url: MediaUrl
 
 
-class ImagePart(Strict):
+class ImagePart(StrictModel):
     """A picture as a data URI."""
 
     type: Literal["image_url"]
@@ -108,7 +110,7 @@ ContentPart = Annotated[TextPart | VideoPart | ImagePart, Field(discriminator="t
 
 
 class ChatMessage(BaseModel):
-    """One turn."""
+    """One message of the conversation."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
@@ -146,23 +148,23 @@ class ChatRequest(BaseModel):
     streamchat: StreamChatOptions | None = None
 
 
-def decoded_json(text: str | bytes) -> Any:
-    """Strict JSON; raises ApiError 400 `malformed_json` for all else, NaN and lone surrogates too."""
+def parse_json(text: str | bytes) -> Any:
+    """Parse strict JSON. Raises ApiError 400 `malformed_json`, also for NaN and lone surrogates."""
 
-    def no_constant(name: str) -> Any:
+    def refuse_constant(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        value = json.loads(text, parse_constant=no_constant)
+        value = json.loads(text, parse_constant=refuse_constant)
         if b"\\u" in text if isinstance(text, bytes) else "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # refuses half a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "malformed_json", f"the body is not JSON: {error}"[:300]) from error
     return value
 
 
 def field_path(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content[1].text`, without what pydantic adds to tell alternatives apart."""
+    """A path like `messages[0].content[1].text`, without the names that pydantic adds for alternatives."""
     path = ""
     before: int | str = ""
     for key in location:
@@ -179,9 +181,9 @@ def field_path(location: tuple[int | str, ...]) -> str:
 
 
 def option_error(error: ValidationError) -> ApiError:
-    """What is wrong with a request, with the path of its field."""
+    """The error of an invalid request, with the path of the field."""
     found = [(field_path(e["loc"]), e) for e in error.errors(include_url=False, include_context=False)]
-    # Of alternatives (`content` is a text or a list), the one that got furthest is the one that was meant.
+    # `content` may be a string or a list. The error that lies deepest belongs to the alternative that was meant.
     path, first = max(
         found, key=lambda pair: (pair[0].count(".") + pair[0].count("["), pair[1]["type"] != "string_type")
     )
@@ -193,27 +195,27 @@ def option_error(error: ValidationError) -> ApiError:
 
 
 def check_extra(extra: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], path: str = "") -> None:
-    """Refuse what is unknown, or known and not implemented, unless its value changes nothing."""
+    """Raises ApiError 400 for a field that is unknown, or not implemented and not at a neutral value."""
     for name, value in extra.items():
         param = f"{path}{name[:80]}"
-        if name in HARMLESS or value is None:
+        if name in IGNORED_FIELDS or value is None:
             continue
         if name not in neutral:
             raise ApiError(400, "unknown_parameter", f"{param}: no such field", param=param)
-        # `True == 1` in Python: a flag and a number are told apart.
+        # `True == 1` in Python, so booleans and numbers are compared separately.
         if not any(isinstance(value, bool) == isinstance(n, bool) and value == n for n in neutral[name]):
             wanted = " or ".join(json.dumps(n) for n in neutral[name])
             message = f"{param}: not supported here" + (f", wanted {wanted}" if wanted else "")
             raise ApiError(400, "unsupported_parameter", message, param=param)
 
 
-def parsed(value: Any) -> ChatRequest:
-    """The checked request; raises ApiError 400 with the path of the field at fault."""
+def parse_request(value: Any) -> ChatRequest:
+    """The checked request. Raises ApiError 400 with the path of the invalid field."""
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_request", "the body is not a JSON object")
     try:
         request = ChatRequest.model_validate(value)
     except ValidationError as error:
         raise option_error(error) from error
-    check_extra(request.model_extra or {}, NEUTRAL)
+    check_extra(request.model_extra or {}, CHAT_NEUTRAL_VALUES)
     return request

@@ -1,4 +1,4 @@
-"""What was said in a realtime session so far: items in order, bounded."""
+"""The conversation of a realtime session: its items in order, limited in number and size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from services.messages.dialog import Message
 
 MAX_ITEMS = 256
 MAX_CHARACTERS = 2**20
-HISTORY_CHARACTERS_PER_TOKEN = 2  # what of the past is sent along must surely fit beside the question
+HISTORY_CHARACTERS_PER_TOKEN = (
+    2  # a safe estimate: as much history is sent as surely fits beside the question
+)
 
 Status = Literal["completed", "incomplete", "in_progress"]
 
 
 def new_id(prefix: str) -> str:
-    """An id in OpenAI's manner."""
+    """A new id in OpenAI's format."""
     return f"{prefix}_{uuid.uuid4().hex[:24]}"
 
 
@@ -33,7 +35,7 @@ class Item:
 
     @property
     def event(self) -> dict[str, Any]:
-        """As OpenAI's Realtime shows it."""
+        """The item in the format of OpenAI's Realtime API."""
         kind = "output_text" if self.role == "assistant" else "input_text"
         content = [{"type": kind, "text": self.text}] if self.text or self.role != "assistant" else []
         return {
@@ -47,7 +49,7 @@ class Item:
 
 
 class Conversation:
-    """The items of a session. The oldest are forgotten when there are too many."""
+    """The items of a session. When there are too many, the oldest are deleted."""
 
     def __init__(self) -> None:
         self.id = new_id("conv")
@@ -56,8 +58,8 @@ class Conversation:
     def add(self, item: Item, after: str | None = None) -> tuple[str | None, list[str]]:
         """Insert an item, by default at the end (`after`: an item's id, or "root" for the start).
 
-        Returns the id of the item before it and the ids of forgotten items; ApiError when `after` is unknown,
-        the id is taken, or the item is too long.
+        Returns the id of the item before it, and the ids of the items that were deleted. Raises ApiError if `after`
+        is unknown, the id exists already, or the item is too long.
         """
         if any(item.id == other.id for other in self._items):
             raise ApiError(400, "item_exists", f"item {item.id!r} exists already", param="item.id")
@@ -65,32 +67,32 @@ class Conversation:
             raise ApiError(
                 400, "item_too_long", f"got {len(item.text)} characters, wanted at most {MAX_CHARACTERS}"
             )
-        place = len(self._items) if after is None else 0 if after == "root" else self._place(after) + 1
-        self._items.insert(place, item)
-        before = self._items[place - 1].id if place else None
-        forgotten: list[str] = []
+        index = len(self._items) if after is None else 0 if after == "root" else self._index(after) + 1
+        self._items.insert(index, item)
+        before = self._items[index - 1].id if index else None
+        deleted: list[str] = []
         while len(self._items) > MAX_ITEMS or sum(len(each.text) for each in self._items) > MAX_CHARACTERS:
-            forgotten.append(self._items.pop(0).id)
-        return before, forgotten
+            deleted.append(self._items.pop(0).id)
+        return before, deleted
 
     def finish(self, item_id: str, text: str, status: Status) -> Item | None:
-        """The words and the state of an item that was in progress; None when it was deleted meanwhile."""
-        for place, item in enumerate(self._items):
+        """Set the text and the status of an item in progress. Returns None if it was deleted meanwhile."""
+        for index, item in enumerate(self._items):
             if item.id == item_id:
-                self._items[place] = replace(item, text=text, status=status)
-                return self._items[place]
+                self._items[index] = replace(item, text=text, status=status)
+                return self._items[index]
         return None
 
     def item(self, item_id: str) -> Item:
-        """The item; ApiError 404 when there is none."""
-        return self._items[self._place(item_id)]
+        """The item. Raises ApiError 404 if it does not exist."""
+        return self._items[self._index(item_id)]
 
     def delete(self, item_id: str) -> None:
-        """Forget it; ApiError 404 when there is none."""
-        del self._items[self._place(item_id)]
+        """Delete the item. Raises ApiError 404 if it does not exist."""
+        del self._items[self._index(item_id)]
 
     def messages(self, instructions: str, max_prompt_tokens: int) -> Sequence[Message]:
-        """The prompt: instructions, then as much of the newest conversation as surely fits."""
+        """The prompt: the instructions, then as many of the newest items as surely fit."""
         left = max_prompt_tokens * HISTORY_CHARACTERS_PER_TOKEN - len(instructions)
         newest: list[Message] = []
         for item in reversed(self._items):
@@ -102,8 +104,8 @@ class Conversation:
         system = [Message(role="system", text=instructions)] if instructions else []
         return [*system, *reversed(newest)]
 
-    def _place(self, item_id: str) -> int:
-        for place, item in enumerate(self._items):
+    def _index(self, item_id: str) -> int:
+        for index, item in enumerate(self._items):
             if item.id == item_id:
-                return place
+                return index
         raise ApiError(404, "unknown_item", f"the conversation has no item {item_id[:80]!r}")

@@ -1,4 +1,4 @@
-"""What a client may send over `WS /v1/realtime`, checked strictly."""
+"""The events that a client may send over `WS /v1/realtime`, checked strictly."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.gateway.chat.request import StreamChatOptions, Strict, check_extra, decoded_json, option_error
+from services.gateway.chat.request import (
+    StreamChatOptions,
+    StrictModel,
+    check_extra,
+    option_error,
+    parse_json,
+)
 from services.messages.api_error import ApiError
 
-# OpenAI's fields for what we have not (speech, tools): accepted where their value changes nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+# Fields that are not implemented (speech, tools), with the values that are accepted because they change nothing.
+REALTIME_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": ({},),
     "include": ([],),
     "input": (),
@@ -26,13 +32,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class RealtimeOptions(StreamChatOptions):
-    """Our options, and the camera that is talked about."""
+    """Our options, and the camera that the conversation is about."""
 
     camera: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
-class Spoken(BaseModel):
-    """What a session sets for all answers, and `response.create` for one."""
+class AnswerOptions(BaseModel):
+    """Options that a session sets for all answers, and `response.create` for one."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     instructions: str | None = None
@@ -41,22 +47,22 @@ class Spoken(BaseModel):
     streamchat: RealtimeOptions | None = None
 
 
-class SessionOptions(Spoken):
+class SessionOptions(AnswerOptions):
     """OpenAI's session, as far as it is implemented."""
 
     type: Literal["realtime"] | None = None
     model: str | None = None
 
 
-class ResponseOptions(Spoken):
+class ResponseOptions(AnswerOptions):
     """OpenAI's response parameters, as far as they are implemented."""
 
     conversation: Literal["auto", "none"] | None = None
     metadata: dict[str, str] | None = None
 
 
-class TextContent(Strict):
-    """Words. Pictures come from the session's camera; clips are asked about over the chat API."""
+class TextContent(StrictModel):
+    """Text. Pictures come from the session's camera; clips are supported by the chat API only."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
@@ -80,14 +86,14 @@ class ClientEvent(BaseModel):
 
 
 class SessionUpdate(ClientEvent):
-    """Change the session; what is left out stays."""
+    """Change the session. Fields that are left out keep their values."""
 
     type: Literal["session.update"]
     session: SessionOptions
 
 
 class ItemCreate(ClientEvent):
-    """Say something, without asking for an answer yet."""
+    """Add a message, without asking for an answer yet."""
 
     type: Literal["conversation.item.create"]
     item: NewItem
@@ -95,21 +101,21 @@ class ItemCreate(ClientEvent):
 
 
 class ItemRetrieve(ClientEvent):
-    """Show an item again."""
+    """Get an item."""
 
     type: Literal["conversation.item.retrieve"]
     item_id: str
 
 
 class ItemDelete(ClientEvent):
-    """Forget an item."""
+    """Delete an item."""
 
     type: Literal["conversation.item.delete"]
     item_id: str
 
 
 class ResponseCreate(ClientEvent):
-    """Answer now."""
+    """Start an answer."""
 
     type: Literal["response.create"]
     response: ResponseOptions | None = None
@@ -133,8 +139,8 @@ EVENTS: dict[str, type[AnyEvent]] = {
 }
 
 
-class BadEvent(Exception):
-    """An event that cannot be taken; `event_id` is the client's own, when it could be read."""
+class InvalidEvent(Exception):
+    """An event that is not valid. `event_id` is the client's own, if it could be read."""
 
     def __init__(self, error: ApiError, event_id: str | None) -> None:
         super().__init__(error, event_id)
@@ -142,11 +148,11 @@ class BadEvent(Exception):
         self.event_id = event_id
 
 
-def client_event(text: str) -> AnyEvent:
-    """The checked event; raises BadEvent."""
+def parse_event(text: str) -> AnyEvent:
+    """Parse and check an event. Raises InvalidEvent."""
     event_id = None
     try:
-        value = decoded_json(text)
+        value = parse_json(text)
         kind = value.get("type") if isinstance(value, dict) else None
         event_id = value.get("event_id") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in EVENTS:
@@ -154,11 +160,11 @@ def client_event(text: str) -> AnyEvent:
             raise ApiError(400, "unknown_event", message, param="type")
         event = EVENTS[kind].model_validate(value)
         if isinstance(event, SessionUpdate):
-            check_extra(event.session.model_extra or {}, NEUTRAL, "session.")
+            check_extra(event.session.model_extra or {}, REALTIME_NEUTRAL_VALUES, "session.")
         if isinstance(event, ResponseCreate) and event.response:
-            check_extra(event.response.model_extra or {}, NEUTRAL, "response.")
+            check_extra(event.response.model_extra or {}, REALTIME_NEUTRAL_VALUES, "response.")
         return event
     except ValidationError as error:
-        raise BadEvent(option_error(error), event_id if isinstance(event_id, str) else None) from error
+        raise InvalidEvent(option_error(error), event_id if isinstance(event_id, str) else None) from error
     except ApiError as error:
-        raise BadEvent(error, event_id if isinstance(event_id, str) else None) from error
+        raise InvalidEvent(error, event_id if isinstance(event_id, str) else None) from error

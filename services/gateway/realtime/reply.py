@@ -1,4 +1,4 @@
-"""One answer over `WS /v1/realtime`: OpenAI's events of a response, with our facts under `streamchat`."""
+"""The events of one answer over `WS /v1/realtime`: OpenAI's, with our own fields under `streamchat`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = dict[str, Any]
 
 
 class RealtimeReply:
-    """Makes the events; each method gives those of one moment, in order."""
+    """Makes the events of a response. Each method returns those of one moment, in order."""
 
     def __init__(
         self, conversation_id: str | None, max_output_tokens: int, metadata: dict[str, str] | None
@@ -26,35 +26,35 @@ class RealtimeReply:
         self._conversation_id = conversation_id
         self._max_output_tokens = max_output_tokens
         self._metadata = metadata
-        self._text_began = False
+        self._text_started = False
 
     @property
     def text(self) -> str:
-        """The words so far."""
+        """The text so far."""
         return "".join(token.text for token in self.tokens)
 
     def created(self) -> list[Event]:
-        """Before the decoder is asked."""
+        """The events before the decoder is asked."""
         return [{"type": "response.created", "response": self._response("in_progress", None, [])}]
 
-    def began(self, num_prompt_tokens: int, conversation: Conversation | None) -> list[Event]:
-        """When the decoder has taken the dialog."""
+    def started(self, num_prompt_tokens: int, conversation: Conversation | None) -> list[Event]:
+        """The events when the decoder has admitted the dialog."""
         self.num_prompt_tokens = num_prompt_tokens
-        self._text_began = True
+        self._text_started = True
         item = Item(id=self.item_id, role="assistant", text="", status="in_progress")
-        events = [self._of_response("response.output_item.added", item=item.event)]
+        events = [self._response_event("response.output_item.added", item=item.event)]
         if conversation is not None:
             before, _ = conversation.add(item)
             events.append({"type": "conversation.item.added", "previous_item_id": before, "item": item.event})
         part = {"type": "text", "text": ""}
-        return [*events, self._of_item("response.content_part.added", part=part)]
+        return [*events, self._item_event("response.content_part.added", part=part)]
 
     def delta(self, tokens: Sequence[TokenEvent]) -> Event:
-        """The next words."""
+        """The event with the next tokens."""
         self.tokens += tokens
         facts = {"tokens": [facts_of(token, None).model_dump() for token in tokens]}
         text = "".join(token.text for token in tokens)
-        return self._of_item("response.output_text.delta", delta=text, streamchat=facts)
+        return self._item_event("response.output_text.delta", delta=text, streamchat=facts)
 
     def ended(
         self,
@@ -62,19 +62,19 @@ class RealtimeReply:
         conversation: Conversation | None,
         error: ApiError | None = None,
     ) -> list[Event]:
-        """All that closes a response, whatever became of it."""
+        """The events that close the response, in every case."""
         events: list[Event] = []
         output: list[Event] = []
-        if self._text_began:
+        if self._text_started:
             item_status = "completed" if status == "completed" else "incomplete"
             item = Item(id=self.item_id, role="assistant", text=self.text, status=item_status)
             kept = conversation.finish(self.item_id, self.text, item_status) if conversation else None
             output = [item.event]
-            events.append(self._of_item("response.output_text.done", text=self.text))
+            events.append(self._item_event("response.output_text.done", text=self.text))
             events.append(
-                self._of_item("response.content_part.done", part={"type": "text", "text": self.text})
+                self._item_event("response.content_part.done", part={"type": "text", "text": self.text})
             )
-            events.append(self._of_response("response.output_item.done", item=item.event))
+            events.append(self._response_event("response.output_item.done", item=item.event))
             if kept is not None:
                 events.append({"type": "conversation.item.done", "item": item.event})
         details: Event | None = None
@@ -86,7 +86,7 @@ class RealtimeReply:
         return [*events, {"type": "response.done", "response": self._response(status, details, output)}]
 
     def camera_lost(self, camera: str, token: TokenEvent) -> Event:
-        """No new frame comes any more: what is said now is said from this one."""
+        """The event when no new frames arrive: further tokens are based on this frame."""
         return {
             "type": "streamchat.camera.lost",
             "response_id": self.id,
@@ -96,11 +96,11 @@ class RealtimeReply:
             "frame_age_ms": round(token.frame_age_ms, 2),
         }
 
-    def _of_response(self, kind: str, **more: Any) -> Event:
-        return {"type": kind, "response_id": self.id, "output_index": 0, **more}
+    def _response_event(self, kind: str, **fields: Any) -> Event:
+        return {"type": kind, "response_id": self.id, "output_index": 0, **fields}
 
-    def _of_item(self, kind: str, **more: Any) -> Event:
-        return self._of_response(kind, item_id=self.item_id, content_index=0, **more)
+    def _item_event(self, kind: str, **fields: Any) -> Event:
+        return self._response_event(kind, item_id=self.item_id, content_index=0, **fields)
 
     def _response(self, status: str, details: Event | None, output: list[Event]) -> Event:
         ages_ms = [token.frame_age_ms for token in self.tokens]

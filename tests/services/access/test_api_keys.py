@@ -10,41 +10,40 @@ from pathlib import Path
 
 import pytest
 
-from services.access import api_keys as keyring
-from services.access.api_keys import Keyring, changing, make_key, parsed_keys, rotated
+from services.access.api_keys import ApiKeys, edit_keys, make_key, parse_keys, rotate_key
 
 RIGHTS = {"role": "ask", "cameras": ("*",)}
 
 
 @pytest.fixture(autouse=True)
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyring, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("services.access.api_keys.CHECK_INTERVAL_S", 0.0)
 
 
 def test_a_file_holds_no_key(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, key = make_key("me", **RIGHTS)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
     assert text not in path.read_text()
     assert text.split("_")[2] not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert Keyring(path).find(text) == key
+    assert ApiKeys(path).find(text) == key
 
 
 def test_changes_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    ring = Keyring(path)
+    api_keys = ApiKeys(path)
     text, key = make_key("me", **RIGHTS)
-    assert ring.find(text) is None
-    with changing(path) as keys:
+    assert api_keys.find(text) is None
+    with edit_keys(path) as keys:
         keys[key.id] = key
-    assert ring.find(text) == key
-    assert ring.holds(key)
-    with changing(path) as keys:
+    assert api_keys.find(text) == key
+    assert api_keys.is_valid(key)
+    with edit_keys(path) as keys:
         del keys[key.id]
-    assert ring.find(text) is None
-    assert not ring.holds(key)
+    assert api_keys.find(text) is None
+    assert not api_keys.is_valid(key)
 
 
 def test_a_file_that_goes_away_takes_its_keys_along_and_a_broken_one_does_not(
@@ -52,39 +51,39 @@ def test_a_file_that_goes_away_takes_its_keys_along_and_a_broken_one_does_not(
 ) -> None:
     path = tmp_path / "keys.json"
     text, key = make_key("me", **RIGHTS)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
-    ring = Keyring(path)
+    api_keys = ApiKeys(path)
     path.write_text("{half")
-    assert ring.find(text) == key
-    assert "the keys stay as they were" in caplog.text
+    assert api_keys.find(text) == key
+    assert "the previous keys stay in use" in caplog.text
     path.unlink()
-    assert ring.find(text) is None
+    assert api_keys.find(text) is None
 
 
 def test_a_rotated_key_and_its_heir_are_both_good_for_a_while(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     text, key = make_key("me", role="admin", cameras=("door-*",), requests_at_once=3)
-    new_text, new, old = rotated(key, old_lasts_s=0.5)
-    with changing(path) as keys:
+    new_text, new, old = rotate_key(key, old_lasts_s=0.5)
+    with edit_keys(path) as keys:
         keys.update({old.id: old, new.id: new})
-    ring = Keyring(path)
-    assert ring.find(new_text) == new
+    api_keys = ApiKeys(path)
+    assert api_keys.find(new_text) == new
     assert (new.role, new.cameras, new.requests_at_once) == ("admin", ("door-*",), 3)
     assert text != new_text
-    while not old.has_ended:
-        assert ring.holds(old) or old.has_ended
+    while not old.has_expired:
+        assert api_keys.is_valid(old) or old.has_expired
         time.sleep(0.01)
-    found = ring.find(text)
+    found = api_keys.find(text)
     assert found is not None
-    assert found.has_ended
-    assert not ring.holds(old)
+    assert found.has_expired
+    assert not api_keys.is_valid(old)
 
 
 def test_secrets_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys.json"
     text, key = make_key("me", **RIGHTS)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
     compared: list[tuple[str, str]] = []
     real = hmac.compare_digest
@@ -94,9 +93,9 @@ def test_secrets_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pyte
         return real(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", noted)
-    ring = Keyring(path)
+    api_keys = ApiKeys(path)
     for attempt in (text, text[:-1] + "x", "sc_00000000_" + "0" * 64, "", "none"):
-        ring.find(attempt)
+        api_keys.find(attempt)
     assert len(compared) == 5  # known or not, well formed or not
     assert all(len(one) == len(other) == 64 for one, other in compared)
 
@@ -112,11 +111,11 @@ def test_secrets_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pyte
 )
 def test_what_is_no_keys_file_is_told(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        parsed_keys(text)
+        parse_keys(text)
     path = tmp_path / "keys.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"keys\.json"):
-        Keyring(path)
+        ApiKeys(path)
 
 
 @pytest.mark.parametrize("change", [{"role": "root"}, {"sha256": "00"}, {"requests_at_once": -1}])
@@ -130,4 +129,4 @@ def test_a_key_of_the_wrong_shape_is_told(change: dict[str, object]) -> None:
         "made_s": 1.0,
     } | change
     with pytest.raises(ValueError, match="key 0: "):
-        parsed_keys(json.dumps({"keys": [row]}))
+        parse_keys(json.dumps({"keys": [row]}))

@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from services.access.api_keys import Key, changing, make_key
-from services.access.authentication import PUBLIC
+from services.access.api_keys import ApiKey, edit_keys, make_key
+from services.access.authentication import PUBLIC_PATHS
 from services.access.sign_in import COOKIE
 from services.settings import Settings
 from tests.services.served_gateway import MODEL, Gateway, frame, gateway, wait_for
@@ -41,8 +41,8 @@ class Keys(dict[str, str]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.kept: dict[str, Key] = {}
-        with changing(path) as keys:
+        self.kept: dict[str, ApiKey] = {}
+        with edit_keys(path) as keys:
             for name, rights in RIGHTS.items():
                 self[name], key = make_key(name, **rights)
                 keys[key.id] = self.kept[name] = key
@@ -136,7 +136,7 @@ def test_the_walk_finds_the_routes(served: Gateway) -> None:
         ("GET", "/page/page.js"),
     ]:
         assert known in found
-    assert {"/healthz", "/readyz", "/sign-in"} == PUBLIC
+    assert {"/healthz", "/readyz", "/sign-in"} == PUBLIC_PATHS
 
 
 def wrong_keys(keys: Keys) -> list[dict[str, str]]:
@@ -162,7 +162,7 @@ def wrong_keys(keys: Keys) -> list[dict[str, str]]:
 
 def test_no_route_is_open_without_a_right_key(served: Gateway, http: httpx.Client, keys: Keys) -> None:
     for method, path in routes(served):
-        if path in PUBLIC:
+        if path in PUBLIC_PATHS:
             continue
         for headers in wrong_keys(keys):
             if method == "WS":
@@ -267,7 +267,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(
     headers = bearer(keys["spent"])
     assert http.get("/v1/models", headers=headers).status_code == 200
     for method, path in routes(served):
-        if path in PUBLIC:
+        if path in PUBLIC_PATHS:
             continue
         if method == "WS":
             assert knock(served, path, headers) == 429
@@ -292,7 +292,7 @@ def test_a_key_has_so_many_places(served: Gateway, http: httpx.Client, keys: Key
 
 
 def test_events_of_a_session_count_as_requests(served: Gateway, keys: Keys) -> None:
-    with changing(keys.path) as kept:
+    with edit_keys(keys.path) as kept:
         text, key = make_key("chatty", role="ask", cameras=("*",), requests_per_minute=3)
         kept[key.id] = key
     wait_for(lambda: knock(served, "/v1/models", bearer(text)) != 401)  # counts as well: two are left
@@ -380,7 +380,7 @@ def test_our_own_page_may_call(served: Gateway, http: httpx.Client, keys: Keys) 
 
 
 def revoke(keys: Keys, name: str) -> None:
-    with changing(keys.path) as kept:
+    with edit_keys(keys.path) as kept:
         del kept[keys.kept[name].id]
 
 
@@ -446,7 +446,7 @@ def test_no_key_is_in_the_log(
 def test_a_slow_body_holds_no_place_for_ever(
     served: Gateway, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.gateway.BODY_S", 0.2)
+    monkeypatch.setattr("services.gateway.middleware.BODY_TIMEOUT_S", 0.2)
 
     def slow() -> Iterator[bytes]:
         yield b"{"

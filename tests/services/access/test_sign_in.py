@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from services.access.api_keys import changing, make_key
+from services.access.api_keys import edit_keys, make_key
 from services.access.sign_in import COOKIE
 from services.settings import Settings
 from tests.services.page_driver import PageSeen, ask, browser, page_at
@@ -20,7 +20,7 @@ HTML = {"Accept": "text/html,*/*"}
 def key_and_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Gateway]]:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     text, key = make_key("me", role="ask", cameras=("*",))
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
     with gateway(Settings(keys_file=str(path))) as served:
         yield text, served

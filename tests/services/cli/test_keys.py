@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.access.api_keys import Keyring, read_keys
+from services.access.api_keys import ApiKeys, read_keys
 from services.cli import main as cli
 
 
@@ -18,9 +18,9 @@ def test_a_key_lives_from_make_to_revoke(tmp_path: Path, capsys: pytest.CaptureF
     file = ("--file", str(tmp_path / "keys.json"))
     assert run(*file, "make", "guard", "--camera", "door-*", "--camera", "yard", "--days", "30") == 0
     text = capsys.readouterr().out.strip()
-    key = Keyring(Path(file[1])).find(text)
+    key = ApiKeys(Path(file[1])).find(text)
     assert key is not None
-    assert (key.name, key.role, key.cameras, key.has_ended) == ("guard", "ask", ("door-*", "yard"), False)
+    assert (key.name, key.role, key.cameras, key.has_expired) == ("guard", "ask", ("door-*", "yard"), False)
 
     assert run(*file, "make", "prometheus", "--role", "admin", "--no-camera") == 0
     capsys.readouterr()
@@ -32,14 +32,14 @@ def test_a_key_lives_from_make_to_revoke(tmp_path: Path, capsys: pytest.CaptureF
 
     assert run(*file, "rotate", "guard", "--grace-days", "0") == 0
     newer = capsys.readouterr().out.strip()
-    ring = Keyring(Path(file[1]))
-    old = ring.find(text)
+    api_keys = ApiKeys(Path(file[1]))
+    old = api_keys.find(text)
     assert old is not None
-    assert old.has_ended
-    assert ring.find(newer) is not None
+    assert old.has_expired
+    assert api_keys.find(newer) is not None
 
     assert run(*file, "revoke", newer.split("_")[1]) == 0
-    assert Keyring(Path(file[1])).find(newer) is None
+    assert ApiKeys(Path(file[1])).find(newer) is None
     assert {key.name for key in read_keys(Path(file[1])).values()} == {"guard", "prometheus"}
 
 

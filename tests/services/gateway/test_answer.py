@@ -1,4 +1,4 @@
-"""One answer between decoder and reader: steadfast, bounded, prompt."""
+"""One answer between decoder and reader: decode_with_retries, bounded, prompt."""
 
 from __future__ import annotations
 

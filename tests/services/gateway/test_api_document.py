@@ -10,7 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import CHECKS
 
-from services.access.api_keys import changing, make_key
+from services.access.api_keys import edit_keys, make_key
 from services.settings import Settings
 from tests.services.served_gateway import gateway
 
@@ -28,7 +28,7 @@ NUM_OPERATIONS = 8
 def key_and_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     text, key = make_key("me", role="admin", cameras=("*",), requests_per_minute=10**6)
-    with changing(path) as keys:
+    with edit_keys(path) as keys:
         keys[key.id] = key
     with gateway(Settings(keys_file=str(path))) as served:
         yield text, served.url

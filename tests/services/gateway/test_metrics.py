@@ -12,8 +12,8 @@ from services.ports.metric_catalogue import SERVER_FAULTS
 async def test_error_codes_are_bounded() -> None:
     metrics = GatewayMetrics()
     for number in range(MAX_VALUES + 5):
-        metrics.failed(f"code_{number}", 400)
-    metrics.failed("code_0", 400)
+        metrics.record_error(f"code_{number}", 400)
+    metrics.record_error("code_0", 400)
     text = (await metrics.recorder.exposition()).decode()
     assert 'streamchat_request_errors_total{code="code_0",status="400"} 2.0' in text
     assert 'streamchat_request_errors_total{code="(other)",status="400"} 5.0' in text
@@ -43,7 +43,7 @@ async def test_a_level_falls_again_whatever_happens() -> None:
 async def test_whom_we_refuse_is_counted() -> None:
     metrics = GatewayMetrics()
     for code, status in (("invalid_api_key", 401), ("not_your_camera", 403), ("unknown_camera", 404)):
-        metrics.failed(code, status)
+        metrics.record_error(code, status)
     text = (await metrics.recorder.exposition()).decode()
     assert 'streamchat_auth_failures_total{reason="invalid_api_key"} 1.0' in text
     assert 'streamchat_auth_failures_total{reason="not_your_camera"} 1.0' in text

@@ -52,7 +52,7 @@ class Source:
 
 async def test_a_reader_that_stops_reading_is_cut_off_and_nothing_piles_up() -> None:
     source, reader = Source(), Reader(takes=3)
-    stream = OpenStream(source.pieces(), close=source.close, media_type="text/plain", stall_s=0.05)
+    stream = OpenStream(source.pieces(), close=source.close, media_type="text/plain", send_timeout_s=0.05)
     await stream({"type": "http"}, reader.receive, reader.send)
     assert source.closed
     assert source.num_made == 4  # one piece waits, never more

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from services.access.authentication import Caller
+from services.access.caller import Caller
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer, picture_of
 from services.gateway.store_threads import StoreThreads
@@ -48,7 +48,7 @@ async def test_many_viewers_cost_one_reader_and_none_costs_none() -> None:
     store.append(frame("a", 1), capacity=4)
     threads = StoreThreads(store)
     feed = PictureFeed(threads, GatewayMetrics())
-    viewers = [feed.enter("a", Caller()) for _ in range(10)]
+    viewers = [feed.add_viewer("a", Caller()) for _ in range(10)]
     for viewer in viewers:
         await viewer.next()
     store.append(frame("a", 2), capacity=4)
@@ -56,14 +56,14 @@ async def test_many_viewers_cost_one_reader_and_none_costs_none() -> None:
         assert (await viewer.next()).frame_id.endswith("-2")
     assert store.num_reads <= 3
     for viewer in viewers:
-        await feed.leave(viewer)
+        await feed.remove_viewer(viewer)
     await asyncio.sleep(0)
     num_reads = store.num_reads
     store.append(frame("a", 3), capacity=4)
-    late = feed.enter("a", Caller())
+    late = feed.add_viewer("a", Caller())
     assert (await late.next()).frame_id.endswith("-3")
     assert num_reads <= store.num_reads <= num_reads + 2
-    await feed.leave(late)
+    await feed.remove_viewer(late)
     threads.close()
 
 
@@ -71,9 +71,9 @@ async def test_places_are_bounded() -> None:
     store = MemoryFrameStore()
     threads = StoreThreads(store)
     feed = PictureFeed(threads, GatewayMetrics())
-    viewers = [feed.enter(None, Caller()) for _ in range(MAX_VIEWERS)]
+    viewers = [feed.add_viewer(None, Caller()) for _ in range(MAX_VIEWERS)]
     with pytest.raises(ApiError, match="too_many_viewers"):
-        feed.enter(None, Caller())
+        feed.add_viewer(None, Caller())
     for viewer in viewers:
-        await feed.leave(viewer)
+        await feed.remove_viewer(viewer)
     threads.close()

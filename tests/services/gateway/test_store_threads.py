@@ -17,9 +17,9 @@ async def test_calls_run_in_threads_and_a_blocking_read_delays_no_other() -> Non
     store = MemoryFrameStore()
     threads = StoreThreads(store)
     here = threading.get_ident()
-    assert await threads.ask(lambda store: threading.get_ident()) != here
-    waiting = threads.ask(lambda store: store.newer({"a": "0-0"}, block_s=10), blocking=True)
-    assert await threads.ask(lambda store: store.append(frame("a", 1), capacity=2))
+    assert await threads.call(lambda store: threading.get_ident()) != here
+    waiting = threads.call(lambda store: store.newer({"a": "0-0"}, block_s=10), blocking=True)
+    assert await threads.call(lambda store: store.append(frame("a", 1), capacity=2))
     assert [each.camera for each in await waiting] == ["a"]
     threads.close()
 
@@ -30,6 +30,6 @@ async def test_a_lost_store_is_a_503() -> None:
 
     threads = StoreThreads(MemoryFrameStore())
     with pytest.raises(ApiError) as raised:
-        await threads.ask(lost)
+        await threads.call(lost)
     assert (raised.value.status, raised.value.code) == (503, "store_lost")
     threads.close()

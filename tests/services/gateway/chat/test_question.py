@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from services.gateway.chat.question import VisualSource, camera_named, media_of, visual_source
-from services.gateway.chat.request import ChatRequest, parsed
+from services.gateway.chat.request import ChatRequest, parse_request
 from services.messages.api_error import ApiError
 
 
@@ -19,7 +19,9 @@ def chat(*urls: str | None) -> ChatRequest:
     """A user message for each url, asking about it (None: words only)."""
     parts = [[{"type": "video_url", "video_url": {"url": url}}] if url else [] for url in urls]
     text = {"type": "text", "text": "?"}
-    return parsed({"model": "m", "messages": [{"role": "user", "content": [*part, text]} for part in parts]})
+    return parse_request(
+        {"model": "m", "messages": [{"role": "user", "content": [*part, text]} for part in parts]}
+    )
 
 
 def test_the_newest_message_that_shows_something_wins() -> None:

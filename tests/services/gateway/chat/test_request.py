@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from services.gateway.chat.request import NEUTRAL, check_extra, decoded_json, field_path, parsed
+from services.gateway.chat.request import (
+    CHAT_NEUTRAL_VALUES,
+    check_extra,
+    field_path,
+    parse_json,
+    parse_request,
+)
 from services.messages.api_error import ApiError
 
 PLAIN: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
@@ -27,30 +33,32 @@ def test_a_fields_path_is_the_requests_own(location: tuple[int | str, ...], path
     assert field_path(location) == path
 
 
-@pytest.mark.parametrize(("name", "values"), NEUTRAL.items())
+@pytest.mark.parametrize(("name", "values"), CHAT_NEUTRAL_VALUES.items())
 def test_what_changes_nothing_is_accepted(name: str, values: tuple[Any, ...]) -> None:
     for value in (None, *values):
-        parsed({**PLAIN, name: value})
+        parse_request({**PLAIN, name: value})
     with pytest.raises(ApiError) as raised:
-        check_extra({name: "something else"}, NEUTRAL)
+        check_extra({name: "something else"}, CHAT_NEUTRAL_VALUES)
     assert raised.value.param == name
 
 
 def test_harmless_fields_are_accepted() -> None:
-    request = parsed({**PLAIN, "user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"})
+    request = parse_request(
+        {**PLAIN, "user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
+    )
     assert request.streamchat is None
 
 
 def test_all_our_options_are_read() -> None:
     options = {"visual_context": "frozen", "frames": 4, "tokens_per_second": 3, "max_frame_age_ms": 250.5}
     options |= {"min_p": 0.1, "repetition_penalty": 1.5}
-    read = parsed({**PLAIN, "streamchat": options}).streamchat
+    read = parse_request({**PLAIN, "streamchat": options}).streamchat
     assert read is not None
     assert read.model_dump() == options
 
 
 def test_json_is_strict() -> None:
-    assert decoded_json('{"a": "\\ud83d\\ude80"}') == {"a": "🚀"}
+    assert parse_json('{"a": "\\ud83d\\ude80"}') == {"a": "🚀"}
     for text in ('{"a": Infinity}', '"\\ud800"', "{'a': 1}", "", '{"a": 1} x', "9" * 5000):
         with pytest.raises(ApiError, match="malformed_json"):
-            decoded_json(text)
+            parse_json(text)

@@ -14,8 +14,8 @@ from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from services.access.authentication import Caller
-from services.gateway.question_service import Desk
+from services.access.caller import Caller
+from services.gateway.question_service import QuestionService
 from services.gateway.realtime.session import RealtimeSession
 from services.messages.dialog import DialogFailed
 from services.settings import Settings
@@ -327,7 +327,7 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
     store = MemoryFrameStore()
     store.append(frame("front-door", 1), capacity=4)
     decoder = ScriptedDecoder(store)
-    desk = Desk(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
+    questions = QuestionService(Settings(), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "?"}]}
     events: list[Any] = [
         SESSION,
@@ -350,10 +350,10 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
 
     socket = WebSocket({"type": "websocket", "headers": []}, receive, send)
     await socket.accept()
-    await RealtimeSession(desk, socket, Caller(), stall_s=0.05).run()
+    await RealtimeSession(questions, socket, Caller(), send_timeout_s=0.05).run()
     assert len(sent) == 10
     assert decoder.num_open == 0
-    desk.close()
+    questions.close()
 
 
 def test_a_client_that_goes_away_ends_its_dialog(served: Gateway, talk: Talk) -> None:
