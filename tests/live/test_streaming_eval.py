@@ -1,4 +1,4 @@
-"""A streaming evaluation with running servers: live against frozen, at the video's own pace, judged by the truth."""
+"""A streaming evaluation with running servers: live against frozen, at the video's own pace."""
 
 from __future__ import annotations
 

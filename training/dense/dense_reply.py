@@ -76,7 +76,7 @@ def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
         raise BadRow("answer too long", f"got {num_words} words, wanted at most {MAX_WORDS}")
     if found := FORBIDDEN.search(f"{instruction} {answer}"):
         raise BadRow(
-            "tells of captions or seconds", f"got {found[0]!r} in {instruction!r:.80}, {answer!r:.80}"
+            "mentions captions or seconds", f"got {found[0]!r} in {instruction!r:.80}, {answer!r:.80}"
         )
     if any(answer == example.answer or instruction == example.instruction for example in examples):
         raise BadRow("copied from an example", f"got {instruction!r:.80}, {answer!r:.80}")
@@ -106,7 +106,7 @@ def _caption_at(row: Row, start_s: float) -> Turn:
     ]
     if not near:
         times = ", ".join(f"{turn.start_s:.1f}" for turn in row.turns[:8])
-        raise BadRow("no such moment", f"start_s: got {start_s:g}, wanted one of {times}")
+        raise BadRow("no caption at that time", f"start_s: got {start_s:g}, wanted one of {times}")
     return min(near, key=lambda turn: abs(turn.start_s - start_s))
 
 

@@ -126,13 +126,13 @@ class InstructionWriter:
                 f"{self.config.url} answers {error.status_code}: {error.message:.300}"
             ) from error
         except APITimeoutError as error:
-            raise BadRow("endpoint: too late", f"no reply within {self.config.timeout_s:g} s") from error
+            raise BadRow("endpoint: time-out", f"no reply within {self.config.timeout_s:g} s") from error
         except APIConnectionError as error:
             raise BadRow("endpoint: no connection", f"{self.config.url}: {error}") from error
         except APIStatusError as error:
             raise BadRow(f"endpoint: {error.status_code}", f"{error.message:.300}") from error
         except (OpenAIError, ValueError) as error:
-            raise BadRow("endpoint: nonsense", f"{type(error).__name__}: {error!s:.300}") from error
+            raise BadRow("endpoint: invalid reply", f"{type(error).__name__}: {error!s:.300}") from error
         return _text_and_tokens(reply)
 
 
@@ -143,7 +143,7 @@ def _text_and_tokens(reply: Any) -> dict[str, Any]:
         usage = reply.usage
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
     except (AttributeError, IndexError, TypeError) as error:
-        raise BadRow("endpoint: nonsense", f"got {reply!r:.300}") from error
+        raise BadRow("endpoint: invalid reply", f"got {reply!r:.300}") from error
     if not isinstance(text, str):
-        raise BadRow("endpoint: nonsense", f"content: got {text!r:.80}, wanted a text")
+        raise BadRow("endpoint: invalid reply", f"content: got {text!r:.80}, wanted a text")
     return {"reply": text, "prompt_tokens": tokens[0], "reply_tokens": tokens[1]}

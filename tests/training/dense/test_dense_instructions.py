@@ -1,4 +1,4 @@
-"""The whole run: Ray Data, an endpoint that really listens, what is kept aside, near-duplicates, and going on."""
+"""The whole run: Ray Data, a real endpoint, rejected replies, near-duplicates, and resuming."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def captions(num: int) -> list[Row]:
 
 
 def proper(request: ChatRequest) -> str:
-    """What a good model would say of the last caption."""
+    """The reply of a good model about the last caption."""
     thing = request.text.rsplit("A ", 1)[1].removesuffix(" appears.")
     said = {"start_s": 2.0, "instruction": f"What about the {thing}?", "answer": f"A {thing} appears."}
     return json.dumps(said)
@@ -103,7 +103,7 @@ class Command:
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
-    """What it kept, dropped and rejected is then told of the whole."""
+    """The report of the resumed run covers both runs."""
     waits = threading.Event()
     failed: set[str] = set()
     bad: dict[int, str | int] = {3: "Sorry.", 7: json.dumps({"start_s": 2.0})}

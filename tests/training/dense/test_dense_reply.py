@@ -1,4 +1,4 @@
-"""What of a model's reply can be used, and why the rest cannot."""
+"""Which replies of a model are usable, and why the others are not."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ BAD: list[tuple[str, str]] = [
     (json.dumps({"start_s": 14.0}), "wrong type"),
     (reply(start_s="14"), "wrong type"),
     (reply(start_s=None), "wrong type"),
-    (reply(start_s=10.0), "no such moment"),
-    (reply(start_s=-14.0), "no such moment"),
-    (reply(start_s=float("nan")), "no such moment"),
+    (reply(start_s=10.0), "no caption at that time"),
+    (reply(start_s=-14.0), "no caption at that time"),
+    (reply(start_s=float("nan")), "no caption at that time"),
     (reply(answer=["He", "cooks"]), "wrong type"),
     (reply(answer="  "), "not about the caption"),
     (reply(instruction=""), "empty instruction"),
     (reply(answer="An egg. " * 41), "answer too long"),
-    (reply(answer="According to the caption he cracks an egg."), "tells of captions or seconds"),
-    (reply(answer="He cracks an egg at 14.0 seconds."), "tells of captions or seconds"),
+    (reply(answer="According to the caption he cracks an egg."), "mentions captions or seconds"),
+    (reply(answer="He cracks an egg at 14.0 seconds."), "mentions captions or seconds"),
     (reply(answer="There is a dog here now."), "not about the caption"),
     (reply(answer=EXAMPLE.answer), "copied from an example"),
 ]

@@ -1,4 +1,4 @@
-"""Asking endpoints that really listen: what they cost, how they fail, and what is made of it."""
+"""Requests to real endpoints: tokens, failures, and outcomes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def status(code: int) -> Response:
 
 @contextmanager
 def endpoint(reply: Callable[[int], Response]) -> Generator[str]:
-    """An address at which the n-th request is answered with `reply(n)`."""
+    """URL of a server that answers the n-th request with `reply(n)`."""
     app, bodies = FastAPI(), list[Any]()
 
     @app.post("/v1/chat/completions")
@@ -89,14 +89,14 @@ FAILING: list[tuple[Callable[[int], Response], str]] = [
     (lambda number: status(429), "endpoint: 429"),
     (lambda number: status(500), "endpoint: 500"),
     (lambda number: status(400), "endpoint: 400"),
-    (late, "endpoint: too late"),
-    (lambda number: Response("<html>Welcome</html>", media_type="text/html"), "endpoint: nonsense"),
-    (lambda number: Response("{", media_type="application/json"), "endpoint: nonsense"),
-    (lambda number: Response("[]", media_type="application/json"), "endpoint: nonsense"),
-    (lambda number: Response("{}", media_type="application/json"), "endpoint: nonsense"),
-    (lambda number: completion(None), "endpoint: nonsense"),
-    (lambda number: completion(GOOD, choices=[]), "endpoint: nonsense"),
-    (lambda number: completion(GOOD, choices="none"), "endpoint: nonsense"),
+    (late, "endpoint: time-out"),
+    (lambda number: Response("<html>Welcome</html>", media_type="text/html"), "endpoint: invalid reply"),
+    (lambda number: Response("{", media_type="application/json"), "endpoint: invalid reply"),
+    (lambda number: Response("[]", media_type="application/json"), "endpoint: invalid reply"),
+    (lambda number: Response("{}", media_type="application/json"), "endpoint: invalid reply"),
+    (lambda number: completion(None), "endpoint: invalid reply"),
+    (lambda number: completion(GOOD, choices=[]), "endpoint: invalid reply"),
+    (lambda number: completion(GOOD, choices="none"), "endpoint: invalid reply"),
 ]
 
 
@@ -151,7 +151,7 @@ def test_the_key_is_not_shown() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # of transformers' GGUF reader
 def test_a_real_language_model() -> None:
-    """SmolLM2 with 135 million parameters is no good at it, but what it says is read, and counted."""
+    """SmolLM2 with 135 million parameters writes bad instructions, but its replies are read and counted."""
     with listening(small_llm_app()) as url:
         writer = InstructionWriter(
             WriterConfig(url=f"{url}/v1", model="smollm2", timeout_s=500, max_tokens=24)

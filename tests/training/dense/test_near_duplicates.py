@@ -1,4 +1,4 @@
-"""Which instructions are one."""
+"""Which instructions are near-duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is better: the language model's reply read strictly, and the live world's truth."""
+"""Judges: the strict check of a language model's reply, and the live world's truth."""
 
 from __future__ import annotations
 

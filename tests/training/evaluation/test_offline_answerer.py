@@ -1,4 +1,4 @@
-"""Questions about what is over: frames spread over a video, answers together, losses, and where answers end."""
+"""Offline questions: frames spread over a video, batches, losses, and stop texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole evaluation against endpoints that really listen: both orders, failures kept aside, and resume."""
+"""The whole evaluation against real endpoints: both orders, failures, and resuming."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from training.evaluation.streaming_eval import main
 from training.live_world.clips import Clip
 
 
-def ruling(better: str) -> str:
+def judgement(better: str) -> str:
     scores = dict.fromkeys(ASPECTS, 5)
     return json.dumps(
         {"answer_1": scores, "answer_2": scores, "better": better, "justification": "So it is."}
     )
 
 
-def for_good(request: ChatRequest) -> str:
-    """A judge that prefers the good answer, wherever it stands."""
+def prefer_good(request: ChatRequest) -> str:
+    """A judge that prefers the good answer in both orders."""
     first, second = ("GOOD" in part for part in request.text.split("Answer 1:")[1].split("Answer 2:"))
-    return ruling("tie" if first == second else "1" if first else "2")
+    return judgement("tie" if first == second else "1" if first else "2")
 
 
 def rows(out: Path, name: str) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def evaluated(
 def test_the_better_one_wins_in_both_orders(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    summary, num_answers, num_judged = evaluated(folder, tmp_path, monkeypatch, for_good)
+    summary, num_answers, num_judged = evaluated(folder, tmp_path, monkeypatch, prefer_good)
     assert (num_answers, num_judged) == (12, 24)
     assert summary["win"] == {"share": 1.0, "low": 1.0, "high": 1.0}
     assert (summary["questions"], summary["groups"], summary["not_judged"]) == (12, 2, 0)
@@ -98,12 +98,12 @@ def test_the_better_one_wins_in_both_orders(
 def test_a_judge_that_goes_by_the_order_decides_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    summary, _, _ = evaluated(folder, tmp_path, monkeypatch, lambda request: ruling("1"))
+    summary, _, _ = evaluated(folder, tmp_path, monkeypatch, lambda request: judgement("1"))
     assert summary["tie"]["share"] == 1.0
     assert summary["preferred_when_shown_first"] == 1.0
 
 
-def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
+def test_invalid_judgements_are_recorded_and_repeated_by_the_next_start(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlucky = live_world_questions(folder)[0]
@@ -112,7 +112,7 @@ def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
         return (
             "Both are fine."
             if unlucky.answer in request.text and unlucky.instruction in request.text
-            else for_good(request)
+            else prefer_good(request)
         )
 
     summary, _, _ = evaluated(folder, tmp_path, monkeypatch, judge)
@@ -121,32 +121,32 @@ def test_nonsense_is_kept_aside_and_asked_again_when_it_is_started_again(
     assert summary["rejected"] == {"no JSON": 2 * missing}
     assert all(row["raw"] == "Both are fine." for row in rows(tmp_path, "rejected"))
     assert summary["questions"] == 12 - missing
-    summary, num_answers, num_judged = evaluated(folder, tmp_path, monkeypatch, for_good)
-    assert (num_answers, num_judged) == (0, 2 * missing)  # nothing is asked twice that was answered well
+    summary, num_answers, num_judged = evaluated(folder, tmp_path, monkeypatch, prefer_good)
+    assert (num_answers, num_judged) == (0, 2 * missing)  # only what failed is repeated
     assert (summary["questions"], summary["not_judged"]) == (12, 0)
-    assert summary["rejected"] == {"no JSON": 2 * missing}  # it stays on the record
+    assert summary["rejected"] == {"no JSON": 2 * missing}  # earlier failures stay in the summary
 
 
 def test_a_server_that_fails_too_often_ends_it_with_an_error(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        evaluated(folder, tmp_path, monkeypatch, for_good, bad=lambda request: 400)
+        evaluated(folder, tmp_path, monkeypatch, prefer_good, bad=lambda request: 400)
     assert ended.value.code == 1
     assert "12 of 24 rows are bad" in capsys.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["questions"], summary["not_judged"]) == (0, 12)
     assert summary["rejected"] == {"no answer": 12}
-    summary, num_answers, _ = evaluated(folder, tmp_path, monkeypatch, for_good)
+    summary, num_answers, _ = evaluated(folder, tmp_path, monkeypatch, prefer_good)
     assert (num_answers, summary["questions"]) == (12, 12)
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluated(folder, tmp_path, monkeypatch, for_good, "--num", "1")
+    evaluated(folder, tmp_path, monkeypatch, prefer_good, "--num", "1")
     with pytest.raises(SystemExit):
-        evaluated(folder, tmp_path, monkeypatch, for_good, "--judge-model", "another")
+        evaluated(folder, tmp_path, monkeypatch, prefer_good, "--judge-model", "another")
     assert "holds another evaluation" in capsys.readouterr().err
 
 
@@ -156,7 +156,7 @@ def test_killed_and_started_again_it_asks_for_the_rest_only(
     def dies(request: ChatRequest) -> str:
         if len(third.requests) == 9:
             run.send_signal(signal.SIGKILL)
-        return for_good(request)
+        return prefer_good(request)
 
     with (
         scripted(lambda request: "GOOD one.") as first,

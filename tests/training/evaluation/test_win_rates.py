@@ -1,4 +1,4 @@
-"""Wins, ties, losses, and how sure they are."""
+"""Win, tie and loss rates and their intervals."""
 
 from __future__ import annotations
 
