@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 import torch
 
+from model.engine.frame_ring import FrameRing
 from model.engine.retention import Retention
 from model.runtime.frame_ingest import Chain, NewFrame
-from model.runtime.kv_cache import FrameRing, FrameStore
+from model.runtime.kv_cache import FrameStore
 
 
 class EngineFull(RuntimeError):
@@ -29,13 +30,13 @@ class Cameras:
             raise ValueError(f"camera: got {camera!r}, which was not added")
         return self.rings[camera]
 
-    def asked_about(self, camera: str) -> None:
+    def touch(self, camera: str) -> None:
         """Somebody asks: the other cameras make way before this one."""
         self.rings[camera] = self.rings.pop(camera)
 
-    def makes_way(self, watched: Collection[str]) -> str | None:
+    def camera_to_evict(self, watched: Collection[str]) -> str | None:
         """The camera to drop if one more is to come, unless there is a free ring."""
-        if self.store.pages.num_left:
+        if self.store.pages.num_unreserved:
             return None
         spare = next((camera for camera in self.rings if camera not in watched), None)
         if spare is None:
@@ -44,42 +45,42 @@ class Cameras:
 
     def add(self, camera: str) -> None:
         """An empty ring for a new camera; there is a free one."""
-        taken = self.store.pages.ask(camera, 1)
+        taken = self.store.pages.reserve(camera, 1)
         assert taken, "no ring is free"
-        self.rings[camera] = FrameRing(self.store.pages.take(camera), self.retention)
+        self.rings[camera] = FrameRing(self.store.pages.allocate(camera), self.retention)
 
     def drop(self, camera: str) -> None:
         """Nobody looks at it any more."""
         if (snapshot := self.rings.pop(camera).snapshot) is not None:
-            self.store.pages.end(snapshot)
-        self.store.pages.end(camera)
+            self.store.pages.release(snapshot)
+        self.store.pages.release(camera)
 
-    def arrive(self, frame: NewFrame, chain: Chain) -> int | None:
+    def add_frame(self, frame: NewFrame, chain: Chain) -> int | None:
         """A frame takes its place, by slot; None: its camera was dropped meanwhile."""
         ring = self.rings.get(frame.camera)
         if ring is None:
             return None
-        if ring.snapshot is not None and not ring.snapshot.num_users:
-            self.store.pages.end(ring.snapshot)
+        if ring.snapshot is not None and not ring.snapshot.num_dialogs:
+            self.store.pages.release(ring.snapshot)
         slot = ring.add(frame.frame_id, frame.captured_s)
-        self.store.write(ring.place, slot, chain)
+        self.store.write(ring.page, slot, chain)
         return slot
 
     @torch.inference_mode()
-    def freeze(self, live: FrameRing) -> FrameRing:
+    def acquire_snapshot(self, live: FrameRing) -> FrameRing:
         """A copy of a ring for one more who looks at it, one for all who ask at the same frame."""
         if live.snapshot is None:
             snapshot, pages = live.copy_to(-1), self.store.pages
-            if not pages.ask(snapshot, 1):
+            if not pages.reserve(snapshot, 1):
                 raise EngineFull(f"all {pages.num_pages} rings are taken: none is left for a frozen moment")
-            snapshot.place = pages.take(snapshot)
-            self.store.copy(live.place, snapshot.place)
+            snapshot.page = pages.allocate(snapshot)
+            self.store.copy(live.page, snapshot.page)
             live.snapshot = snapshot
-        live.snapshot.num_users += 1
+        live.snapshot.num_dialogs += 1
         return live.snapshot
 
-    def release(self, frozen: FrameRing, live: FrameRing) -> None:
+    def release_snapshot(self, frozen: FrameRing, live: FrameRing) -> None:
         """One fewer looks at a copy. The newest one stays, for who asks before the next frame."""
-        frozen.num_users -= 1
-        if not frozen.num_users and live.snapshot is not frozen:
-            self.store.pages.end(frozen)
+        frozen.num_dialogs -= 1
+        if not frozen.num_dialogs and live.snapshot is not frozen:
+            self.store.pages.release(frozen)

@@ -9,52 +9,34 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.engine.sampling import Sampling, Voice
+from model.engine.frame_ring import FrameRing, RingFrame
+from model.engine.options import DialogOptions
+from model.engine.sampling import SamplerState
 from model.network.clock import Clock
-from model.runtime.kv_cache import FrameRing, SeenFrame
 
 Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options(Sampling):
-    """How a dialog watches and speaks; raises ValueError for a value that makes no sense."""
-
-    visual_context: Literal["live", "frozen"] = "live"  # frozen: only what was visible at the question
-    num_frames: int | None = None  # newest frames to see; None: all that the ring holds
-    max_tokens: int = 256  # of one turn
-    stop_ids: frozenset[int] = frozenset()
-
-    def __post_init__(self) -> None:
-        Sampling.__post_init__(self)
-        if self.visual_context not in ("live", "frozen"):
-            raise ValueError(f"visual_context: got {self.visual_context!r}, wanted 'live' or 'frozen'")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames: got {self.num_frames}, wanted at least 1")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens: got {self.max_tokens}, wanted at least 1")
-
-
-class Spoken(NamedTuple):
+class PriorToken(NamedTuple):
     """A token that another engine already made for this turn."""
 
     token_id: int
-    made_s: float  # on the cameras' clock
+    generated_s: float  # on the cameras' clock
 
 
-class Unread(NamedTuple):
+class PendingToken(NamedTuple):
     """A token that no forward has read yet."""
 
     token_id: int
-    place: int  # temporal index on the dialog's clock
-    newest: int  # number of the newest frame that the token made from it sees; -1: none
+    temporal_index: int  # temporal index on the dialog's clock
+    newest_frame: int  # number of the newest frame that the token made from it sees; -1: none
 
 
 class Turn(NamedTuple):
     """Where a turn begins: which token of the text, and when on the dialog's clock."""
 
-    token: int
-    place: int
+    first_token: int
+    temporal_index: int
 
 
 @dataclass(slots=True, eq=False)
@@ -63,161 +45,181 @@ class Dialog:
 
     dialog_id: str
     camera: str
-    options: Options
-    live: FrameRing  # the camera's ring
-    voice: Voice
-    num_kept: int = 0  # first tokens that are never dropped
+    options: DialogOptions
+    camera_ring: FrameRing  # the camera's ring
+    sampler: SamplerState
+    num_pinned_tokens: int = 0  # first tokens that are never dropped
     clock: Clock = field(default_factory=Clock)
-    frame_index: Indices = field(init=False)  # by slot of `live`: indices on this clock
+    camera_frame_index: Indices = field(init=False)  # by slot of `live`: indices on this clock
     # What the dialog looks at: `live` itself, or what `live` was when the question came.
     ring: FrameRing = field(init=False)
-    ring_index: Indices = field(init=False)
-    until: int | None = None  # frozen: number of the newest frame at the question
+    ring_frame_index: Indices = field(init=False)
+    last_visible_frame: int | None = None  # frozen: number of the newest frame at the question
     # Its text, as it lies in the text store.
     pages: list[int] = field(default_factory=list[int])  # -1: given back, all of its tokens were dropped
-    length: int = 0  # tokens read so far, those that were dropped included
-    hole: tuple[int, int] = (
+    num_computed_tokens: int = 0  # tokens read so far, those that were dropped included
+    dropped_tokens: tuple[int, int] = (
         0,
         0,
     )  # tokens that were dropped: the first of them, and the first one after them
     turns: list[Turn] = field(default_factory=list[Turn])
     token_ids: list[int] = field(default_factory=list[int])  # all that was heard and said
-    unread: list[Unread] = field(default_factory=list[Unread])  # of a prompt that is not read to its end
-    pending: int | None = None  # the newest token: reading it makes the next one
-    pending_index: int = 0
-    num_made: int = 0  # tokens of the turn in progress
-    finished: Literal["stop", "length"] | None = None
+    pending_tokens: list[PendingToken] = field(
+        default_factory=list[PendingToken]
+    )  # of a prompt that is not read to its end
+    last_token_id: int | None = None  # the newest token: reading it makes the next one
+    last_temporal_index: int = 0
+    num_generated: int = 0  # tokens of the turn in progress
+    finish_reason: Literal["stop", "length"] | None = None
 
     def __post_init__(self) -> None:
-        self.frame_index = np.zeros(self.live.capacity, np.int64)
-        self.ring, self.ring_index = self.live, self.frame_index
+        self.camera_frame_index = np.zeros(self.camera_ring.capacity, np.int64)
+        self.ring, self.ring_frame_index = self.camera_ring, self.camera_frame_index
 
     # Hearing and speaking
 
-    def hear(self, token_ids: Sequence[int], spoken: Sequence[Spoken] = (), asked_s: float = 0.0) -> None:
+    def start(
+        self, token_ids: Sequence[int], prior_tokens: Sequence[PriorToken] = (), asked_s: float = 0.0
+    ) -> None:
         """The first turn: frames in the ring arrive, then a question.
 
         With `spoken`, an answer is taken up again: frames captured after `asked_s` arrive between its tokens, as
         they did then.
         """
-        frames = self.live.in_order()
+        frames = self.camera_ring.in_order()
         num_before = len(frames)
-        if spoken:
+        if prior_tokens:
             num_before = sum(frame.captured_s <= asked_s for _, frame in frames)
-        self._arrive(frames[:num_before])
-        self.ask(token_ids, frames[num_before - 1][1].number if num_before else -1)
+        self._add_frames(frames[:num_before])
+        self.start_turn(token_ids, frames[num_before - 1][1].number if num_before else -1)
         waiting = frames[num_before:]
-        for token in spoken:
-            arrived = sum(frame.captured_s <= token.made_s for _, frame in waiting)
-            self._arrive(waiting[:arrived])
+        for token in prior_tokens:
+            arrived = sum(frame.captured_s <= token.generated_s for _, frame in waiting)
+            self._add_frames(waiting[:arrived])
             waiting = waiting[arrived:]
             before = len(frames) - len(waiting)
-            self._follow(token.token_id, frames[before - 1][1].number if before else -1)
-            self._said(token.token_id)
-        self._arrive(waiting)
+            self._queue_token(token.token_id, frames[before - 1][1].number if before else -1)
+            self._record_token(token.token_id)
+        self._add_frames(waiting)
 
-    def ask(self, token_ids: Sequence[int], newest: int) -> None:
+    def start_turn(self, token_ids: Sequence[int], newest_frame: int) -> None:
         """A turn starts now; `newest` is the number of the newest frame."""
-        self.num_made, self.finished = 0, None
-        self.ring, self.ring_index, self.until = self.live, self.frame_index, None
+        self.num_generated, self.finish_reason = 0, None
+        self.ring, self.ring_frame_index, self.last_visible_frame = (
+            self.camera_ring,
+            self.camera_frame_index,
+            None,
+        )
         if self.options.visual_context == "frozen":
-            assert self.live.snapshot is not None  # the engine made it
-            self.ring, self.ring_index, self.until = self.live.snapshot, self.frame_index.copy(), newest
+            assert self.camera_ring.snapshot is not None  # the engine made it
+            self.ring, self.ring_frame_index, self.last_visible_frame = (
+                self.camera_ring.snapshot,
+                self.camera_frame_index.copy(),
+                newest_frame,
+            )
         self.clock.turn_started()
         self.token_ids += token_ids
-        self.voice.hear(self.token_ids)
-        first = self.length + (self.pending is not None)
+        self.sampler.add_prompt(self.token_ids)
+        first = self.num_computed_tokens + (self.last_token_id is not None)
         for number, token_id in enumerate(token_ids):
-            self._follow(token_id, newest)
+            self._queue_token(token_id, newest_frame)
             if number == 0:
-                self.turns.append(Turn(first, self.pending_index))
+                self.turns.append(Turn(first, self.last_temporal_index))
 
-    def say(self, token_id: int, *, full: bool) -> None:
+    def append_token(self, token_id: int, *, window_full: bool) -> None:
         """A token was made from the pending one, which has been read; `full`: there is no room for another."""
-        self.length += 1
-        self.pending, self.pending_index = token_id, self.clock.token_made()
-        self._said(token_id)
+        self.num_computed_tokens += 1
+        self.last_token_id, self.last_temporal_index = token_id, self.clock.token_made()
+        self._record_token(token_id)
         if token_id in self.options.stop_ids:
-            self.end("stop")
-        elif full or self.num_made >= self.options.max_tokens:
-            self.end("length")
+            self.end_turn("stop")
+        elif window_full or self.num_generated >= self.options.max_tokens:
+            self.end_turn("length")
 
-    def end(self, reason: Literal["stop", "length"]) -> None:
+    def end_turn(self, reason: Literal["stop", "length"]) -> None:
         """The turn is over."""
-        self.finished = self.finished or reason
+        self.finish_reason = self.finish_reason or reason
         self.clock.turn_ended()
 
-    def read(self, num_tokens: int) -> None:
+    def mark_computed(self, num_tokens: int) -> None:
         """So many of the unread tokens lie in the text store now."""
-        self.length += num_tokens
-        del self.unread[:num_tokens]
+        self.num_computed_tokens += num_tokens
+        del self.pending_tokens[:num_tokens]
 
     @property
-    def next_input(self) -> int:
+    def input_token_id(self) -> int:
         """The token that the next step reads."""
-        assert self.pending is not None
-        return self.pending
+        assert self.last_token_id is not None
+        return self.last_token_id
 
     # Looking
 
     @property
-    def sees_all(self) -> bool:
+    def sees_whole_ring(self) -> bool:
         """Whether the next token sees every slot of a full ring."""
         num_frames = self.options.num_frames
-        return self.ring.full and (num_frames is None or num_frames >= self.ring.capacity)
+        return self.ring.is_full and (num_frames is None or num_frames >= self.ring.capacity)
 
-    def visible(self, newest: int) -> list[bool]:
+    def visible_slots(self, newest_frame: int) -> list[bool]:
         """By slot of `ring`: the newest `num_frames` frames up to number `newest`."""
-        last = newest if self.until is None else min(newest, self.until)
+        last = newest_frame if self.last_visible_frame is None else min(newest_frame, self.last_visible_frame)
         slots = [slot for slot, frame in self.ring.in_order() if frame.number <= last]
         seen = set(slots[-(self.options.num_frames or self.ring.capacity) :])
         return [slot in seen for slot in range(self.ring.capacity)]
 
-    def newest(self) -> SeenFrame | None:
+    def newest_visible_frame(self) -> RingFrame | None:
         """The newest frame that the next token can see."""
-        if self.until is None or (self.ring.newest and self.ring.newest.number <= self.until):
+        if self.last_visible_frame is None or (
+            self.ring.newest and self.ring.newest.number <= self.last_visible_frame
+        ):
             return self.ring.newest
-        frames = [frame for _, frame in self.ring.in_order() if frame.number <= self.until]
+        frames = [frame for _, frame in self.ring.in_order() if frame.number <= self.last_visible_frame]
         return frames[-1] if frames else None
 
     # Text
 
     @property
-    def num_held(self) -> int:
+    def num_cached_tokens(self) -> int:
         """Tokens that lie in the text store."""
-        return self.length - (self.hole[1] - self.hole[0])
+        return self.num_computed_tokens - (self.dropped_tokens[1] - self.dropped_tokens[0])
 
-    def hidden(self, start: int, size: int) -> npt.NDArray[np.bool_]:
+    def masked_tokens(self, start: int, size: int) -> npt.NDArray[np.bool_]:
         """Which of these places of the text hold nothing that may be read: dropped, or not read yet."""
         place = np.arange(start, start + size)
-        first, end = self.hole
-        return (place >= self.length) | ((place >= first) & (place < end))
+        first, end = self.dropped_tokens
+        return (place >= self.num_computed_tokens) | ((place >= first) & (place < end))
 
-    def drop_turn(self, page_tokens: int) -> list[int] | None:
+    def drop_oldest_turn(self, page_tokens: int) -> list[int] | None:
         """Forget the oldest turn; returns the pages that hold nothing any more. None: there is only one turn."""
         if len(self.turns) < 2:
             return None
         del self.turns[0]
-        first = max(self.num_kept, self.hole[0]) if self.hole[1] else self.num_kept
-        self.hole = (first, max(self.turns[0].token, first))
+        first = (
+            max(self.num_pinned_tokens, self.dropped_tokens[0])
+            if self.dropped_tokens[1]
+            else self.num_pinned_tokens
+        )
+        self.dropped_tokens = (first, max(self.turns[0].first_token, first))
         freed: list[int] = []
-        for at in range(-(-first // page_tokens), self.hole[1] // page_tokens):
+        for at in range(-(-first // page_tokens), self.dropped_tokens[1] // page_tokens):
             if self.pages[at] >= 0:
                 freed.append(self.pages[at])
                 self.pages[at] = -1
         return freed
 
-    def _arrive(self, frames: Sequence[tuple[int, SeenFrame]]) -> None:
+    def _add_frames(self, frames: Sequence[tuple[int, RingFrame]]) -> None:
         for slot, _ in frames:
-            self.frame_index[slot] = self.clock.frame_arrived()
+            self.camera_frame_index[slot] = self.clock.frame_arrived()
 
-    def _said(self, token_id: int) -> None:
+    def _record_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
-        self.voice.say(token_id)
-        self.num_made += 1
+        self.sampler.add_token(token_id)
+        self.num_generated += 1
 
-    def _follow(self, token_id: int, newest: int) -> None:
+    def _queue_token(self, token_id: int, newest_frame: int) -> None:
         """A token comes after the pending one, which may be read now: what it makes sees frames up to `newest`."""
-        if self.pending is not None:
-            self.unread.append(Unread(self.pending, self.pending_index, newest))
-        self.pending, self.pending_index = token_id, self.clock.token_made()
+        if self.last_token_id is not None:
+            self.pending_tokens.append(
+                PendingToken(self.last_token_id, self.last_temporal_index, newest_frame)
+            )
+        self.last_token_id, self.last_temporal_index = token_id, self.clock.token_made()

@@ -19,30 +19,33 @@ import torch
 from torch import Tensor
 
 from model.engine.cameras import Cameras, EngineFull
-from model.engine.dialog import Dialog, Options, Spoken
+from model.engine.dialog import Dialog, PriorToken
+from model.engine.frame_ring import RingFrame
+from model.engine.options import DialogOptions
 from model.engine.pages import camera_bytes, num_text_pages, token_bytes
 from model.engine.retention import Retention
-from model.engine.sampling import Chances, Voice, draw
+from model.engine.sampling import SamplerState, TokenLogprobs, sample
+from model.engine.work_budget import WorkBudget
 from model.network.streamchat import StreamChat
 from model.runtime.decode_step import Step
-from model.runtime.frame_ingest import Intake, NewFrame, Pace
-from model.runtime.kv_cache import FrameStore, SeenFrame, TextStore
+from model.runtime.frame_ingest import Intake, NewFrame
+from model.runtime.kv_cache import FrameStore, TextStore
 from model.runtime.packed_model import Decoding, Quantise
 from model.runtime.prefill import Chunks
 
 DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
 
 
-class Made(NamedTuple):
+class GeneratedToken(NamedTuple):
     """One token of one dialog, and the newest frame that it could see (None: no frame at all)."""
 
     dialog_id: str
     token_id: int
     frame_id: str | None
     captured_s: float | None
-    text_index: int
-    finished: Literal["stop", "length"] | None
-    chances: Chances | None = None  # when they were asked for
+    temporal_index: int
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: TokenLogprobs | None = None  # when they were asked for
 
 
 class Engine:
@@ -56,7 +59,7 @@ class Engine:
         max_cameras: int = 32,
         cache_bytes: int | None = None,
         page_tokens: int = 64,
-        prefill_tokens: int = 512,
+        max_prefill_tokens: int = 512,
         retention: Retention | None = None,
         quantise: Quantise | None = None,
     ) -> None:
@@ -78,10 +81,10 @@ class Engine:
         self.model, self.config = model, model.config
         weight = model.language.embed_tokens.weight
         self.dtype, self.device = weight.dtype, weight.device
-        self.max_dialogs, self.window = max_dialogs, self.config.max_position_embeddings
+        self.max_dialogs, self.context_window = max_dialogs, self.config.max_position_embeddings
         self._dialogs: dict[str, Dialog] = {}
-        self._resting: dict[str, None] = {}  # longest at rest first
-        num_pages = max_dialogs * (-(-min(self.window, DIALOG_TOKENS) // page_tokens) + 2)
+        self._suspended: dict[str, None] = {}  # longest at rest first
+        num_pages = max_dialogs * (-(-min(self.context_window, DIALOG_TOKENS) // page_tokens) + 2)
         if cache_bytes is not None:
             sizes = {"cache_bytes": cache_bytes, "max_cameras": max_cameras, "page_tokens": page_tokens}
             num_pages = num_text_pages(self.config, self.dtype.itemsize, **sizes)
@@ -91,7 +94,7 @@ class Engine:
         self._cameras = Cameras(self._frames, retention or Retention(self.config.fifo_frames))
         self._decoding = Decoding(model, quantise)
         self._intake = Intake(model, self._decoding)
-        self._prompts = Pace(8, prefill_tokens)
+        self._prompts = WorkBudget(8, max_prefill_tokens)
         self._step: Step | None = None
         self.step_s = 0.0  # how long a step takes, lately
 
@@ -105,12 +108,12 @@ class Engine:
     @property
     def frame_bytes(self) -> int:
         """Of the frames of all cameras, and of frozen moments, that are kept now."""
-        return self._frames.pages.num_taken * self.camera_bytes
+        return self._frames.pages.num_allocated * self.camera_bytes
 
     @property
     def text_bytes(self) -> int:
         """Of the pages that hold dialogs' text now."""
-        return self._text.pages.num_taken * self._page_bytes
+        return self._text.pages.num_allocated * self._page_bytes
 
     @property
     def cache_limit_bytes(self) -> int:
@@ -120,7 +123,7 @@ class Engine:
 
     def dialog_bytes(self, dialog_id: str) -> int:
         """Of one dialog's text."""
-        return self._text.pages.held(self._dialog(dialog_id)) * self._page_bytes
+        return self._text.pages.num_held(self._dialog(dialog_id)) * self._page_bytes
 
     @property
     def _page_bytes(self) -> int:
@@ -129,7 +132,7 @@ class Engine:
     # Cameras
 
     @property
-    def cameras(self) -> dict[str, SeenFrame | None]:
+    def cameras(self) -> dict[str, RingFrame | None]:
         """The cameras that have a ring, and each one's newest frame."""
         return {camera: ring.newest for camera, ring in self._cameras.rings.items()}
 
@@ -141,8 +144,8 @@ class Engine:
         """
         if camera in self._cameras.rings:
             raise ValueError(f"camera: {camera!r} is there already")
-        watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._resting}
-        if (dropped := self._cameras.makes_way(watched)) is not None:
+        watched = {dialog.camera for name, dialog in self._dialogs.items() if name not in self._suspended}
+        if (dropped := self._cameras.camera_to_evict(watched)) is not None:
             self.drop_camera(dropped)
         self._cameras.add(camera)
         return dropped
@@ -151,10 +154,10 @@ class Engine:
         """Forget a camera, its frames, and dialogs at rest; no other dialog may be open on it."""
         self._cameras.ring(camera)
         users = [dialog.dialog_id for dialog in self._dialogs.values() if dialog.camera == camera]
-        if speaking := [user for user in users if user not in self._resting]:
+        if speaking := [user for user in users if user not in self._suspended]:
             raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(speaking[:5])}")
         for user in users:
-            self.close(user)
+            self.close_dialog(user)
         self._intake.forget(camera)
         self._cameras.drop(camera)
 
@@ -164,11 +167,11 @@ class Engine:
 
     def add_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
         """Frames arrive, oldest first, and are taken in at once, with all that waited before them."""
-        self.offer_frames(camera, frames)
+        self.enqueue_frames(camera, frames)
         while self._intake.busy:
             self._take_frames(math.inf)
 
-    def offer_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
+    def enqueue_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
         """Frames arrive, oldest first; `work` takes them in."""
         self._cameras.ring(camera)
         shape = (self.config.vision.num_visual_tokens, self.config.vision.hidden_size)
@@ -188,17 +191,17 @@ class Engine:
         """The open dialogs, those at rest included, to look at, not to change."""
         return self._dialogs
 
-    def open(
+    def open_dialog(
         self,
         dialog_id: str,
         camera: str,
         token_ids: Sequence[int],
-        options: Options,
+        options: DialogOptions,
         *,
-        spoken: Sequence[Spoken] = (),
+        prior_tokens: Sequence[PriorToken] = (),
         asked_s: float = 0.0,
-        num_kept: int = 0,
-        at_once: bool = True,
+        num_pinned_tokens: int = 0,
+        prefill_now: bool = True,
     ) -> None:
         """Begin a dialog: reads all of the prompt but its last token, which the first step reads.
 
@@ -218,43 +221,43 @@ class Engine:
         ring = self._cameras.ring(camera)
         if dialog_id in self._dialogs:
             raise ValueError(f"dialog_id: {dialog_id!r} is open already")
-        if len(spoken) >= options.max_tokens:
+        if len(prior_tokens) >= options.max_tokens:
             raise ValueError(
-                f"spoken: got {len(spoken)} tokens, wanted fewer than max_tokens {options.max_tokens}"
+                f"prior_tokens: got {len(prior_tokens)} tokens, wanted fewer than max_tokens {options.max_tokens}"
             )
-        self._check_tokens([*token_ids, *(token.token_id for token in spoken)])
+        self._check_tokens([*token_ids, *(token.token_id for token in prior_tokens)])
         self._check_bias(options)
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
-        if len(self._dialogs) - len(self._resting) >= self.max_dialogs:
+        if len(self._dialogs) - len(self._suspended) >= self.max_dialogs:
             raise EngineFull(f"all {self.max_dialogs} dialogs are taken")
-        dialog = Dialog(dialog_id, camera, options, ring, self._voice(options), num_kept)
+        dialog = Dialog(dialog_id, camera, options, ring, self._voice(options), num_pinned_tokens)
         self._admit(dialog, len(token_ids))
         self._dialogs[dialog_id] = dialog
         try:
             self._look(dialog)
-            dialog.hear(token_ids, spoken, asked_s)
-            if at_once:
+            dialog.start(token_ids, prior_tokens, asked_s)
+            if prefill_now:
                 self._read_all(dialog)
         except BaseException:  # out of memory, say: the place must not stay taken
-            self.close(dialog_id)
+            self.close_dialog(dialog_id)
             raise
-        self._cameras.asked_about(camera)
+        self._cameras.touch(camera)
 
-    def ask(
+    def start_turn(
         self,
         dialog_id: str,
         token_ids: Sequence[int],
-        options: Options | None = None,
+        options: DialogOptions | None = None,
         *,
-        at_once: bool = True,
+        prefill_now: bool = True,
     ) -> None:
         """The next question of a dialog whose turn is over; its text so far is kept. `options` None: as before.
 
         Where the model's window is full, oldest turns are dropped, whole ones, as many as must go.
         """
         dialog = self._dialog(dialog_id)
-        if dialog.finished is None:
+        if dialog.finish_reason is None:
             raise ValueError(f"dialog_id: {dialog_id!r} is still speaking")
         if not token_ids:
             raise ValueError("token_ids: got none, wanted at least one")
@@ -267,45 +270,45 @@ class Engine:
         except EngineFull:
             dialog.options = before
             raise
-        self._resting.pop(dialog_id, None)
-        dialog.voice = self._voice(dialog.options)
-        dialog.ask(token_ids, dialog.live.num_arrived - 1)
-        self._cameras.asked_about(dialog.camera)
-        if at_once:
+        self._suspended.pop(dialog_id, None)
+        dialog.sampler = self._voice(dialog.options)
+        dialog.start_turn(token_ids, dialog.camera_ring.num_arrived - 1)
+        self._cameras.touch(dialog.camera)
+        if prefill_now:
             self._read_all(dialog)
 
-    def ready(self, dialog_id: str) -> bool:
+    def is_prefilled(self, dialog_id: str) -> bool:
         """Whether the prompt is read, so that a step may be asked for."""
-        return not self._dialog(dialog_id).unread
+        return not self._dialog(dialog_id).pending_tokens
 
-    def rest(self, dialog_id: str) -> None:
+    def suspend_dialog(self, dialog_id: str) -> None:
         """End the turn and keep the dialog's text, to be asked again, until its memory is needed for others."""
         dialog = self._dialog(dialog_id)
-        dialog.end("stop")
+        dialog.end_turn("stop")
         self._read_all(dialog)
         self._unlook(dialog)
-        self._text.pages.ask(dialog, self._text.pages.held(dialog))
-        self._resting[dialog_id] = None
-        if len(self._resting) > self.max_dialogs:
-            self.close(next(iter(self._resting)))
+        self._text.pages.reserve(dialog, self._text.pages.num_held(dialog))
+        self._suspended[dialog_id] = None
+        if len(self._suspended) > self.max_dialogs:
+            self.close_dialog(next(iter(self._suspended)))
 
-    def close(self, dialog_id: str) -> None:
+    def close_dialog(self, dialog_id: str) -> None:
         """End a dialog and free its place."""
         dialog = self._dialog(dialog_id)
         del self._dialogs[dialog_id]
-        self._resting.pop(dialog_id, None)
+        self._suspended.pop(dialog_id, None)
         self._unlook(dialog)
-        self._text.pages.end(dialog)
+        self._text.pages.release(dialog)
 
     # Steps
 
-    def step(self, dialog_ids: Sequence[str]) -> list[Made]:
+    def step(self, dialog_ids: Sequence[str]) -> list[GeneratedToken]:
         """One token for each of these dialogs, in their order, in one forward. A finished dialog makes no more."""
         began = time.perf_counter()
         rows = self._rows(dialog_ids)
         if not rows:
             return []
-        draws = draw(self._forward(rows), [dialog.voice for dialog in rows])
+        draws = sample(self._forward(rows), [dialog.sampler for dialog in rows])
         made = {
             dialog.dialog_id: self._say(dialog, token_id, chances)
             for dialog, (token_id, chances) in zip(rows, draws, strict=True)
@@ -322,11 +325,11 @@ class Engine:
         row_of = {dialog.dialog_id: row for row, dialog in enumerate(rows)}
         return self._forward(rows)[[row_of[dialog_id] for dialog_id in dialog_ids]]
 
-    def say(self, dialog_id: str, token_id: int) -> Made:
+    def append_token(self, dialog_id: str, token_id: int) -> GeneratedToken:
         """Take this token as the one made from the last `logits`."""
         return self._say(self._dialog(dialog_id), token_id)
 
-    def work(self, allowed_s: float) -> bool:
+    def run_background(self, allowed_s: float) -> bool:
         """Beside the steps: take in frames and read prompts, in pieces, at least one of each that waits.
 
         Pieces become as small as they must for two of them to fit in `allowed_s`. Returns whether more waits.
@@ -335,9 +338,9 @@ class Engine:
         while True:
             if self._intake.busy:
                 self._take_frames(allowed_s)
-            if any(dialog.unread for dialog in self._dialogs.values()):
+            if any(dialog.pending_tokens for dialog in self._dialogs.values()):
                 self._read_some(allowed_s)
-            waits = self._intake.busy or any(dialog.unread for dialog in self._dialogs.values())
+            waits = self._intake.busy or any(dialog.pending_tokens for dialog in self._dialogs.values())
             if not waits or time.perf_counter() >= end_s:
                 return waits
 
@@ -348,12 +351,12 @@ class Engine:
         dialogs = [self._dialog(dialog_id) for dialog_id in dialog_ids]
         if len(set(dialog_ids)) != len(dialogs):
             raise ValueError("dialog_ids: got one twice")
-        if done := [dialog.dialog_id for dialog in dialogs if dialog.finished is not None]:
+        if done := [dialog.dialog_id for dialog in dialogs if dialog.finish_reason is not None]:
             raise ValueError(f"dialog_ids: {done[0]!r} has finished its turn")
         for dialog in dialogs:
             self._read_all(dialog)
             self._make_room(dialog, 1)
-        return sorted(dialogs, key=lambda dialog: dialog.ring.place)
+        return sorted(dialogs, key=lambda dialog: dialog.ring.page)
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[Dialog]) -> Tensor:
@@ -363,17 +366,20 @@ class Engine:
         self._step.run()
         return self._step.logits
 
-    def _say(self, dialog: Dialog, token_id: int, chances: Chances | None = None) -> Made:
-        frame = dialog.newest()
-        dialog.say(token_id, full=len(dialog.turns) < 2 and dialog.num_held + 2 >= self.window)
+    def _say(self, dialog: Dialog, token_id: int, chances: TokenLogprobs | None = None) -> GeneratedToken:
+        frame = dialog.newest_visible_frame()
+        dialog.append_token(
+            token_id,
+            window_full=len(dialog.turns) < 2 and dialog.num_cached_tokens + 2 >= self.context_window,
+        )
         frame_id, captured_s = (None, None) if frame is None else (frame.frame_id, frame.captured_s)
-        return Made(
+        return GeneratedToken(
             dialog.dialog_id,
             token_id,
             frame_id,
             captured_s,
-            dialog.pending_index,
-            dialog.finished,
+            dialog.last_temporal_index,
+            dialog.finish_reason,
             chances,
         )
 
@@ -381,92 +387,99 @@ class Engine:
     def _take_frames(self, allowed_s: float) -> None:
         """One piece of the frames' way."""
         for frame, chain in self._intake.piece(allowed_s):
-            slot = self._cameras.arrive(frame, chain)
+            slot = self._cameras.add_frame(frame, chain)
             for dialog in self._dialogs.values():
                 if slot is not None and dialog.camera == frame.camera:
-                    dialog.frame_index[slot] = dialog.clock.frame_arrived()
+                    dialog.camera_frame_index[slot] = dialog.clock.frame_arrived()
 
     def _read_some(self, allowed_s: float) -> None:
         """One forward's worth of prompts, those that came first before others."""
-        room = self._prompts.amount(allowed_s)
+        room = self._prompts.num_tokens(allowed_s)
         chunks = list[tuple[Dialog, int]]()
         for dialog in self._dialogs.values():
-            if num := min(room, len(dialog.unread)):
+            if num := min(room, len(dialog.pending_tokens)):
                 chunks.append((dialog, num))
                 room -= num
         began = time.perf_counter()
         self._read(chunks)
-        self._prompts.learn(sum(num for _, num in chunks), time.perf_counter() - began)
+        self._prompts.record(sum(num for _, num in chunks), time.perf_counter() - began)
 
     def _read_all(self, dialog: Dialog) -> None:
-        while dialog.unread:
-            self._read([(dialog, min(self._prompts.amount(math.inf), len(dialog.unread)))])
+        while dialog.pending_tokens:
+            self._read([(dialog, min(self._prompts.num_tokens(math.inf), len(dialog.pending_tokens)))])
 
     @torch.inference_mode()
     def _read(self, chunks: Sequence[tuple[Dialog, int]]) -> None:
         for dialog, num in chunks:
             self._make_room(dialog, num)
-        parts = [(dialog, dialog.unread[:num]) for dialog, num in chunks]
+        parts = [(dialog, dialog.pending_tokens[:num]) for dialog, num in chunks]
         self._decoding.read(Chunks(self._decoding, self._text, self._frames, parts))
         for dialog, num in chunks:
-            dialog.read(num)
+            dialog.mark_computed(num)
 
     def _admit(self, dialog: Dialog, num_tokens: int) -> None:
         """Set pages aside for a turn of so many tokens and its answer; dialogs at rest make way."""
         pages, size = self._text.pages, self._text.page_tokens
-        most = dialog.num_held + num_tokens + dialog.options.max_tokens
+        most = dialog.num_cached_tokens + num_tokens + dialog.options.max_tokens
         # Where turns are dropped, the first and the last page of what is missing may be half empty.
-        broken = 2 if most > self.window or dialog.hole[1] else 0
-        wanted = -(-min(most, self.window) // size) + broken
-        resting = [name for name in self._resting if name != dialog.dialog_id]
-        spare = sum(pages.held(self._dialogs[name]) for name in resting) + pages.num_left
-        if wanted - pages.promised(dialog) > spare:
+        broken = 2 if most > self.context_window or dialog.dropped_tokens[1] else 0
+        wanted = -(-min(most, self.context_window) // size) + broken
+        resting = [name for name in self._suspended if name != dialog.dialog_id]
+        spare = sum(pages.num_held(self._dialogs[name]) for name in resting) + pages.num_unreserved
+        if wanted - pages.num_reserved(dialog) > spare:
             raise EngineFull(
                 f"no memory for a dialog of {most} tokens beside the {len(self._dialogs)} there are"
             )
-        while not pages.ask(dialog, wanted):
-            self.close(resting.pop(0))
+        while not pages.reserve(dialog, wanted):
+            self.close_dialog(resting.pop(0))
 
     def _make_room(self, dialog: Dialog, num_new: int) -> None:
         """Pages for so many tokens more; old turns leave where the window is full."""
         pages, size = self._text.pages, self._text.page_tokens
-        while dialog.num_held + num_new > self.window or self._reaches(dialog) > self.window:
-            freed = dialog.drop_turn(size)
+        while (
+            dialog.num_cached_tokens + num_new > self.context_window
+            or self._reaches(dialog) > self.context_window
+        ):
+            freed = dialog.drop_oldest_turn(size)
             if freed is None:
                 break
             for page in freed:
-                pages.give_back(dialog, page)
-        while len(dialog.pages) * size < dialog.length + num_new:
-            dialog.pages.append(pages.take(dialog))
+                pages.free(dialog, page)
+        while len(dialog.pages) * size < dialog.num_computed_tokens + num_new:
+            dialog.pages.append(pages.allocate(dialog))
 
     @staticmethod
     def _reaches(dialog: Dialog) -> int:
         """How far back the oldest turn lies on the dialog's clock, in tokens."""
-        return dialog.pending_index - dialog.turns[0].place + 1
+        return dialog.last_temporal_index - dialog.turns[0].temporal_index + 1
 
     def _look(self, dialog: Dialog) -> None:
         """A frozen dialog looks at a copy of its camera's ring."""
         self._unlook(dialog)
         if dialog.options.visual_context == "frozen":
-            dialog.ring = self._cameras.freeze(dialog.live)
+            dialog.ring = self._cameras.acquire_snapshot(dialog.camera_ring)
 
     def _unlook(self, dialog: Dialog) -> None:
-        if dialog.ring is not dialog.live:
-            self._cameras.release(dialog.ring, dialog.live)
-        dialog.ring, dialog.ring_index, dialog.until = dialog.live, dialog.frame_index, None
+        if dialog.ring is not dialog.camera_ring:
+            self._cameras.release_snapshot(dialog.ring, dialog.camera_ring)
+        dialog.ring, dialog.ring_frame_index, dialog.last_visible_frame = (
+            dialog.camera_ring,
+            dialog.camera_frame_index,
+            None,
+        )
 
-    def _voice(self, options: Options) -> Voice:
+    def _voice(self, options: DialogOptions) -> SamplerState:
         seed = secrets.randbits(63) if options.seed is None else options.seed
-        return Voice(options, seed, self.config.vocab_size, self.device)
+        return SamplerState(options, seed, self.config.vocab_size, self.device)
 
     def _check_tokens(self, token_ids: Sequence[int]) -> None:
-        room = self.window - 1  # one token must fit after them
+        room = self.context_window - 1  # one token must fit after them
         if len(token_ids) > room:
             raise ValueError(f"token_ids: got {len(token_ids)} tokens, wanted at most {room}")
         if wrong := [token for token in token_ids if not 0 <= token < self.config.vocab_size]:
             raise ValueError(f"token_ids: got {wrong[0]}, wanted 0 to {self.config.vocab_size - 1}")
 
-    def _check_bias(self, options: Options) -> None:
+    def _check_bias(self, options: DialogOptions) -> None:
         for token_id, _ in options.logit_bias:
             if not 0 <= token_id < self.config.vocab_size:
                 raise ValueError(

@@ -9,7 +9,7 @@ from math import prod
 from model.config import StreamChatConfig
 
 
-class Pages:
+class PagePool:
     """Pages 0 to n - 1. An owner asks for as many as it may ever hold, and takes one when it needs one.
 
     What was asked for is kept for its owner, so nobody who was let in is stopped half way. The lowest free page is
@@ -25,44 +25,44 @@ class Pages:
         self._taken: dict[Hashable, set[int]] = {}
 
     @property
-    def num_taken(self) -> int:
+    def num_allocated(self) -> int:
         """Pages that hold something."""
         return self.num_pages - len(self._free)
 
     @property
-    def num_left(self) -> int:
+    def num_unreserved(self) -> int:
         """Pages that nobody holds or was promised."""
-        return self.num_pages - sum(map(self.promised, self._asked))
+        return self.num_pages - sum(map(self.num_reserved, self._asked))
 
-    def held(self, owner: Hashable) -> int:
+    def num_held(self, owner: Hashable) -> int:
         """How many pages an owner holds."""
         return len(self._taken.get(owner, ()))
 
-    def promised(self, owner: Hashable) -> int:
+    def num_reserved(self, owner: Hashable) -> int:
         """How many pages an owner may hold."""
-        return max(self._asked.get(owner, 0), self.held(owner))
+        return max(self._asked.get(owner, 0), self.num_held(owner))
 
-    def ask(self, owner: Hashable, most: int) -> bool:
+    def reserve(self, owner: Hashable, most: int) -> bool:
         """Whether this owner may hold up to `most` pages from now on; if not, nothing has changed."""
-        if max(most, self.held(owner)) - self.promised(owner) > self.num_left:
+        if max(most, self.num_held(owner)) - self.num_reserved(owner) > self.num_unreserved:
             return False
         self._asked[owner] = most
         self._taken.setdefault(owner, set())
         return True
 
-    def take(self, owner: Hashable) -> int:
+    def allocate(self, owner: Hashable) -> int:
         """The lowest free page, for an owner who asked for it."""
-        assert self.held(owner) < self._asked.get(owner, 0), f"{owner!r} takes more than it asked for"
+        assert self.num_held(owner) < self._asked.get(owner, 0), f"{owner!r} takes more than it asked for"
         page = heapq.heappop(self._free)
         self._taken[owner].add(page)
         return page
 
-    def give_back(self, owner: Hashable, page: int) -> None:
+    def free(self, owner: Hashable, page: int) -> None:
         """One page; the owner may take another one instead."""
         self._taken[owner].remove(page)
         heapq.heappush(self._free, page)
 
-    def end(self, owner: Hashable) -> None:
+    def release(self, owner: Hashable) -> None:
         """All that an owner holds and was promised."""
         del self._asked[owner]
         for page in self._taken.pop(owner):

@@ -48,7 +48,7 @@ class Retention:
                 raise ValueError(f"got {text!r}, wanted frames@seconds,...: {part!r} is none")
         return Retention(capacity, tiers)
 
-    def surplus(self, times: Sequence[float]) -> int:
+    def frame_to_evict(self, times: Sequence[float]) -> int:
         """Which of a full ring's frames makes way for the next one: a position in `times`, oldest first.
 
         A frame that leaves the newest ones is given up if an older one of its span is kept already; else it pushes
@@ -69,7 +69,7 @@ class Retention:
         rows = np.zeros((len(frame_times) + 1, len(frame_times)), np.bool_)
         for number in range(len(frame_times)):
             if len(held) == self.capacity:
-                del held[self.surplus([float(frame_times[each]) for each in held])]
+                del held[self.frame_to_evict([float(frame_times[each]) for each in held])]
             held.append(number)
             rows[number + 1, held] = True
         return rows

@@ -75,7 +75,7 @@ class PageTable:
             for column, (at, page) in enumerate(own):
                 self.pages[row, column] = each = number[page]
                 self.owner[each], order[each] = row, row * width + column
-                self.hidden[each] = dialog.hidden(at * page_tokens, page_tokens)
+                self.hidden[each] = dialog.masked_tokens(at * page_tokens, page_tokens)
         self.single = self.pages.tolist() == [
             [row] for row in range(count)
         ]  # each page is its row's only one

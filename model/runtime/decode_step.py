@@ -25,7 +25,7 @@ class Step:
         self, decoding: Decoding, text: TextStore, frames: FrameStore, rows: Sequence[Dialog]
     ) -> None:
         self._decoding, self._rows = decoding, rows
-        self._where, self._lengths = self._places(rows), [dialog.length for dialog in rows]
+        self._where, self._lengths = self._places(rows), [dialog.num_computed_tokens for dialog in rows]
         self.buffers = decoding.buffers(len(rows))
         self._newest = Numbers((2, len(rows)), text.device)  # tokens, and their indices
         self.buffers.tokens, self._index = self._newest.device
@@ -37,7 +37,7 @@ class Step:
 
     def advance(self, rows: Sequence[Dialog]) -> bool:
         """The same dialogs' next tokens; False if anything else has changed, and a new Step must be made."""
-        lengths = [dialog.length for dialog in rows]
+        lengths = [dialog.num_computed_tokens for dialog in rows]
         same = len(rows) == len(self._rows) and self._places(rows) == self._where
         if not same or any(not 0 <= new - old <= 1 for new, old in zip(lengths, self._lengths, strict=True)):
             return False
@@ -50,12 +50,15 @@ class Step:
     @staticmethod
     def _places(rows: Sequence[Dialog]) -> object:
         """What stays the same while the same turns go on on the same pages: those are only added to."""
-        return [(dialog, dialog.ring, dialog.turns[-1], dialog.hole, len(dialog.pages)) for dialog in rows]
+        return [
+            (dialog, dialog.ring, dialog.turns[-1], dialog.dropped_tokens, len(dialog.pages))
+            for dialog in rows
+        ]
 
     def _advance(self) -> None:
         self._text.advance()
-        self._newest.host[0] = [dialog.next_input for dialog in self._rows]
-        self._newest.host[1] = index = [dialog.pending_index for dialog in self._rows]
+        self._newest.host[0] = [dialog.input_token_id for dialog in self._rows]
+        self._newest.host[1] = index = [dialog.last_temporal_index for dialog in self._rows]
         self._newest.send()
         self._decoding.rope.turns(self._index, self.buffers.turns, near=is_near(index))
 

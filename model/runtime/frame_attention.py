@@ -27,7 +27,7 @@ class Places:
     def __init__(self, rows: Sequence[Dialog], span: Span) -> None:
         members: list[list[int]] = [[] for _ in range(span.count)]
         for row, dialog in enumerate(rows):
-            members[span.number[dialog.ring.place]].append(row)
+            members[span.number[dialog.ring.page]].append(row)
         self.width = width = max(map(len, members))
         self.order = [row for group in members for row in (group + [0] * width)[:width]]
         self.back = [0] * len(rows)
@@ -42,7 +42,7 @@ class FrameRows:
 
     def __init__(self, rope: Rope, store: FrameStore, rows: Sequence[Dialog], buffers: Buffers) -> None:
         self._rope, self._buffers, self._device = rope, buffers, store.device
-        self._span = Span(store.layers, sorted({dialog.ring.place for dialog in rows}), store.device)
+        self._span = Span(store.layers, sorted({dialog.ring.page for dialog in rows}), store.device)
         self._places = Places(rows, self._span)
         self._rows = [rows[row] for row in self._places.order]
         _, self._groups, self._frames, self._patches, self._head_dim = store.layers[0][0].shape
@@ -121,9 +121,9 @@ class FrameRows:
         arrived = [dialog.ring.num_arrived for dialog in self._rows]
         before = self._masked if self._arrived else None
         if arrived != self._arrived:
-            self._arrived, self._index = arrived, np.stack([dialog.ring_index for dialog in self._rows])
+            self._arrived, self._index = arrived, np.stack([dialog.ring_frame_index for dialog in self._rows])
             self._see()
-        ages = np.array([dialog.pending_index for dialog in self._rows])[:, None] - self._index
+        ages = np.array([dialog.last_temporal_index for dialog in self._rows])[:, None] - self._index
         if self._masked:
             ages[self._hidden] = 0
         rings, width = self._span.count, self._places.width
@@ -133,10 +133,10 @@ class FrameRows:
         return before is None or before == self._masked
 
     def _see(self) -> None:
-        self._masked = not all(dialog.sees_all for dialog in self._rows)
+        self._masked = not all(dialog.sees_whole_ring for dialog in self._rows)
         if not self._masked:
             return
-        visible = np.array([dialog.visible(dialog.ring.num_arrived - 1) for dialog in self._rows])
+        visible = np.array([dialog.visible_slots(dialog.ring.num_arrived - 1) for dialog in self._rows])
         self._hidden = ~visible
         sees = np.asarray(visible.any(1))
         mask = torch.from_numpy(np.where(visible | ~sees[:, None], 0.0, -np.inf)).to(self._mask.device)

@@ -8,7 +8,6 @@ Letters: N frames of a batch, P visual tokens a frame, Dv the vision encoder's w
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.engine.work_budget import WorkBudget
 from model.network.layer import KeysValues
 from model.network.streamchat import StreamChat
 from model.runtime.frame_layer import FrameLayer
@@ -38,27 +38,6 @@ class NewFrame:
 Chain = list[KeysValues]  # of one frame: [P, G, d] per cross layer
 
 
-class Pace:
-    """How much goes into a piece, so that it takes a part of the time allowed: learnt from the pieces before."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-        self._each_s: float | None = None
-
-    def amount(self, allowed_s: float) -> int:
-        """Of tokens, for a piece that is to take less than half of `allowed_s`; little as long as nothing is known."""
-        if math.isinf(allowed_s):
-            return self._most
-        if self._each_s is None:
-            return self._least
-        return min(max(int(0.4 * allowed_s / self._each_s), self._least), self._most)
-
-    def learn(self, num: int, took_s: float) -> None:
-        """A piece of so many tokens took this long. Some layers take longer: the slow ones are remembered."""
-        each_s = took_s / num
-        self._each_s = each_s if self._each_s is None else max(each_s, 0.8 * self._each_s + 0.2 * each_s)
-
-
 class Intake:
     """The frames of all cameras that wait, oldest first."""
 
@@ -72,7 +51,7 @@ class Intake:
         self._waiting: deque[NewFrame] = deque()
         self._batch: list[NewFrame] = []
         self._work: Generator[None, None, list[Chain]] | None = None
-        self.pace = Pace(8, MAX_BATCH_TOKENS)
+        self.pace = WorkBudget(8, MAX_BATCH_TOKENS)
         self._wanted = self._num_rows = 1  # of the piece in progress
         weight = model.language.embed_tokens.weight
         self._dtype, device = weight.dtype, weight.device
@@ -101,13 +80,13 @@ class Intake:
         """Do one piece of the work, meant to take less than half of `allowed_s`; the frames that are ready now."""
         if not self._batch:
             self._begin()
-        began, self._wanted = time.perf_counter(), self.pace.amount(allowed_s)
+        began, self._wanted = time.perf_counter(), self.pace.num_tokens(allowed_s)
         try:
             done = self._poll() if self._stream is not None else self._advance()
         except BaseException:  # these frames are lost, and must not stop those that come after them
             self._batch, self._work, self._beside = [], None, None
             raise
-        self.pace.learn(self._num_rows, time.perf_counter() - began)
+        self.pace.record(self._num_rows, time.perf_counter() - began)
         if done is None:
             return []
         ready, self._batch, self._work = list(zip(self._batch, done, strict=True)), [], None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,66 +16,8 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig
-from model.engine.pages import Pages, ring_shape
-from model.engine.retention import Retention
+from model.engine.pages import PagePool, ring_shape
 from model.network.layer import KeysValues
-
-
-@dataclass(frozen=True, slots=True)
-class SeenFrame:
-    """Who a frame in a ring is."""
-
-    frame_id: str
-    captured_s: float
-    number: int  # how many frames of this camera came before it: what masks are made of, never slots
-
-
-class FrameRing:
-    """Which frames of a camera lie where: F of them, by default the newest. A slot is only where a frame lies.
-
-    What may be seen is decided by the frames' numbers.
-    """
-
-    def __init__(self, place: int, retention: Retention) -> None:
-        """`place`: the ring's page in the frame store."""
-        self.place, self.retention, self.capacity = place, retention, retention.capacity
-        self.frames: list[SeenFrame | None] = [None] * self.capacity  # by slot
-        self.num_arrived = 0
-        self.num_users = 0  # dialogs that look at it, of a ring that no camera fills
-        self._order: list[int] = []  # slots, oldest frame first
-        self.snapshot: FrameRing | None = None  # of this very moment
-
-    @property
-    def newest(self) -> SeenFrame | None:
-        """The frame that came last."""
-        return self.frames[self._order[-1]] if self._order else None
-
-    @property
-    def full(self) -> bool:
-        """Whether a next frame makes another one leave."""
-        return len(self._order) == self.capacity
-
-    def in_order(self) -> list[tuple[int, SeenFrame]]:
-        """Slots and frames, oldest first."""
-        return [(slot, frame) for slot in self._order if (frame := self.frames[slot]) is not None]
-
-    def add(self, frame_id: str, captured_s: float) -> int:
-        """The newest frame comes; returns its slot, that of the frame which makes way."""
-        if self.full:
-            slot = self._order.pop(self.retention.surplus([frame.captured_s for _, frame in self.in_order()]))
-        else:
-            slot = len(self._order)
-        self._order.append(slot)
-        self.frames[slot] = SeenFrame(frame_id, captured_s, self.num_arrived)
-        self.num_arrived += 1
-        self.snapshot = None
-        return slot
-
-    def copy_to(self, place: int) -> FrameRing:
-        """The same frames at another place of the store (whoever asks copies the numbers there)."""
-        copy = FrameRing(place, self.retention)
-        copy.frames, copy.num_arrived, copy._order = list(self.frames), self.num_arrived, list(self._order)
-        return copy
 
 
 class FrameStore:
@@ -85,7 +26,7 @@ class FrameStore:
     def __init__(
         self, config: StreamChatConfig, num_rings: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.pages, self.device = Pages(num_rings), device
+        self.pages, self.device = PagePool(num_rings), device
         shape = (num_rings, *ring_shape(config))
         self.layers: list[KeysValues] = [
             (_lasting(shape, dtype, device), _lasting(shape, dtype, device)) for _ in config.cross_layers
@@ -115,7 +56,7 @@ class TextStore:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.pages, self.page_tokens, self.device = Pages(num_pages), page_tokens, device
+        self.pages, self.page_tokens, self.device = PagePool(num_pages), page_tokens, device
         self.num_groups = config.num_key_value_heads
         shape = (2, num_pages, self.num_groups, page_tokens, config.head_dim)
         whole = [_lasting(shape, dtype, device) for _ in range(config.num_hidden_layers)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.engine.dialog import Dialog, Unread
+from model.engine.dialog import Dialog, PendingToken
 from model.network.attention import FrameView
 from model.network.rope import Rope, is_near
 from model.runtime.kv_cache import FrameStore, TextStore
@@ -27,10 +27,10 @@ class TextChunk:
         held = [(at, page) for at, page in enumerate(dialog.pages) if page >= 0]
         column = {at: column for column, (at, _) in enumerate(held)}
         self._pages = torch.tensor([page for _, page in held], device=device)
-        tokens = np.arange(dialog.length, dialog.length + num_new)
+        tokens = np.arange(dialog.num_computed_tokens, dialog.num_computed_tokens + num_new)
         pages = np.array([dialog.pages[at] for at in (tokens // size).tolist()])
         self._lines = torch.from_numpy(store.lines(pages, tokens % size)).to(device)
-        hidden = np.concatenate([dialog.hidden(at * size, size) for at, _ in held])
+        hidden = np.concatenate([dialog.masked_tokens(at * size, size) for at, _ in held])
         place = np.array([column[int(at)] for at in tokens // size]) * size + tokens % size
         visible = ~hidden[None] | (np.arange(len(hidden))[None] == place[:, None])
         causal = np.arange(len(hidden))[None] <= place[:, None]
@@ -56,16 +56,21 @@ class FrameChunk:
     """Several tokens of one dialog look at its ring, each at the frames that were there for it."""
 
     def __init__(
-        self, rope: Rope, store: FrameStore, dialog: Dialog, unread: Sequence[Unread], dtype: torch.dtype
+        self,
+        rope: Rope,
+        store: FrameStore,
+        dialog: Dialog,
+        unread: Sequence[PendingToken],
+        dtype: torch.dtype,
     ) -> None:
         device = store.device
-        rows = {newest: dialog.visible(newest) for newest in {token.newest for token in unread}}
-        self._store, self._place = store, slice(dialog.ring.place, dialog.ring.place + 1)
+        rows = {newest: dialog.visible_slots(newest) for newest in {token.newest_frame for token in unread}}
+        self._store, self._place = store, slice(dialog.ring.page, dialog.ring.page + 1)
         self._view = FrameView(
             rope,
-            torch.tensor([[token.place for token in unread]], device=device),
-            torch.from_numpy(dialog.ring_index[None]).to(device),
-            torch.tensor([[rows[token.newest] for token in unread]], device=device),
+            torch.tensor([[token.temporal_index for token in unread]], device=device),
+            torch.from_numpy(dialog.ring_frame_index[None]).to(device),
+            torch.tensor([[rows[token.newest_frame] for token in unread]], device=device),
             dtype=dtype,
         )
 
@@ -83,12 +88,12 @@ class Chunks:
         decoding: Decoding,
         text: TextStore,
         frames: FrameStore,
-        chunks: Sequence[tuple[Dialog, Sequence[Unread]]],
+        chunks: Sequence[tuple[Dialog, Sequence[PendingToken]]],
     ) -> None:
         tokens = [token for _, unread in chunks for token in unread]
         self.buffers = own = decoding.buffers(len(tokens))
         own.tokens = torch.tensor([token.token_id for token in tokens], device=text.device)
-        index = [token.place for token in tokens]
+        index = [token.temporal_index for token in tokens]
         decoding.rope.turns(torch.tensor(index, device=text.device), own.turns, near=is_near(index))
         self._text = [TextChunk(text, dialog, len(unread)) for dialog, unread in chunks]
         self._frames = [

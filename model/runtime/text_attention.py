@@ -71,7 +71,7 @@ class TextRows:
 
     def advance(self) -> None:
         """Each dialog's next token comes at the end of its text."""
-        offsets = np.array([dialog.length % self._size for dialog in self._rows])
+        offsets = np.array([dialog.num_computed_tokens % self._size for dialog in self._rows])
         self._lines.host[:] = self._store.lines(self._table.last, offsets)
         first = self._table.last_number * (self._groups * self._size) + offsets
         np.add.outer(first, np.arange(self._groups) * self._size, out=self._newest.host)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.engine.dialog import Options, Spoken
-from model.engine.engine import Engine, EngineFull, Made
+from model.engine.dialog import PriorToken
+from model.engine.engine import Engine, EngineFull, GeneratedToken
+from model.engine.options import DialogOptions
 from services.llm_decoder.live_dialog import LiveDialog, refusal
 from services.llm_decoder.metrics import DecoderGauges
 from services.llm_decoder.resting_dialogs import RestingDialogs
@@ -142,7 +143,7 @@ class DecodeLoop:
             self._open_all()
             now_s = time.time()
             due = [name for name, dialog in self._dialogs.items() if dialog.next_due_s <= now_s]
-            if due := [name for name in due if self._engine.ready(name)]:
+            if due := [name for name in due if self._engine.is_prefilled(name)]:
                 self._step(due)
             self._work()
             self._forget_cameras(now_s)
@@ -163,12 +164,12 @@ class DecodeLoop:
     def _work(self) -> None:
         """Frames and prompts, for part of a step's time."""
         try:
-            self._working = self._engine.work(BESIDE * self._engine.step_s or FIRST_BESIDE_S)
+            self._working = self._engine.run_background(BESIDE * self._engine.step_s or FIRST_BESIDE_S)
         except Exception as error:
             log.exception("frames or prompts could not be read; the dialogs whose prompts they were end")
             self._working = True
             for name, dialog in list(self._dialogs.items()):
-                if not self._engine.ready(name):
+                if not self._engine.is_prefilled(name):
                     self._fail(dialog, error)
 
     def _take_frames(self, frames: deque[Frame]) -> None:
@@ -184,7 +185,7 @@ class DecodeLoop:
             try:
                 if camera not in self._engine.cameras and (dropped := self._engine.add_camera(camera)):
                     self._forget(dropped)
-                self._engine.offer_frames(
+                self._engine.enqueue_frames(
                     camera, [(f.frame_id, f.captured_s, frame_features(f)) for f in new]
                 )
                 self._working = True
@@ -247,13 +248,13 @@ class DecodeLoop:
             return None
         name, new = found
         before = engine.dialogs[name]
-        if new and new[0] == before.pending:  # the end of the answer: it was said
+        if new and new[0] == before.last_token_id:  # the end of the answer: it was said
             del new[0]
-        num_held = before.num_held
+        num_held = before.num_cached_tokens
         try:
-            engine.ask(name, new, self._options(request), at_once=False)
+            engine.start_turn(name, new, self._options(request), prefill_now=False)
         except EngineFull:
-            engine.close(name)
+            engine.close_dialog(name)
             return None
         dialog.name = name
         return min(num_held, len(dialog.prompt))
@@ -262,19 +263,19 @@ class DecodeLoop:
         request = dialog.request
         self._num_begun += 1
         dialog.name = f"{request.request_id}/{self._num_begun}"  # a request may come again, after it was lost
-        self._engine.open(
+        self._engine.open_dialog(
             dialog.name,
             request.camera,
             dialog.prompt,
             self._options(request),
-            spoken=[Spoken(token.token_id, token.generated_s) for token in request.prior_tokens],
+            prior_tokens=[PriorToken(token.token_id, token.generated_s) for token in request.prior_tokens],
             asked_s=request.asked_s or dialog.started_s,
-            num_kept=dialog.num_kept,
-            at_once=False,
+            num_pinned_tokens=dialog.num_kept,
+            prefill_now=False,
         )
 
-    def _options(self, request: DialogRequest) -> Options:
-        return Options(
+    def _options(self, request: DialogRequest) -> DialogOptions:
+        return DialogOptions(
             visual_context=request.visual_context,
             num_frames=request.num_frames,
             temperature=request.temperature,
@@ -284,7 +285,7 @@ class DecodeLoop:
             frequency_penalty=request.frequency_penalty,
             presence_penalty=request.presence_penalty,
             logit_bias=tuple(request.logit_bias),
-            num_top=request.num_top_logprobs,
+            num_top_logprobs=request.num_top_logprobs,
             seed=request.seed,
             max_tokens=request.max_tokens,
             stop_ids=self._stop_ids,
@@ -302,17 +303,17 @@ class DecodeLoop:
         request = dialog.request
         self._used_s[request.camera] = time.monotonic()
         heard = not (dialog.text.stopped or request.prior_tokens or is_private(request.camera))
-        if not heard or not self._engine.ready(dialog.name):
-            self._engine.close(dialog.name)
+        if not heard or not self._engine.is_prefilled(dialog.name):
+            self._engine.close_dialog(dialog.name)
             return
-        self._engine.rest(dialog.name)
+        self._engine.suspend_dialog(dialog.name)
         self._resting.put(dialog.name, request.camera, request.messages, dialog.prompt_text, dialog.answer)
 
     def _fail(self, dialog: LiveDialog, error: Exception) -> None:
         message = f"the decoder failed: {type(error).__name__}"
         dialog.emit([DialogFailed(status=500, code="decoder_error", message=message)])
         if self._dialogs.pop(dialog.name, None) is not None:
-            self._engine.close(dialog.name)
+            self._engine.close_dialog(dialog.name)
 
     def _step(self, due: list[str]) -> None:
         try:
@@ -332,7 +333,7 @@ class DecodeLoop:
         for token in made:
             self._tell(self._dialogs[token.dialog_id], token)
 
-    def _tell(self, dialog: LiveDialog, made: Made) -> None:
+    def _tell(self, dialog: LiveDialog, made: GeneratedToken) -> None:
         request = dialog.request
         events = dialog.said(made, time.time(), self._logprobs(made), self._stop_ids, self._stale_after_s)
         if (
@@ -345,10 +346,10 @@ class DecodeLoop:
             self._end(dialog)
         dialog.emit(events)
 
-    def _logprobs(self, made: Made) -> tuple[TokenLogprob, ...]:
-        if made.chances is None:
+    def _logprobs(self, made: GeneratedToken) -> tuple[TokenLogprob, ...]:
+        if made.logprobs is None:
             return ()
-        pairs = [(made.token_id, made.chances.token), *made.chances.top]
+        pairs = [(made.token_id, made.logprobs.token), *made.logprobs.top]
         return tuple(TokenLogprob(text=self._token_text(token), logprob=chance) for token, chance in pairs)
 
     def _forget_cameras(self, now_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from model.engine.engine import Made
+from model.engine.engine import GeneratedToken
 from services.llm_decoder.text_stream import TextStream
 from services.messages.dialog import (
     DialogEnded,
@@ -44,7 +44,7 @@ class LiveDialog:
 
     def said(
         self,
-        made: Made,
+        made: GeneratedToken,
         generated_s: float,
         logprobs: Sequence[TokenLogprob],
         stop_ids: Collection[int],
@@ -55,9 +55,9 @@ class LiveDialog:
         if self.request.tokens_per_second:
             # From when it was due, not from now: the pace holds although steps take time. Never more than one behind.
             self.next_due_s = max(self.next_due_s + 1 / self.request.tokens_per_second, generated_s - 1)
-        ends = made.finished == "stop" and made.token_id in stop_ids
+        ends = made.finish_reason == "stop" and made.token_id in stop_ids
         text = "" if ends else self.text.push(made.token_id)
-        finished = "stop" if self.text.stopped else made.finished
+        finished = "stop" if self.text.stopped else made.finish_reason
         if finished:
             text += self.text.finish()
         self.answer += text

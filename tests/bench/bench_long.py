@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from model.engine.dialog import Options
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from tests.bench.crowd import FPS, Crowd
 from tests.bench.machine import seconds
@@ -81,15 +81,15 @@ class Audience:
         question = self.questions[self.num_asked % len(self.questions)]
         self.num_asked += 1
         if name in self.engine.dialogs:
-            self.engine.ask(name, question)
+            self.engine.start_turn(name, question)
             return
         camera = self.crowd.cameras[self.names.index(name) % len(self.crowd.cameras)]
-        self.engine.open(name, camera, question, Options(max_tokens=ANSWER))
+        self.engine.open_dialog(name, camera, question, DialogOptions(max_tokens=ANSWER))
 
     def answer(self, speaking: Sequence[str]) -> None:
         """A token for each; who has finished is silent for a while."""
         for made in self.engine.step(speaking):
-            if made.finished:
+            if made.finish_reason:
                 self.silent[made.dialog_id] = SILENT
 
     def measure(self, minute: Minute) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-from model.engine.dialog import Options
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from tests.bench.crowd import FPS, Crowd
 from tests.bench.machine import seconds
@@ -36,9 +36,9 @@ PACES = (1, 5)  # tokens a frame: 5 and 25 a second at 5 FPS
 
 def answer(crowd: Crowd, name: str, prompt: list[int], num: int) -> list[int]:
     """A question and its answer by our engine, with the camera's frames as they are."""
-    crowd.engine.open(name, crowd.cameras[0], prompt, Options(max_tokens=num))
+    crowd.engine.open_dialog(name, crowd.cameras[0], prompt, DialogOptions(max_tokens=num))
     made = [crowd.engine.step([name])[0].token_id for _ in range(num)]
-    crowd.engine.close(name)
+    crowd.engine.close_dialog(name)
     return made
 
 

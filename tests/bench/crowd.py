@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.engine.pages import camera_bytes, token_bytes
 from model.network.streamchat import StreamChat
 from tests.bench.machine import now
@@ -60,10 +60,10 @@ class Crowd:
         self.num_steps = 0
         for number, name in enumerate(self.names):
             if name in self.engine.dialogs:
-                self.engine.close(name)
+                self.engine.close_dialog(name)
             question = make_text(self.model, self.prompt, seed=number)
             camera = self.cameras[number % len(self.cameras)]
-            self.engine.open(name, camera, question, Options(max_tokens=self.answer))
+            self.engine.open_dialog(name, camera, question, DialogOptions(max_tokens=self.answer))
 
     @property
     def text_read_bytes(self) -> int:
@@ -101,7 +101,7 @@ class Crowd:
                 if at <= last:
                     arrived[self._offer(camera)] = at
                     due[camera] += 1 / frames_per_second
-            self.engine.work(0.5 * self.engine.step_s)
+            self.engine.run_background(0.5 * self.engine.step_s)
             made = self.engine.step(self.names)
             self.num_steps += 1
             flow.gaps_s.append(now() - before)
@@ -113,6 +113,6 @@ class Crowd:
     def _offer(self, camera: str) -> str:
         frame_id = f"{self.num_frames}"
         features = self.features[self.num_frames % len(self.features)]
-        self.engine.offer_frames(camera, [(frame_id, self.num_frames / FPS, features)])
+        self.engine.enqueue_frames(camera, [(frame_id, self.num_frames / FPS, features)])
         self.num_frames += 1
         return frame_id

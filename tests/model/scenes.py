@@ -152,9 +152,9 @@ def play(
                 if number == 0 and position == start + scene.asked - 1:
                     question = scene.token_ids[start : start + scene.asked]
                     if turn == 0:
-                        engine.open(dialog, camera, question, options)
+                        engine.open_dialog(dialog, camera, question, options)
                     else:
-                        engine.ask(dialog, question, options)
+                        engine.start_turn(dialog, question, options)
             if position + 1 < end:
                 yield position, engine.logits([dialog])[0]
-                engine.say(dialog, scene.token_ids[position + 1])
+                engine.append_token(dialog, scene.token_ids[position + 1])

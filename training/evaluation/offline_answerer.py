@@ -20,8 +20,8 @@ from torch import Tensor
 
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.pixels import to_pixels
 from training.data.row import Row, Turn
 from training.data.video_frames import FrameReader
@@ -71,7 +71,7 @@ class OfflineAnswerer:
         token_ids: dict[str, list[int]] = {}
         try:
             for number, question in enumerate(questions):
-                options = Options(
+                options = DialogOptions(
                     max_tokens=question.max_tokens,
                     temperature=question.temperature,
                     top_p=question.top_p,
@@ -94,7 +94,9 @@ class OfflineAnswerer:
                 if generated.token_id != self.end_id:
                     token_ids[name].append(generated.token_id)
                 stop = questions[int(name)].stop
-                if generated.finished is not None or (stop and _has_stop(self._text(token_ids[name]), stop)):
+                if generated.finish_reason is not None or (
+                    stop and _has_stop(self._text(token_ids[name]), stop)
+                ):
                     unfinished.remove(name)
 
     def loss(self, question: OfflineQuestion, continuation: str) -> tuple[float, bool]:
@@ -108,23 +110,23 @@ class OfflineAnswerer:
             raise ValueError(f"continuation: got {continuation!r}, wanted at least one token")
         total, is_greedy = 0.0, True
         try:
-            self._open("0", question, Options(max_tokens=len(ids) + 1))
+            self._open("0", question, DialogOptions(max_tokens=len(ids) + 1))
             for token_id in ids:
                 logits = self.engine.logits(["0"])[0].float()
                 total -= float(logits.log_softmax(-1)[token_id])
                 is_greedy = is_greedy and int(logits.argmax()) == token_id
-                self.engine.say("0", token_id)
+                self.engine.append_token("0", token_id)
         finally:
             self._close_all()
         return total / len(ids), is_greedy
 
     def _close_all(self) -> None:
         for name in list(self.engine.dialogs):
-            self.engine.close(name)
+            self.engine.close_dialog(name)
         for name in list(self.engine.cameras):
             self.engine.drop_camera(name)
 
-    def _open(self, name: str, question: OfflineQuestion, options: Options) -> None:
+    def _open(self, name: str, question: OfflineQuestion, options: DialogOptions) -> None:
         self.engine.add_camera(name)
         pictures = self.pictures(question.visuals)
         if len(pictures):
@@ -135,7 +137,7 @@ class OfflineAnswerer:
         prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer(str(prompt), add_special_tokens=False)["input_ids"]
         assert isinstance(ids, list)
-        self.engine.open(name, name, ids, options)
+        self.engine.open_dialog(name, name, ids, options)
 
     @torch.inference_mode()
     def _encode(self, pictures: npt.NDArray[np.uint8]) -> Tensor:

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
 from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_named
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from training.data.samples import RowMaker, collate
 from training.evaluation.eval_questions import question_name
@@ -123,12 +123,12 @@ class AccuracyEvaluator:
 
     def _open(self, engine: Engine, dialog: EvalDialog) -> None:
         prompt = self.maker.prompt((dialog.question.instruction,))
-        options = Options(
+        options = DialogOptions(
             visual_context="frozen" if dialog.context == "frozen" else "live",
             max_tokens=MAX_TOKENS,
             stop_ids=frozenset({self.stop_id}),
         )
-        engine.open(dialog.name, "clip", prompt, options)
+        engine.open_dialog(dialog.name, "clip", prompt, options)
 
     def _step(self, engine: Engine, dialogs: Sequence[EvalDialog], newest_s: float) -> None:
         """Decode one token of each dialog. Frozen answers get the time of the newest frame too: they are spoken now."""
@@ -138,7 +138,7 @@ class AccuracyEvaluator:
         for generated in engine.step(list(by_name)):
             dialog = by_name[generated.dialog_id]
             dialog.ended = generated.token_id == self.stop_id
-            dialog.done = generated.finished is not None
+            dialog.done = generated.finish_reason is not None
             if not dialog.ended:
                 dialog.tokens.append((str(self.tokenizer.decode([generated.token_id])), newest_s))
 

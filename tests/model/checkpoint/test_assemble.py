@@ -30,8 +30,8 @@ from transformers import (
 from model.checkpoint.assemble import assemble
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 
 SHAPE: dict[str, Any] = {
@@ -312,7 +312,7 @@ def test_real_smollm2_weights_speak_as_in_hugging_face(smollm2: tuple[Path, Any]
     engine = Engine(model)
     engine.add_camera("a")
     engine.add_frame("a", "0", 0.0, torch.randn(9, 16))
-    engine.open("d", "a", token_ids, Options(stop_ids=frozenset({tokenizer.eos_token_id})))
+    engine.open_dialog("d", "a", token_ids, DialogOptions(stop_ids=frozenset({tokenizer.eos_token_id})))
     made = [engine.step(["d"])[0].token_id for _ in range(8)]
     with torch.no_grad():
         wanted = theirs.generate(torch.tensor([token_ids]), max_new_tokens=8, do_sample=False)

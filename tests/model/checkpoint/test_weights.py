@@ -8,8 +8,8 @@ from torch import Tensor
 
 from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_named
 from model.config import PROJECT_ROOT
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from tests.model.scenes import make_model, make_scene, play
 
@@ -43,7 +43,7 @@ def served(model: StreamChat, weights: Weights) -> Tensor:
     """Logits [positions, V] of a scene."""
     model = model.to(dtype_of(weights, "cpu"))
     engine = Engine(model, quantise=quantise_to(weights), max_dialogs=1)
-    return torch.stack([logits.float() for _, logits in play(engine, make_scene(model), Options())])
+    return torch.stack([logits.float() for _, logits in play(engine, make_scene(model), DialogOptions())])
 
 
 @pytest.mark.parametrize("shape", ["gqa_tied", "own_attention", "llama"])

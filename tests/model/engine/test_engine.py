@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model.config import preset
-from model.engine.dialog import Options, Spoken
-from model.engine.engine import Engine, EngineFull, Made
+from model.engine.dialog import PriorToken
+from model.engine.engine import Engine, EngineFull, GeneratedToken
+from model.engine.options import DialogOptions
 from model.engine.retention import Retention, Tier
 from model.network.streamchat import StreamChat
 from tests.model.scenes import make_model, make_scene, play
@@ -54,9 +55,9 @@ def test_steps_give_the_training_forwards_logits(model: StreamChat, num_turns: i
     scene = make_scene(model, seed=num_turns, num_turns=num_turns)
     with torch.no_grad():
         wanted = model(**scene.inputs(model))[0]
-    engine = Engine(model, prefill_tokens=prefill_tokens)
+    engine = Engine(model, max_prefill_tokens=prefill_tokens)
     positions: list[int] = []
-    for position, logits in play(engine, scene, Options(max_tokens=10)):
+    for position, logits in play(engine, scene, DialogOptions(max_tokens=10)):
         torch.testing.assert_close(logits, wanted[position], **CLOSE)
         positions.append(position)
     assert len(positions) == 10 * num_turns
@@ -69,15 +70,15 @@ def test_fewer_frames_are_those_of_a_smaller_fifo(small: StreamChat):
     other.load_state_dict(small.state_dict())
     with torch.no_grad():
         wanted = other(**scene.inputs(other))[0]
-    for position, logits in play(Engine(small), scene, Options(num_frames=2)):
+    for position, logits in play(Engine(small), scene, DialogOptions(num_frames=2)):
         torch.testing.assert_close(logits, wanted[position], **CLOSE)
 
 
 def answers(
     engine: Engine, dialogs: dict[str, Callable[[int], int]], num_steps: int
-) -> dict[str, list[Made]]:
+) -> dict[str, list[GeneratedToken]]:
     """Steps all dialogs together, each every so often, while frames keep coming to every camera."""
-    made: dict[str, list[Made]] = {dialog: [] for dialog in dialogs}
+    made: dict[str, list[GeneratedToken]] = {dialog: [] for dialog in dialogs}
     for step in range(num_steps):
         due = [dialog for dialog, when in dialogs.items() if when(step) == 0]
         for token in engine.step(due):
@@ -89,24 +90,24 @@ def answers(
 
 def test_dialogs_give_the_same_answers_together_as_alone(model: StreamChat):
     """Sharing: different prompts, lengths, paces, views and sampling, on two cameras, in one batch."""
-    variants: dict[str, tuple[str, list[int], Options]] = {
-        "greedy": ("a", PROMPT, Options()),
-        "twin": ("a", PROMPT, Options()),
-        "long": ("a", PROMPT * 9, Options()),
-        "frozen": ("a", PROMPT[:2], Options(visual_context="frozen")),
-        "few": ("a", PROMPT, Options(num_frames=2)),
-        "other": ("b", PROMPT, Options()),
-        "drawn": ("b", PROMPT[:1], Options(temperature=1.5, top_p=0.9, seed=7)),
+    variants: dict[str, tuple[str, list[int], DialogOptions]] = {
+        "greedy": ("a", PROMPT, DialogOptions()),
+        "twin": ("a", PROMPT, DialogOptions()),
+        "long": ("a", PROMPT * 9, DialogOptions()),
+        "frozen": ("a", PROMPT[:2], DialogOptions(visual_context="frozen")),
+        "few": ("a", PROMPT, DialogOptions(num_frames=2)),
+        "other": ("b", PROMPT, DialogOptions()),
+        "drawn": ("b", PROMPT[:1], DialogOptions(temperature=1.5, top_p=0.9, seed=7)),
     }
 
     def pace(dialog: str) -> Callable[[int], int]:
         return lambda step: step % 2 if dialog in ("long", "other") else 0
 
-    def run(*names: str) -> dict[str, list[Made]]:
+    def run(*names: str) -> dict[str, list[GeneratedToken]]:
         engine = with_cameras(model, "a", "b")
         for name in names:
             camera, prompt, options = variants[name]
-            engine.open(name, camera, prompt, options)
+            engine.open_dialog(name, camera, prompt, options)
         return answers(engine, {name: pace(name) for name in names}, 8)
 
     together = run(*variants)
@@ -125,7 +126,7 @@ def test_the_frame_that_falls_out_leaves_no_trace(model: StreamChat):
         for number in range(3):
             engine.add_frame("a", f"{number}", number / 5, 100 * features(model, seed + number))
         watch(engine, "a", 3, 2 + capacity)
-        engine.open("d", "a", PROMPT, Options())
+        engine.open_dialog("d", "a", PROMPT, DialogOptions())
         logits.append(engine.logits(["d"]))
     assert torch.equal(logits[0], logits[1])
     engine.add_frame("a", "new", 9.0, features(model, 1))
@@ -135,7 +136,7 @@ def test_the_frame_that_falls_out_leaves_no_trace(model: StreamChat):
 def test_a_step_looks_again_unless_the_dialog_is_frozen(small: StreamChat):
     engine = with_cameras(small, "a")
     for context in ("live", "frozen"):
-        engine.open(context, "a", PROMPT, Options(visual_context=context))
+        engine.open_dialog(context, "a", PROMPT, DialogOptions(visual_context=context))
     before = engine.logits(["live", "frozen"])
     torch.testing.assert_close(before[0], before[1], **CLOSE)
     watch(engine, "a", 7, 8)
@@ -149,7 +150,7 @@ def test_a_step_looks_again_unless_the_dialog_is_frozen(small: StreamChat):
 
 def test_looking_at_logits_changes_nothing(small: StreamChat):
     engine = with_cameras(small, "a")
-    engine.open("d", "a", PROMPT, Options())
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
     assert torch.equal(engine.logits(["d"]), engine.logits(["d"]))
     first = engine.logits(["d"]).argmax().item()
     assert engine.step(["d"])[0].token_id == first
@@ -158,7 +159,7 @@ def test_looking_at_logits_changes_nothing(small: StreamChat):
 def test_logits_come_in_the_order_asked_for(small: StreamChat):
     engine = with_cameras(small, "a", "b")
     for name, camera in (("x", "a"), ("y", "b"), ("z", "a")):
-        engine.open(name, camera, PROMPT if name != "z" else PROMPT[:2], Options())
+        engine.open_dialog(name, camera, PROMPT if name != "z" else PROMPT[:2], DialogOptions())
     forward, backward = engine.logits(["x", "y", "z"]), engine.logits(["z", "y", "x"])
     torch.testing.assert_close(forward, backward.flip(0), **CLOSE)
     assert engine.logits([]).shape == (0, small.config.vocab_size)
@@ -173,11 +174,11 @@ def test_an_answer_goes_on_in_another_engine(model: StreamChat, num_spoken: int,
     """
     wide = StreamChat(replace(model.config, fifo_frames=16))
     wide.load_state_dict(model.state_dict())
-    options = Options(visual_context=context, temperature=1.0, seed=3, max_tokens=9)
+    options = DialogOptions(visual_context=context, temperature=1.0, seed=3, max_tokens=9)
     asked_s, pace_s = 0.45, 0.3
 
-    def go_on(engine: Engine, first_step: int) -> list[Made]:
-        made: list[Made] = []
+    def go_on(engine: Engine, first_step: int) -> list[GeneratedToken]:
+        made: list[GeneratedToken] = []
         for step in range(first_step, 9):
             watch(engine, "a", *frames_between(asked_s + step * pace_s, asked_s + (step + 1) * pace_s))
             made += engine.step(["d"])
@@ -187,41 +188,45 @@ def test_an_answer_goes_on_in_another_engine(model: StreamChat, num_spoken: int,
         return int(after_s * 5) + 1, int(until_s * 5)
 
     first = with_cameras(wide, "a", num_frames=3)
-    first.open("d", "a", PROMPT, options)
+    first.open_dialog("d", "a", PROMPT, options)
     said = go_on(first, 0)
     second = with_cameras(wide, "a", num_frames=int((asked_s + num_spoken * pace_s) * 5) + 1)
     times = [asked_s + (step + 1) * pace_s for step in range(num_spoken)]
-    spoken = [Spoken(token.token_id, made_s) for token, made_s in zip(said, times, strict=False)]
-    second.open("d", "a", PROMPT, options, spoken=spoken, asked_s=asked_s)
+    spoken = [PriorToken(token.token_id, made_s) for token, made_s in zip(said, times, strict=False)]
+    second.open_dialog("d", "a", PROMPT, options, prior_tokens=spoken, asked_s=asked_s)
     assert go_on(second, num_spoken) == said[num_spoken:]
     a, b = first.dialogs["d"], second.dialogs["d"]
-    assert (b.frame_index.tolist(), b.clock, b.num_made) == (a.frame_index.tolist(), a.clock, 9)
+    assert (b.camera_frame_index.tolist(), b.clock, b.num_generated) == (
+        a.camera_frame_index.tolist(),
+        a.clock,
+        9,
+    )
 
 
 def test_an_answer_ends_with_a_stop_token_or_at_its_length(small: StreamChat):
     engine = with_cameras(small, "a")
-    engine.open("d", "a", PROMPT, Options(max_tokens=3))
+    engine.open_dialog("d", "a", PROMPT, DialogOptions(max_tokens=3))
     made = [engine.step(["d"])[0] for _ in range(3)]
-    assert [token.finished for token in made] == [None, None, "length"]
+    assert [token.finish_reason for token in made] == [None, None, "length"]
     with pytest.raises(ValueError, match="has finished"):
         engine.step(["d"])
-    engine.open("e", "a", PROMPT, Options(stop_ids=frozenset({made[0].token_id})))
-    assert engine.step(["e"])[0].finished == "stop"
-    assert [token.text_index - made[0].text_index for token in made] == [0, 1, 2]
+    engine.open_dialog("e", "a", PROMPT, DialogOptions(stop_ids=frozenset({made[0].token_id})))
+    assert engine.step(["e"])[0].finish_reason == "stop"
+    assert [token.temporal_index - made[0].temporal_index for token in made] == [0, 1, 2]
 
 
 def test_an_answer_ends_where_the_text_cache_is_full(small: StreamChat):
     engine = with_cameras(small, "a")
     limit = small.config.max_position_embeddings
-    engine.open("d", "a", [1] * (limit - 3), Options(max_tokens=100))
-    finished = [engine.step(["d"])[0].finished for _ in range(3)]
+    engine.open_dialog("d", "a", [1] * (limit - 3), DialogOptions(max_tokens=100))
+    finished = [engine.step(["d"])[0].finish_reason for _ in range(3)]
     assert finished == [None, None, "length"]
 
 
 def test_sampling_follows_seed_temperature_and_top_p(small: StreamChat):
     def answer(**options: Any) -> list[int]:
         engine = with_cameras(small, "a")
-        engine.open("d", "a", PROMPT, Options(**options))
+        engine.open_dialog("d", "a", PROMPT, DialogOptions(**options))
         return [engine.step(["d"])[0].token_id for _ in range(12)]
 
     greedy = answer()
@@ -235,7 +240,7 @@ def test_sampling_follows_seed_temperature_and_top_p(small: StreamChat):
 def test_a_camera_without_frames_gives_words_without_a_frame(small: StreamChat):
     engine = with_cameras(small, "a", num_frames=0)
     for context in ("live", "frozen"):
-        engine.open(context, "a", PROMPT, Options(visual_context=context))
+        engine.open_dialog(context, "a", PROMPT, DialogOptions(visual_context=context))
     for token in engine.step(["live", "frozen"]):
         assert (token.frame_id, token.captured_s) == (None, None)
     assert engine.cameras == {"a": None}
@@ -247,7 +252,7 @@ def test_many_frames_at_once_are_as_one_by_one(small: StreamChat):
     base = sum(b"a")
     engine.add_frames("b", [(str(n), n / 5, features(small, base + n)) for n in range(9)])
     for name in ("a", "b"):
-        engine.open(name, name, PROMPT, Options())
+        engine.open_dialog(name, name, PROMPT, DialogOptions())
     logits = engine.logits(["a", "b"])
     torch.testing.assert_close(logits[0], logits[1], **CLOSE)
 
@@ -255,15 +260,15 @@ def test_many_frames_at_once_are_as_one_by_one(small: StreamChat):
 def test_places_are_taken_and_given_back(small: StreamChat):
     engine = with_cameras(small, "a", max_dialogs=3)
     for number in range(3):
-        engine.open(str(number), "a", PROMPT, Options())
+        engine.open_dialog(str(number), "a", PROMPT, DialogOptions())
     with pytest.raises(EngineFull, match="3 dialogs"):
-        engine.open("more", "a", PROMPT, Options())
+        engine.open_dialog("more", "a", PROMPT, DialogOptions())
     wanted = engine.logits(["2"])
-    engine.close("0")
-    engine.open("more", "a", PROMPT * 20, Options())
+    engine.close_dialog("0")
+    engine.open_dialog("more", "a", PROMPT * 20, DialogOptions())
     torch.testing.assert_close(engine.logits(["2", "more"])[:1], wanted, **CLOSE)
     for dialog in ("1", "2", "more"):
-        engine.close(dialog)
+        engine.close_dialog(dialog)
     engine.drop_camera("a")
     assert engine.cameras == {}
 
@@ -271,10 +276,10 @@ def test_places_are_taken_and_given_back(small: StreamChat):
 def test_a_dialog_that_cannot_be_read_gives_its_place_back(small: StreamChat):
     engine = with_cameras(small, "a", max_dialogs=1)
     with pytest.raises(RuntimeError, match="for index"):
-        engine.open("d", "a", [*PROMPT[:1], 1.5, 2], Options())  # pyright: ignore[reportArgumentType]
+        engine.open_dialog("d", "a", [*PROMPT[:1], 1.5, 2], DialogOptions())  # pyright: ignore[reportArgumentType]
     assert not engine.dialogs
     assert engine.text_bytes == 0
-    engine.open("d", "a", PROMPT, Options())
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
 
 
 @pytest.mark.parametrize(
@@ -282,29 +287,31 @@ def test_a_dialog_that_cannot_be_read_gives_its_place_back(small: StreamChat):
 )
 def test_wrong_options_are_refused(options: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: got .*, wanted"):
-        Options(**options)
+        DialogOptions(**options)
 
 
 def test_a_callers_mistake_changes_nothing(small: StreamChat):
     engine = with_cameras(small, "a")
-    engine.open("d", "a", PROMPT, Options())
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
     wanted = engine.logits(["d"])
     wrong = features(small, 0)[1:]
     mistakes: list[tuple[str, Callable[[], object]]] = [
-        ("not added", lambda: engine.open("e", "nowhere", PROMPT, Options())),
-        ("open already", lambda: engine.open("d", "a", PROMPT, Options())),
-        ("got none", lambda: engine.open("e", "a", [], Options())),
-        ("wanted 0 to", lambda: engine.open("e", "a", [1, 97], Options())),
-        ("wanted 0 to", lambda: engine.open("e", "a", [-1], Options())),
-        ("wanted at most 299", lambda: engine.open("e", "a", [1] * 300, Options())),
+        ("not added", lambda: engine.open_dialog("e", "nowhere", PROMPT, DialogOptions())),
+        ("open already", lambda: engine.open_dialog("d", "a", PROMPT, DialogOptions())),
+        ("got none", lambda: engine.open_dialog("e", "a", [], DialogOptions())),
+        ("wanted 0 to", lambda: engine.open_dialog("e", "a", [1, 97], DialogOptions())),
+        ("wanted 0 to", lambda: engine.open_dialog("e", "a", [-1], DialogOptions())),
+        ("wanted at most 299", lambda: engine.open_dialog("e", "a", [1] * 300, DialogOptions())),
         (
             "fewer than max_tokens",
-            lambda: engine.open("e", "a", [1], Options(max_tokens=1), spoken=[Spoken(1, 0.0)]),
+            lambda: engine.open_dialog(
+                "e", "a", [1], DialogOptions(max_tokens=1), prior_tokens=[PriorToken(1, 0.0)]
+            ),
         ),
-        ("logit_bias", lambda: engine.open("e", "a", PROMPT, Options(logit_bias=((97, 1.0),)))),
-        ("still speaking", lambda: engine.ask("d", PROMPT)),
-        ("not open", lambda: engine.ask("e", PROMPT)),
-        ("not open", lambda: engine.close("e")),
+        ("logit_bias", lambda: engine.open_dialog("e", "a", PROMPT, DialogOptions(logit_bias=((97, 1.0),)))),
+        ("still speaking", lambda: engine.start_turn("d", PROMPT)),
+        ("not open", lambda: engine.start_turn("e", PROMPT)),
+        ("not open", lambda: engine.close_dialog("e")),
         ("not open", lambda: engine.step(["d", "e"])),
         ("twice", lambda: engine.step(["d", "d"])),
         ("shape", lambda: engine.add_frame("a", "x", 9.0, wrong)),
@@ -324,23 +331,23 @@ def test_frames_and_prompts_come_in_beside_the_steps(small: StreamChat):
     """In pieces between the steps of others, a dialog is told what it is told at once."""
     at_once, beside = with_cameras(small, "a"), with_cameras(small, "a")
     for engine in (at_once, beside):
-        engine.open("first", "a", PROMPT, Options(max_tokens=200))
+        engine.open_dialog("first", "a", PROMPT, DialogOptions(max_tokens=200))
     watch(at_once, "a", 7, 8)
     base = sum(b"a")
-    beside.offer_frames("a", [(str(n), n / 5, features(small, base + n)) for n in (7, 8)])
+    beside.enqueue_frames("a", [(str(n), n / 5, features(small, base + n)) for n in (7, 8)])
     num_steps = 0
-    while beside.work(0.0):
+    while beside.run_background(0.0):
         assert len(beside.step(["first"])) == 1
         num_steps += 1
     assert num_steps > 2
     assert beside.cameras == at_once.cameras
     long = [token % 97 for token in range(200)]
-    at_once.open("second", "a", long, Options())
-    beside.open("second", "a", long, Options(), at_once=False)
-    assert not beside.ready("second")
+    at_once.open_dialog("second", "a", long, DialogOptions())
+    beside.open_dialog("second", "a", long, DialogOptions(), prefill_now=False)
+    assert not beside.is_prefilled("second")
     num_steps = 0
-    while not beside.ready("second"):
-        beside.work(0.0)
+    while not beside.is_prefilled("second"):
+        beside.run_background(0.0)
         beside.step(["first"])
         num_steps += 1
     assert num_steps > 2
@@ -352,10 +359,10 @@ def test_several_prompts_are_read_in_one_forward_as_alone(model: StreamChat):
     alone, together = (with_cameras(model, "a", "b", page_tokens=8) for _ in range(2))
     for name, prompt in prompts.items():
         camera = "b" if name == "z" else "a"
-        alone.open(name, camera, prompt, Options())
-        together.open(name, camera, prompt, Options(), at_once=False)
-    together.work(10.0)
-    assert all(together.ready(name) for name in prompts)
+        alone.open_dialog(name, camera, prompt, DialogOptions())
+        together.open_dialog(name, camera, prompt, DialogOptions(), prefill_now=False)
+    together.run_background(10.0)
+    assert all(together.is_prefilled(name) for name in prompts)
     torch.testing.assert_close(together.logits([*prompts]), alone.logits([*prompts]), **CLOSE)
 
 
@@ -367,8 +374,8 @@ def test_small_pages_change_nothing(model: StreamChat, page_tokens: int):
     engine = Engine(model, page_tokens=page_tokens)
     for other in range(3):  # others' pages lie between
         engine.add_camera(f"{other}")
-        engine.open(f"{other}", f"{other}", PROMPT * (other + 1), Options())
-    for position, logits in play(engine, scene, Options(max_tokens=10)):
+        engine.open_dialog(f"{other}", f"{other}", PROMPT * (other + 1), DialogOptions())
+    for position, logits in play(engine, scene, DialogOptions(max_tokens=10)):
         torch.testing.assert_close(logits, wanted[position], **CLOSE)
         engine.step(["0", "2"])
 
@@ -395,21 +402,21 @@ def test_oldest_turns_are_dropped_where_the_window_is_full(small: StreamChat):
     model.load_state_dict(small.state_dict())
     engine = Engine(model, page_tokens=8, max_dialogs=1)
     engine.add_camera("a")
-    engine.open("d", "a", [3] * 6 + PROMPT * 5, Options(max_tokens=20), num_kept=6)
+    engine.open_dialog("d", "a", [3] * 6 + PROMPT * 5, DialogOptions(max_tokens=20), num_pinned_tokens=6)
     held: list[int] = []
     for _ in range(30):
-        while engine.step(["d"])[0].finished is None:
+        while engine.step(["d"])[0].finish_reason is None:
             pass
         held.append(engine.dialog_bytes("d"))
-        engine.ask("d", PROMPT * 5)
+        engine.start_turn("d", PROMPT * 5)
     dialog = engine.dialogs["d"]
-    assert dialog.length > 1000
+    assert dialog.num_computed_tokens > 1000
     assert len(set(held[5:])) <= 3
     assert max(held) <= engine.cache_limit_bytes - engine.camera_bytes * 32
-    first, end = dialog.hole
+    first, end = dialog.dropped_tokens
     assert first == 6
-    assert dialog.turns[0].token == end
-    assert dialog.num_held < 100
+    assert dialog.turns[0].first_token == end
+    assert dialog.num_cached_tokens < 100
     assert dialog.pages.count(-1) > 100
 
 
@@ -421,16 +428,16 @@ def test_a_dropped_turn_leaves_no_trace_and_nothing_is_read_again(small: StreamC
     for poison in (False, True):
         engine = Engine(model, page_tokens=8)
         engine.add_camera("a")
-        engine.open("d", "a", PROMPT * 5, Options(max_tokens=4), num_kept=2)
+        engine.open_dialog("d", "a", PROMPT * 5, DialogOptions(max_tokens=4), num_pinned_tokens=2)
         for _ in range(4):
-            engine.say("d", 7)
-        engine.ask("d", PROMPT * 8)
+            engine.append_token("d", 7)
+        engine.start_turn("d", PROMPT * 8)
         dialog = engine.dialogs["d"]
         for _ in range(6):
-            engine.say("d", 9) if dialog.finished is None else None
-        assert dialog.hole == (0, 0)
-        engine.ask("d", PROMPT * 2)
-        assert dialog.hole == (2, 24)
+            engine.append_token("d", 9) if dialog.finish_reason is None else None
+        assert dialog.dropped_tokens == (0, 0)
+        engine.start_turn("d", PROMPT * 2)
+        assert dialog.dropped_tokens == (2, 24)
         if poison:
             for keys, values in engine._text.layers:  # pyright: ignore[reportPrivateUsage]
                 with torch.inference_mode():
@@ -443,17 +450,17 @@ def test_a_dialog_at_rest_goes_on_as_if_it_had_never_stopped(model: StreamChat):
     """Many turns: what was read is not read again, and the clock has gone on."""
     engine, other = with_cameras(model, "a"), with_cameras(model, "a")
     for each in (engine, other):
-        each.open("d", "a", PROMPT * 3, Options(max_tokens=4, seed=1))
-        while each.step(["d"])[0].finished is None:
+        each.open_dialog("d", "a", PROMPT * 3, DialogOptions(max_tokens=4, seed=1))
+        while each.step(["d"])[0].finish_reason is None:
             pass
-    engine.rest("d")
+    engine.suspend_dialog("d")
     for each in (engine, other):
         watch(each, "a", 7, 12)
-    length = engine.dialogs["d"].length
+    length = engine.dialogs["d"].num_computed_tokens
     for each in (engine, other):
-        each.ask("d", PROMPT, Options(max_tokens=9))
+        each.start_turn("d", PROMPT, DialogOptions(max_tokens=9))
     torch.testing.assert_close(engine.logits(["d"]), other.logits(["d"]), **CLOSE)
-    assert engine.dialogs["d"].length == length + len(PROMPT)
+    assert engine.dialogs["d"].num_computed_tokens == length + len(PROMPT)
 
 
 def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
@@ -461,16 +468,16 @@ def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
     rings = 2 * 2 * 2 * 5 * 9 * 16 * 4
     engine = with_cameras(small, "a", page_tokens=8, max_cameras=1, cache_bytes=rings + 16 * page)
     for name in ("old", "young"):
-        engine.open(name, "a", PROMPT, Options(max_tokens=20))
+        engine.open_dialog(name, "a", PROMPT, DialogOptions(max_tokens=20))
         engine.step([name])
-        engine.rest(name)
+        engine.suspend_dialog(name)
     assert engine.text_bytes == 2 * page == engine.dialog_bytes("old") + engine.dialog_bytes("young")
-    engine.open("long", "a", PROMPT * 24, Options(max_tokens=20))  # 15 pages
+    engine.open_dialog("long", "a", PROMPT * 24, DialogOptions(max_tokens=20))  # 15 pages
     assert list(engine.dialogs) == ["young", "long"]
     with pytest.raises(EngineFull, match="no memory"):
-        engine.open("more", "a", PROMPT, Options(max_tokens=20))
+        engine.open_dialog("more", "a", PROMPT, DialogOptions(max_tokens=20))
     with pytest.raises(EngineFull, match="no memory"):
-        engine.ask("young", PROMPT, Options(max_tokens=200))
+        engine.start_turn("young", PROMPT, DialogOptions(max_tokens=200))
     assert list(engine.dialogs) == ["young", "long"]
     assert len(engine.step(["long"])) == 1
 
@@ -478,31 +485,31 @@ def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
 def test_cameras_that_nobody_watches_make_way(small: StreamChat):
     engine = with_cameras(small, "a", "b", "c", max_cameras=3)
     assert engine.frame_bytes == 3 * engine.camera_bytes
-    engine.open("d", "a", PROMPT, Options())
-    engine.open("e", "b", PROMPT, Options())
-    engine.close("e")
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
+    engine.open_dialog("e", "b", PROMPT, DialogOptions())
+    engine.close_dialog("e")
     assert engine.add_camera("x") == "c"  # never asked about
     assert engine.add_camera("y") == "b"
-    engine.open("f", "x", PROMPT, Options())
-    engine.open("g", "y", PROMPT, Options())
+    engine.open_dialog("f", "x", PROMPT, DialogOptions())
+    engine.open_dialog("g", "y", PROMPT, DialogOptions())
     with pytest.raises(EngineFull, match="3 cameras are watched"):
         engine.add_camera("z")
     assert list(engine.cameras) == ["a", "x", "y"]
     with pytest.raises(EngineFull, match="frozen moment"):
-        engine.open("h", "a", PROMPT, Options(visual_context="frozen"))
+        engine.open_dialog("h", "a", PROMPT, DialogOptions(visual_context="frozen"))
     assert "h" not in engine.dialogs
 
 
 def test_frozen_dialogs_of_one_moment_share_one_copy(small: StreamChat):
     engine = with_cameras(small, "a", max_cameras=4)
     for name in ("d", "e"):
-        engine.open(name, "a", PROMPT, Options(visual_context="frozen"))
+        engine.open_dialog(name, "a", PROMPT, DialogOptions(visual_context="frozen"))
     assert engine.frame_bytes == 2 * engine.camera_bytes
     watch(engine, "a", 7, 7)
-    engine.open("f", "a", PROMPT, Options(visual_context="frozen"))
+    engine.open_dialog("f", "a", PROMPT, DialogOptions(visual_context="frozen"))
     assert engine.frame_bytes == 3 * engine.camera_bytes
     for name in ("d", "e", "f"):
-        engine.close(name)
+        engine.close_dialog(name)
     watch(engine, "a", 8, 8)
     assert engine.frame_bytes == engine.camera_bytes
     engine.drop_camera("a")
@@ -519,7 +526,7 @@ def test_several_rates_are_seen_as_in_training(small: StreamChat):
     inputs["visible"] = rows[counts][None]
     with torch.no_grad():
         wanted = small(**inputs)[0]
-    for position, logits in play(Engine(small, retention=retention), scene, Options()):
+    for position, logits in play(Engine(small, retention=retention), scene, DialogOptions()):
         torch.testing.assert_close(logits, wanted[position], **CLOSE)
 
 

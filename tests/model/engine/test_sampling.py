@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.engine.sampling import Draw, Sampling, Voice, draw
+from model.engine.sampling import SampledToken, SamplerState, SamplingParameters, sample
 
 CPU = torch.device("cpu")
 CHANCES = torch.tensor([0.1, 0.5, 0.05, 0.35])
 
 
-def voice(seed: int = 5, **options: Any) -> Voice:
-    return Voice(Sampling(**options), seed, 4, CPU)
+def voice(seed: int = 5, **options: Any) -> SamplerState:
+    return SamplerState(SamplingParameters(**options), seed, 4, CPU)
 
 
 def frequencies(logits: Tensor, **options: Any) -> Tensor:
     """Of 2000 draws."""
     counts, speaker = torch.zeros(4), voice(**options)
     for number in range(2000):
-        speaker.num_drawn = number
-        counts[draw(logits[None], [speaker])[0].token_id] += 1
+        speaker.num_sampled = number
+        counts[sample(logits[None], [speaker])[0].token_id] += 1
     return counts / 2000
 
 
@@ -50,16 +50,16 @@ def test_penalties_are_those_of_openai_and_hugging_face():
         frequency_penalty=0.5,
         presence_penalty=0.25,
         logit_bias=((3, -1.5),),
-        num_top=0,
+        num_top_logprobs=0,
     )
-    speaker.hear([0, 2])
+    speaker.add_prompt([0, 2])
     for token_id in (1, 1):
-        speaker.say(token_id)
+        speaker.add_token(token_id)
     # 0: 3 / 2; 1: 4 / 2 - 2 * 0.5 - 0.25; 2: -1 * 2; 3: 3 - 1.5
     logits = torch.tensor([[3.0, 4.0, -1.0, 3.0]])
     winners: list[int] = []
     for _ in range(4):
-        token_id = draw(logits, [speaker])[0].token_id
+        token_id = sample(logits, [speaker])[0].token_id
         winners.append(token_id)
         logits[0, token_id] = -100.0
     assert winners == [0, 3, 1, 2]
@@ -67,18 +67,22 @@ def test_penalties_are_those_of_openai_and_hugging_face():
 
 def test_log_chances_are_the_models_own():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(3, 4)
-    voices = [voice(num_top=2, temperature=1e-6), voice(), voice(num_top=0, logit_bias=((0, 9.0),))]
-    first, second, third = draw(logits, voices)
+    voices = [
+        voice(num_top_logprobs=2, temperature=1e-6),
+        voice(),
+        voice(num_top_logprobs=0, logit_bias=((0, 9.0),)),
+    ]
+    first, second, third = sample(logits, voices)
     logs = logits[0].log_softmax(-1)
-    assert first.chances is not None
-    assert first.chances.token == pytest.approx(logs[1].item())
-    assert [token_id for token_id, _ in first.chances.top] == [1, 2]
-    assert [chance for _, chance in first.chances.top] == pytest.approx([logs[1].item(), logs[2].item()])
-    assert second == Draw(1)
+    assert first.logprobs is not None
+    assert first.logprobs.token == pytest.approx(logs[1].item())
+    assert [token_id for token_id, _ in first.logprobs.top] == [1, 2]
+    assert [chance for _, chance in first.logprobs.top] == pytest.approx([logs[1].item(), logs[2].item()])
+    assert second == SampledToken(1)
     assert third.token_id == 0
-    assert third.chances is not None
-    assert third.chances.token == pytest.approx(logs[0].item())
-    assert third.chances.top == ()
+    assert third.logprobs is not None
+    assert third.logprobs.token == pytest.approx(logs[0].item())
+    assert third.logprobs.top == ()
 
 
 def test_together_each_gets_what_it_gets_alone():
@@ -88,17 +92,17 @@ def test_together_each_gets_what_it_gets_alone():
         {},
         {"temperature": 1.0},
         {"temperature": 2.0, "top_p": 0.7},
-        {"temperature": 0.5, "min_p": 0.2, "num_top": 3},
+        {"temperature": 0.5, "min_p": 0.2, "num_top_logprobs": 3},
         {"presence_penalty": 2.0},
     ]
 
-    def voices() -> list[Voice]:
+    def voices() -> list[SamplerState]:
         made = [voice(seed, **options) for seed, options in enumerate(variants)]
-        made[4].say(int(logits[4].argmax()))
+        made[4].add_token(int(logits[4].argmax()))
         return made
 
-    alone = [draw(logits[row : row + 1], [each])[0] for row, each in enumerate(voices())]
-    assert draw(logits, voices()) == alone
+    alone = [sample(logits[row : row + 1], [each])[0] for row, each in enumerate(voices())]
+    assert sample(logits, voices()) == alone
     assert alone[4].token_id != logits[4].argmax()
 
 
@@ -111,11 +115,11 @@ WRONG: list[dict[str, Any]] = [
     {"repetition_penalty": 0.0},
     {"frequency_penalty": 2.1},
     {"presence_penalty": -2.1},
-    {"num_top": 21},
+    {"num_top_logprobs": 21},
 ]
 
 
 @pytest.mark.parametrize("options", WRONG)
 def test_wrong_values_are_refused(options: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(options))}: got .*, wanted"):
-        Sampling(**options)
+        SamplingParameters(**options)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from model.runtime.batch_layout import Span
 from model.runtime.kv_cache import TextStore
@@ -40,7 +40,7 @@ def allocated(engine: Engine) -> dict[str, int]:
 def test_nothing_is_allocated_in_steady_state(model: StreamChat, num_frames: int):
     engine = with_cameras(model, "a", "b", num_frames=num_frames, page_tokens=8)
     for number in range(5):
-        engine.open(f"{number}", "ab"[number % 2], PROMPT * (1 + number), Options())
+        engine.open_dialog(f"{number}", "ab"[number % 2], PROMPT * (1 + number), DialogOptions())
     names = [f"{number}" for number in range(5)]
     for _ in range(3):
         engine.step(names)
@@ -49,14 +49,14 @@ def test_nothing_is_allocated_in_steady_state(model: StreamChat, num_frames: int
 
 def test_the_same_dialogs_go_on_in_the_same_memory(small: StreamChat):
     engine = with_cameras(small, "a")
-    engine.open("d", "a", PROMPT, Options())
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
     engine.step(["d"])
     step = engine._step  # pyright: ignore[reportPrivateUsage]
     for number in range(7, 11):
         watch(engine, "a", number, number)
         engine.step(["d"])
         assert engine._step is step  # pyright: ignore[reportPrivateUsage]
-    engine.open("e", "a", PROMPT, Options())
+    engine.open_dialog("e", "a", PROMPT, DialogOptions())
     engine.step(["d", "e"])
     assert engine._step is not step  # pyright: ignore[reportPrivateUsage]
 
@@ -66,7 +66,7 @@ def test_many_are_told_what_one_alone_is_told(model: StreamChat):
     engine = with_cameras(model, "a", "b", page_tokens=8)
     names = [f"{number}" for number in range(WIDE + 3)]
     for number, name in enumerate(names):
-        engine.open(name, "ab"[number % 2], PROMPT[number % 3 :] * 5, Options())
+        engine.open_dialog(name, "ab"[number % 2], PROMPT[number % 3 :] * 5, DialogOptions())
     for name in (names[0], names[-1]):
         torch.testing.assert_close(engine.logits(names)[int(name)], engine.logits([name])[0], **CLOSE)
 
@@ -76,10 +76,10 @@ def test_who_lies_far_apart_is_read_as_who_lies_together(model: StreamChat):
     cameras = [f"{number}" for number in range(8)]
     apart = with_cameras(model, *cameras, page_tokens=4)
     for name in cameras:
-        apart.open(name, name, PROMPT * 3, Options())
+        apart.open_dialog(name, name, PROMPT * 3, DialogOptions())
     together = with_cameras(model, "0", "7", page_tokens=4)
     for name in ("0", "7"):
-        together.open(name, name, PROMPT * 3, Options())
+        together.open_dialog(name, name, PROMPT * 3, DialogOptions())
     for number in range(7, 12):
         assert apart.step(["0", "7"]) == together.step(["0", "7"])
         torch.testing.assert_close(apart.logits(["7", "0"]), together.logits(["7", "0"]), **CLOSE)
@@ -90,17 +90,17 @@ def test_who_lies_far_apart_is_read_as_who_lies_together(model: StreamChat):
 def test_frames_that_are_very_old_are_seen_as_in_training(small: StreamChat):
     """Beyond the table of turns."""
     engine = with_cameras(small, "a", num_frames=5)
-    engine.open("d", "a", PROMPT, Options(), at_once=False)
+    engine.open_dialog("d", "a", PROMPT, DialogOptions(), prefill_now=False)
     dialog = engine.dialogs["d"]
-    dialog.frame_index -= 5000
+    dialog.camera_frame_index -= 5000
     base, num = sum(b"a"), len(PROMPT)
     with torch.no_grad():
         wanted = small(
             torch.tensor([PROMPT]),
-            dialog.pending_index + torch.arange(1 - num, 1)[None],
+            dialog.last_temporal_index + torch.arange(1 - num, 1)[None],
             torch.stack([features(small, base + number) for number in range(5)])[None],
             torch.tensor([0]),
-            torch.from_numpy(dialog.frame_index)[None],
+            torch.from_numpy(dialog.camera_frame_index)[None],
             torch.ones(1, num, 5, dtype=torch.bool),
         )[0, -1]
     torch.testing.assert_close(engine.logits(["d"])[0], wanted, **CLOSE)

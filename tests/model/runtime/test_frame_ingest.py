@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.engine.work_budget import WorkBudget
 from model.network.streamchat import StreamChat
-from model.runtime.frame_ingest import Chain, Intake, NewFrame, Pace
+from model.runtime.frame_ingest import Chain, Intake, NewFrame
 from model.runtime.packed_model import Decoding
 
 
@@ -38,7 +39,7 @@ def stacked(chain: Chain) -> list[Tensor]:
 @pytest.mark.parametrize("size", [1, 4, 9, 1000])
 def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
     intake = Intake(model, Decoding(model))
-    intake.pace = Pace(size, size)
+    intake.pace = WorkBudget(size, size)
     new = [*frames(model, "a", 3), *frames(model, "b", 2)]
     intake.put(new[:3], 9)
     intake.put(new[3:], 9)
@@ -63,14 +64,14 @@ def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
 
 
 def test_pieces_learn_how_large_they_may_be():
-    pace = Pace(8, 64)
-    assert pace.amount(1.0) == 8
-    assert pace.amount(math.inf) == 64
-    pace.learn(8, 0.08)  # 10 ms each
-    assert pace.amount(1.0) == 40
-    assert pace.amount(0.1) == 8
-    pace.learn(40, 1.2)  # a slow layer
-    assert pace.amount(1.0) == 13
+    pace = WorkBudget(8, 64)
+    assert pace.num_tokens(1.0) == 8
+    assert pace.num_tokens(math.inf) == 64
+    pace.record(8, 0.08)  # 10 ms each
+    assert pace.num_tokens(1.0) == 40
+    assert pace.num_tokens(0.1) == 8
+    pace.record(40, 1.2)  # a slow layer
+    assert pace.num_tokens(1.0) == 13
     for _ in range(30):
-        pace.learn(13, 0.013)
-    assert pace.amount(1.0) == 64
+        pace.record(13, 0.013)
+    assert pace.num_tokens(1.0) == 64

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig
+from model.engine.frame_ring import FrameRing
 from model.engine.retention import Retention, Tier
-from model.runtime.kv_cache import FrameRing, FrameStore, TextStore
+from model.runtime.kv_cache import FrameStore, TextStore
 from tests.model.scenes import make_config
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def test_a_ring_keeps_the_newest_frames():
         assert slot == number % 5
         assert ring.newest is not None
         assert (ring.newest.frame_id, ring.newest.number) == (f"f{number}", number)
-        assert ring.full == (number >= 4)
+        assert ring.is_full == (number >= 4)
     assert [frame.frame_id for _, frame in ring.in_order()] == ["f2", "f3", "f4", "f5", "f6"]
     assert [slot for slot, _ in ring.in_order()] == [2, 3, 4, 0, 1]
 
@@ -54,7 +55,7 @@ def test_a_copy_stays_as_it_was():
     copy = ring.copy_to(7)
     for number in range(3):
         ring.add(f"{number}", 2.0)
-    assert copy.place == 7
+    assert copy.page == 7
     assert [frame.frame_id for _, frame in copy.in_order()] == ["old"]
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from model.engine.dialog import Options
 from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.clock import indices
 from model.network.streamchat import StreamChat
 from tests.training.worlds import STORY, question
@@ -47,7 +47,7 @@ from training.live_world.world_parts import WorldParts
 from training.run.recipe import TUNING
 
 CAPACITY = 16
-OPTIONS = Options(max_tokens=300)
+OPTIONS = DialogOptions(max_tokens=300)
 Floats = npt.NDArray[np.float64]
 
 
@@ -252,12 +252,12 @@ class Camera:
     def serve(self, token_ids: list[int], heard: Sequence[float], num_prompt: int) -> Tensor:
         """Ask, then say these tokens at their times: the logits [answer tokens, vocabulary] they were made from."""
         self.until(heard[0])
-        self.engine.open("dialog", "camera", token_ids[:num_prompt], OPTIONS)
+        self.engine.open_dialog("dialog", "camera", token_ids[:num_prompt], OPTIONS)
         rows: list[Tensor] = []
         for position in range(num_prompt, len(token_ids)):
             self.until(heard[position])
             rows.append(self.engine.logits(["dialog"])[0])
-            self.engine.say("dialog", token_ids[position])
+            self.engine.append_token("dialog", token_ids[position])
         return torch.stack(rows)
 
 
