@@ -143,7 +143,8 @@ class World:
         """The inverse of `as_json`."""
         start = tuple(Thing(**t) for t in values["start"])
         events = tuple(Event(**(e | {"thing": Thing(**e["thing"])})) for e in values["events"])
-        return World(**(values | {"start": start, "events": events}))
+        parsed: dict[str, Any] = {"start": start, "events": events}
+        return World(**(values | parsed))
 
 
 def make_world(seed: int, index: int, duration_s: float = 20.0) -> World:
