@@ -75,12 +75,13 @@ class VisionEncoderReplica:
 
 
 class FrameFifoReplica:
-    """FrameFifo as a deployment; it works from its start on, asked or not."""
+    """FrameFifo as a deployment, with a ClipPlayer beside it. It reads cameras from its start on."""
 
     def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
         from services.adapters.kafka_access import KafkaAccess
         from services.adapters.kafka_reader import KafkaVideoReader
         from services.adapters.redis_frame_store import RedisFrameStore
+        from services.clip_player.clip_player import ClipPlayer
         from services.frame_fifo.frame_fifo import FrameFifo
 
         async def encode(pictures: list[bytes]) -> list[VisualTokens]:
@@ -98,17 +99,18 @@ class FrameFifoReplica:
         config = StreamChatConfig.load(model_folder(settings))
         recorder = create_recorder("frame_fifo")
         self._fifo = FrameFifo(settings, config, reader, store, encode, recorder=recorder)
+        self._clips = ClipPlayer(settings, config, store, encode)
         self._work = asyncio.get_running_loop().create_task(self._fifo.run())
 
     async def play_clip(self, media: bytes, kind: str) -> PlayedClip:
-        """See FrameFifo.play_clip."""
-        return await self._fifo.play_clip(media, "image" if kind == "image" else "video")
+        """See ClipPlayer.play."""
+        return await self._clips.play(media, kind)
 
     async def check_health(self) -> None:
         """Raises when the work has ended, so that the replica is replaced."""
         if self._work.done():
-            raise RuntimeError("the FrameFifo's work has ended") from self._work.exception()
-        self._fifo.health()
+            raise RuntimeError("the FrameFifo has ended") from self._work.exception()
+        self._fifo.check()
 
 
 class LLMDecoderReplica:

@@ -1,7 +1,7 @@
-"""A process that shuts itself in: from then on it can compute, read what it was given, and write a little.
+"""Confines the current process: from then on it can compute, read its open files and write a limited amount.
 
-No file can be opened, no socket made, no process or thread started: the kernel refuses every call that is not on a
-short list (seccomp). Memory, time and what is written are bounded. What a decoder is tricked into stays in here.
+It cannot open a file or a socket, or start a process or thread: the kernel refuses every system call that is not on a
+short list (seccomp). Memory, time and output are limited. A hostile clip that takes over the decoder gets no further.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from contextlib import suppress
 
 NOBODY = 65534
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2  # of prctl(2)
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # of the kernel's filter machine
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of the kernel's packet filter
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-NUMBER_AT, MACHINE_AT = 0, 4  # in what the filter sees of a call
+NUMBER_AT, MACHINE_AT = 0, 4  # offsets in the data that the filter sees of a call
 OTHER_NUMBERS = 0x40000000  # x32: the same calls under other numbers
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 ALLOWED = {  # call: its number on x86_64, on aarch64
@@ -55,19 +55,19 @@ ALLOWED = {  # call: its number on x86_64, on aarch64
 }
 
 
-def shut_in(*, memory_bytes: int, cpu_s: float, written_bytes: int) -> None:
-    """Shut this process in for the rest of its life. OSError when this machine cannot.
+def confine_process(*, memory_bytes: int, cpu_s: float, written_bytes: int) -> None:
+    """Confine this process for the rest of its life. OSError when this machine cannot.
 
     Args:
-        memory_bytes: address space at most, what is taken already included.
-        cpu_s: processor time from now on; then the kernel ends the process.
-        written_bytes: size of a file at most, such as the one behind standard output.
+        memory_bytes: maximum address space, including what is in use already.
+        cpu_s: processor time from now on, after which the kernel ends the process.
+        written_bytes: maximum size of a file, such as the one behind standard output.
     """
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = math.ceil(used.ru_utime + used.ru_stime + cpu_s)
     for limit, soft, hard in (
         (resource.RLIMIT_AS, memory_bytes, memory_bytes),
-        (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU tells why before SIGKILL does not
+        (resource.RLIMIT_CPU, seconds, seconds + 1),  # SIGXCPU first: its status tells the reason
         (resource.RLIMIT_FSIZE, written_bytes, written_bytes),
         (resource.RLIMIT_CORE, 0, 0),
     ):
@@ -77,11 +77,11 @@ def shut_in(*, memory_bytes: int, cpu_s: float, written_bytes: int) -> None:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-    refuse_calls()
+    filter_system_calls()
 
 
-def refuse_calls() -> None:
-    """Have the kernel refuse, with EPERM, every call that is not in ALLOWED."""
+def filter_system_calls() -> None:
+    """Make the kernel refuse, with EPERM, every system call that is not in ALLOWED."""
     machine = platform.machine()
     if machine not in MACHINES:
         raise OSError(f"got a machine of type {machine}, wanted one of {', '.join(MACHINES)}")

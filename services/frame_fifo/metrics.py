@@ -1,4 +1,4 @@
-"""What a FrameFifo counts, and tells to its recorder."""
+"""The metrics of a FrameFifo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.ports.metric_catalogue import (
     CAMERA_UP,
     CAPTURE_SKEW,
@@ -27,22 +26,22 @@ from services.ports.metric_catalogue import (
 )
 from services.ports.recorder import MetricsRecorder
 
-STANDING_EVERY_S = 1.0
-SKIPS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
-DROPS = {
+UPDATE_EVERY_S = 1.0
+SKIP_REASONS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
+DROP_STAGES = {  # by reason
     "late": "read",
     "overtaken": "encode",
     "encoder_failed": "encode",
     "store_lost": "store",
     "replayed": "store",
-}  # the stage
+}
 
 
 @dataclass(slots=True)
-class Counters:
+class FrameFifoCounts:
     """Counts since the start.
 
-    Every packet read is decoded, skipped or a dead letter; every frame sampled is stored, dropped or still pending.
+    Every packet read is decoded, skipped or a dead letter. Every sampled frame is stored, dropped or pending.
     """
 
     packets_read: int = 0
@@ -59,94 +58,94 @@ class Counters:
     num_cameras: int = 0
 
 
-class Tally:
-    """Thread-safe counting, passed on to the recorder."""
+class FrameFifoMetrics:
+    """Counts, and reports to a recorder. Thread-safe."""
 
-    def __init__(self, recorder: MetricsRecorder | None = None) -> None:
+    def __init__(self, recorder: MetricsRecorder) -> None:
         self._lock = threading.Lock()
-        self._counters = Counters()
-        self._recorder: MetricsRecorder = recorder or PrometheusRecorder("frame_fifo")
-        self._told_at = float("-inf")  # monotonic
+        self._counts = FrameFifoCounts()
+        self._recorder = recorder
+        self._updated_at = float("-inf")  # monotonic
         self._read: set[str] = set()
         self._up: set[str] = set()
-        self._filled: set[str] = set()
+        self._stored: set[str] = set()
 
-    def read(self, camera: str) -> None:
+    def packet_read(self, camera: str) -> None:
         """A packet of a camera was read."""
         with self._lock:
-            self._counters.packets_read += 1
+            self._counts.packets_read += 1
             new = camera not in self._read
             self._read.add(camera)
         if new:
-            for reason in SKIPS:
+            for reason in SKIP_REASONS:
                 self._recorder.count(PACKETS_SKIPPED, camera, reason, by=0.0)
-            for reason in DROPS:  # so that the first drop is a rise
-                self._recorder.count(FRAMES_DROPPED, camera, DROPS[reason], reason, by=0.0)
+            for reason in DROP_STAGES:  # so that an alert sees the first drop
+                self._recorder.count(FRAMES_DROPPED, camera, DROP_STAGES[reason], reason, by=0.0)
         self._recorder.count(PACKETS_READ, camera)
 
-    def skewed(self, camera: str, skew_s: float) -> None:
-        """A packet's capture time, less our own clock."""
+    def capture_skew(self, camera: str, skew_s: float) -> None:
+        """The capture time of a packet minus our own clock."""
         self._recorder.set(CAPTURE_SKEW, skew_s, camera)
 
-    def skipped(self, camera: str, reason: str) -> None:
-        """A packet was not decoded, or in vain."""
+    def packet_skipped(self, camera: str, reason: str) -> None:
+        """A packet was not decoded, or is damaged."""
         with self._lock:
-            self._counters.packets_skipped[camera, reason] += 1
+            self._counts.packets_skipped[camera, reason] += 1
         self._recorder.count(PACKETS_SKIPPED, camera, reason)
 
-    def sampled(self) -> None:
+    def frame_sampled(self) -> None:
         """A frame is to be encoded."""
         with self._lock:
-            self._counters.frames_sampled += 1
+            self._counts.frames_sampled += 1
 
-    def stored(self, camera: str, captured_s: float) -> None:
-        """A frame captured then is in the FIFO."""
+    def frame_stored(self, camera: str, captured_s: float) -> None:
+        """A frame was stored in the FIFO."""
         with self._lock:
-            self._counters.frames_stored += 1
+            self._counts.frames_stored += 1
         self._recorder.count(FRAMES_INGESTED, camera)
         self._recorder.observe(FRAME_AGE_AT_STORE, max(0.0, time.time() - captured_s))
         self._recorder.set(NEWEST_FRAME, captured_s, camera)
 
-    def dropped(self, camera: str, reason: str) -> None:
-        """A sampled frame was lost."""
+    def frame_dropped(self, camera: str, reason: str) -> None:
+        """A sampled frame was dropped."""
         with self._lock:
-            self._counters.frames_dropped[camera, reason] += 1
-        self._recorder.count(FRAMES_DROPPED, camera, DROPS[reason], reason)
+            self._counts.frames_dropped[camera, reason] += 1
+        self._recorder.count(FRAMES_DROPPED, camera, DROP_STAGES[reason], reason)
 
-    def dead_letter(self, reason: str) -> int:
-        """A packet went to the dead letters, the so-manieth of its kind."""
+    def dead_letter(self, reason: str) -> None:
+        """A record could not be used."""
         with self._lock:
-            self._counters.dead_letters[reason] += 1
-            count = self._counters.dead_letters[reason]
+            self._counts.dead_letters[reason] += 1
         self._recorder.count(DEAD_LETTERS, reason)
-        return count
 
-    def standing(self, *, lag: int, num_cameras: int, up: Collection[str]) -> None:
-        """How far behind the reader is, how many cameras it follows, and whose packets come; told now and then."""
+    def update_reader(self, *, lag: int, num_cameras: int, up: Collection[str]) -> None:
+        """The reader's lag, its number of cameras, and those whose packets arrive. Reported once a second."""
         with self._lock:
-            self._counters.lag = lag
-            self._counters.num_cameras = num_cameras
-        if time.monotonic() - self._told_at < STANDING_EVERY_S:
+            self._counts.lag = lag
+            self._counts.num_cameras = num_cameras
+        if time.monotonic() - self._updated_at < UPDATE_EVERY_S:
             return
-        self._told_at = time.monotonic()
+        self._updated_at = time.monotonic()
         self._recorder.set(LAG, lag)
         self._up |= set(up)
         for camera in self._up:
             self._recorder.set(CAMERA_UP, float(camera in up), camera)
 
-    def filled(self, entries: Mapping[str, int], capacity: int, used_bytes: int, limit_bytes: int) -> None:
-        """How full the FIFOs of all cameras are, and the store."""
-        for camera in self._filled | entries.keys():
+    def update_store(
+        self, entries: Mapping[str, int], capacity: int, used_bytes: int, limit_bytes: int
+    ) -> None:
+        """How full the FIFO of each camera is, and the store."""
+        for camera in self._stored | entries.keys():
             self._recorder.set(FIFO_ENTRIES, entries.get(camera, 0), camera)
-        self._filled = set(entries)
+        self._stored = set(entries)
         self._recorder.set(FIFO_CAPACITY, capacity)
         self._recorder.set(FIFO_BYTES, used_bytes)
         self._recorder.set(FIFO_LIMIT_BYTES, limit_bytes)
 
-    def snapshot(self) -> Counters:
-        """The counts now."""
+    def counts(self) -> FrameFifoCounts:
+        """The counts since the start."""
         with self._lock:
-            now = self._counters
+            now = self._counts
             return replace(
                 now,
                 packets_skipped=Counter(now.packets_skipped),

@@ -29,11 +29,11 @@ from model.engine.pages import camera_bytes, token_bytes
 from model.network.streamchat import StreamChat
 from model.network.vision import VisionTower
 from services.adapters.redis_frame_store import RedisFrameStore
-from services.frame_fifo.camera_decoder import SampledFrame, open_decoder, sampled_frame
-from services.frame_fifo.frame_fifo import as_frame
+from services.frame_fifo.camera_decoder import open_decoder
 from services.local.embedded_servers import Store, start_store
 from services.messages.video import VisualTokens
 from services.ports.frame_store import BEFORE_ALL
+from services.video.sampled_frame import SampledFrame, sample_frame
 from tests.bench.report import Plot, keep, parser, setup, table
 from tests.services.h264 import encoded
 
@@ -64,7 +64,7 @@ def camera(size: tuple[int, int], seconds: int) -> tuple[dict[str, Any], Sampled
     for unit in units:
         pictures = decoder.decode(av.Packet(bytes(unit))) or pictures
     decode_ms = (time.thread_time() - begin) / len(units) * 1e3
-    sample_ms = cpu_ms(lambda: sampled_frame(pictures[-1], 1.0, 1, SIDE).jpeg(), 20)
+    sample_ms = cpu_ms(lambda: sample_frame(pictures[-1], 1.0, 1, SIDE).jpeg(), 20)
     cores = {fps: round((CAMERA_FPS * decode_ms + fps * sample_ms) / 1e3, 3) for fps in (1, 5)}
     return {
         "picture": f"{size[0]}x{size[1]} at {CAMERA_FPS} FPS",
@@ -73,7 +73,7 @@ def camera(size: tuple[int, int], seconds: int) -> tuple[dict[str, Any], Sampled
         "sample ms": round(sample_ms, 2),
         "cores, 1 look/s": cores[1],
         "cores, 5 looks/s": cores[5],
-    }, sampled_frame(pictures[-1], 1.0, 1, SIDE)
+    }, sample_frame(pictures[-1], 1.0, 1, SIDE)
 
 
 def server_cpu_s(store: Store) -> float:
@@ -85,7 +85,7 @@ def server_cpu_s(store: Store) -> float:
 def stored(store: Store, name: str, tokens: VisualTokens, sampled: SampledFrame, num: int) -> dict[str, Any]:
     """Entries of that size through the real store: bytes on the wire and in memory, CPU of writer, server, reader."""
     frames, client = RedisFrameStore(store.url), Redis.from_url(store.url)
-    made = [as_frame(name, replace(sampled, frame_id=f"{n + 1}-0"), tokens) for n in range(num)]
+    made = [replace(sampled, frame_id=f"{n + 1}-0").to_frame(name, tokens) for n in range(num)]
     before: Any = client.info("stats")
     empty: Any = client.info("memory")
     server, begin = server_cpu_s(store), time.thread_time()

@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.config import preset
 from services.clip_player.clip_decoder import ClipLimits, decode_clip
-from services.frame_fifo.frame_fifo import FrameFifo
-from services.messages.video import ClipRefused, Frame, VisualTokens
-from services.ports.frame_store import StoreLost, parse_frame_id
-from services.settings import Settings
-from tests.services.adapters.memory_frame_store import MemoryFrameStore
-from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
+from services.messages.video import ClipRefused
+from services.ports.frame_store import parse_frame_id
 from tests.services.h264 import clip, encoded, mjpeg_bomb, picture
 
 END_S = 1_800_000_000.0
@@ -177,45 +172,3 @@ def test_a_damaged_clip_gives_its_good_frames() -> None:
     half = len(whole) // 2
     whole[half : half + 4000] = bytes(4000)
     assert 5 <= len(times(bytes(whole))) <= 20
-
-
-# -- into a private FIFO --
-
-
-class LostStore(MemoryFrameStore):
-    def append(self, frame: Frame, *, capacity: int) -> bool:
-        raise StoreLost("no store")
-
-
-async def encode(pictures: list[bytes]) -> list[VisualTokens]:
-    return [VisualTokens(shape=(1, 3), dtype="uint8", data=p[:3]) for p in pictures]
-
-
-def fifo(store: MemoryFrameStore, encode: Any = encode) -> FrameFifo:
-    reader = MemoryVideoReader(MemoryBroker(), topic_pattern="cameras", group="fifo")
-    return FrameFifo(Settings(encoder_batch=4), preset("tiny"), reader, store, encode)
-
-
-async def test_a_clip_is_played_into_a_private_fifo() -> None:
-    store = MemoryFrameStore()
-    played = await fifo(store).play_clip(clip(45), "video")
-    frames = store.newest(played.camera, 100)
-    assert played.camera.startswith("clip-")
-    assert played.num_frames == len(frames) == 15
-    assert played.end_s == frames[-1].captured_s
-    assert frames[-1].captured_s - frames[0].captured_s == pytest.approx(2.8, abs=0.001)
-    assert abs(played.end_s - time.time()) < 30
-    assert store.cameras() == []
-
-
-async def test_what_is_away_is_told_and_not_the_clip_s_fault() -> None:
-    async def broken(pictures: list[bytes]) -> list[VisualTokens]:
-        raise RuntimeError("replica died")
-
-    for refusing, code in (
-        (fifo(LostStore()), "store_lost"),
-        (fifo(MemoryFrameStore(), broken), "encoder_lost"),
-    ):
-        with pytest.raises(ClipRefused) as refused:
-            await refusing.play_clip(clip(3), "video")
-        assert (refused.value.status, refused.value.code) == (503, code)

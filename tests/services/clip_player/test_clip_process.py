@@ -1,4 +1,4 @@
-"""Clips in a process of their own: the same frames as here, and no attack gets out, or goes uncounted."""
+"""Clips in a process of their own: the same frames as here; attacks are contained and counted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ import pytest
 
 from model.config import preset
 from services.clip_player.clip_decoder import ClipLimits, decode_clip
-from services.clip_player.clip_process import decode_apart, frames_from
-from services.frame_fifo.frame_fifo import FrameFifo
+from services.clip_player.clip_player import ClipPlayer
+from services.clip_player.clip_process import decode_in_process, read_frames
 from services.gateway.gateway import make_app
 from services.messages.video import ClipRefused, VisualTokens
 from services.processes.child_processes import spawn
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
-from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
 from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
 from tests.services.h264 import clip
 from tests.services.served_gateway import MODEL, ScriptedDecoder, listening
@@ -35,9 +34,9 @@ LIMITS = ClipLimits(
 )
 
 
-def apart(media: bytes, kind: str = "video", *, memory_bytes: int = 2**31, **limits: Any) -> Any:
+def decode_apart(media: bytes, kind: str = "video", *, memory_bytes: int = 2**31, **limits: Any) -> Any:
     wanted = ClipLimits(**{**{name: getattr(LIMITS, name) for name in LIMITS.__slots__}, **limits})
-    return decode_apart(media, kind, wanted, end_s=END_S, memory_bytes=memory_bytes)
+    return decode_in_process(media, kind, wanted, end_s=END_S, memory_bytes=memory_bytes)
 
 
 @pytest.mark.parametrize(
@@ -55,29 +54,29 @@ def apart(media: bytes, kind: str = "video", *, memory_bytes: int = 2**31, **lim
 def test_the_frames_are_those_of_decoding_here(container: str, codec: str) -> None:
     media = clip(30, container=container, codec=codec)
     here = decode_clip(media, "video", LIMITS, end_s=END_S)
-    assert apart(media) == [replace(frame, picture=frame.jpeg()) for frame in here]
+    assert decode_apart(media) == [replace(frame, picture=frame.jpeg()) for frame in here]
 
 
 def test_a_refusal_is_that_of_decoding_here() -> None:
     with pytest.raises(ClipRefused) as here:
         decode_clip(b"no clip", "video", LIMITS, end_s=END_S)
     with pytest.raises(ClipRefused) as there:
-        apart(b"no clip")
+        decode_apart(b"no clip")
     assert there.value.args == here.value.args
 
 
 def test_a_clip_that_takes_too_long_is_ended() -> None:
     with pytest.raises(ClipRefused) as refused:
-        apart(clip(300, size=(1280, 720)), decode_budget_s=0.01)
+        decode_apart(clip(300, size=(1280, 720)), decode_budget_s=0.01)
     assert refused.value.code == "clip_too_slow"
 
 
 @pytest.mark.parametrize("memory_bytes", [2**20, 2**27])  # the decoder refuses, or its process falls over
 def test_a_clip_that_takes_too_much_memory_ends_alone(memory_bytes: int) -> None:
     with pytest.raises(ClipRefused) as refused:
-        apart(clip(30), memory_bytes=memory_bytes)
+        decode_apart(clip(30), memory_bytes=memory_bytes)
     assert refused.value.code in ("clip_unreadable", "clip_crashed")
-    assert len(apart(clip(30))) == 10
+    assert len(decode_apart(clip(30))) == 10
 
 
 def test_no_secret_of_ours_is_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +88,7 @@ def test_no_secret_of_ours_is_in_its_environment(monkeypatch: pytest.MonkeyPatch
         return spawn(*command, **options)
 
     monkeypatch.setattr("services.clip_player.clip_process.spawn", recorded)
-    assert apart(clip(3))
+    assert decode_apart(clip(3))
     assert set(seen[0]) == {"PYTHONPATH", "OPENBLAS_NUM_THREADS"}
 
 
@@ -110,16 +109,16 @@ def test_no_secret_of_ours_is_in_its_environment(monkeypatch: pytest.MonkeyPatch
     ids=lambda value: str(value)[:30],
 )
 def test_what_comes_back_is_checked(head: bytes) -> None:
-    # A decoder that was taken over answers what it likes.
+    # A hostile clip may control the process.
     with pytest.raises((ValueError, TypeError, RecursionError)):
-        frames_from(io.BytesIO(head), LIMITS)
+        read_frames(io.BytesIO(head), LIMITS)
 
 
 # -- attacks, through the gateway --
 
 
 class Served:
-    """A gateway with a real FrameFifo behind it, for clips alone."""
+    """A gateway with a real ClipPlayer behind it."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
@@ -149,9 +148,8 @@ def served() -> Iterator[Served]:
         return [VisualTokens(shape=(1, 3), dtype="uint8", data=p[:3]) for p in pictures]
 
     store, settings = MemoryFrameStore(), Settings(access="open")
-    reader = MemoryVideoReader(MemoryBroker(), topic_pattern="cameras", group="fifo")
-    fifo = FrameFifo(settings, preset("tiny"), reader, store, encode)
-    app = make_app(settings, MODEL, store, ScriptedDecoder(store).decode, fifo.play_clip)
+    player = ClipPlayer(settings, preset("tiny"), store, encode)
+    app = make_app(settings, MODEL, store, ScriptedDecoder(store).decode, player.play)
     with listening(app) as url, httpx.Client(base_url=url, timeout=100, trust_env=False) as http:
         yield Served(http)
 

@@ -1,4 +1,4 @@
-"""A process that shut itself in can compute and answer, and nothing else; its limits hold."""
+"""A confined process can compute and answer, and nothing else; its limits hold."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 ATTEMPT = """
 import ctypes, os, resource, signal, socket, subprocess, sys, threading
-from services.sandbox import shut_in
+from services.clip_player.sandbox import confine_process
 libc = ctypes.CDLL(None)
-shut_in(memory_bytes=2**31, cpu_s=1.0, written_bytes=4096)
+confine_process(memory_bytes=2**31, cpu_s=1.0, written_bytes=4096)
 try:
     {attempt}
 except BaseException as error:
@@ -25,7 +25,7 @@ os._exit(0)
 
 
 def tried(attempt: str) -> tuple[int, str]:
-    """Exit status and answer of a process that shut itself in and then tried this."""
+    """Exit status and output of a process that confined itself and then tried this."""
     program = [sys.executable, "-c", ATTEMPT.format(attempt=attempt)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, done.stdout

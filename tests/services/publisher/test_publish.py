@@ -68,7 +68,7 @@ def decodable(found: list[AccessUnit]) -> int:
             seq=i,
             data=unit.data,
         )
-        decoded = decoder.feed(packet)
+        decoded = decoder.decode(packet)
         assert not decoded.skipped
         count += len(decoded.frames)
     return count
