@@ -156,7 +156,7 @@ def test_light_processes_never_load_torch(module: str) -> None:
 
 def test_what_makes_training_data_never_loads_torch() -> None:
     # Every task of Ray Data would take seconds and 200 MB more to start.
-    program = "import sys, training.data.feeding; print('torch' in sys.modules)"
+    program = "import sys, training.run.micro_batch_stream; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )

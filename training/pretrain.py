@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from training.run.launch import main
-from training.run.recipe import PRETRAINING
+from training.run.recipe import PRETRAINING_RECIPES
 
 if __name__ == "__main__":
-    main(PRETRAINING, __doc__)
+    main(PRETRAINING_RECIPES, __doc__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from training.run.launch import main
-from training.run.recipe import TUNING
+from training.run.recipe import SFT_RECIPES
 
 if __name__ == "__main__":
-    main(TUNING, __doc__)
+    main(SFT_RECIPES, __doc__)

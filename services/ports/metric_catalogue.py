@@ -2,7 +2,7 @@
 
 Units: seconds, bytes, ratios from 0 to 1. Counters end in `_total`; a histogram has the series `_bucket`, `_sum` and
 `_count`. Ray exports them with the prefix `ray_`; the gateway's `/metrics` serves them under the names below
-(docs/metrics.md). Training has its own list (`training/run/metrics.py`).
+(docs/metrics.md). Training has its own list (`training/monitoring/metrics.py`).
 """
 
 from __future__ import annotations

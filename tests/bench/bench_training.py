@@ -23,8 +23,8 @@ from model.checkpoint.folder import save_folder
 from model.config import preset
 from model.network.streamchat import StreamChat
 from tests.bench.report import Plot, keep, numbers, parser, setup, table
-from tests.training.gang import Gang
-from training.data.row_parts import write_table
+from tests.training.worker_pool import WorkerPool
+from training.data.row_micro_batches import write_row_table
 from training.live_world.smoke_clips import question_rows
 from training.live_world.tiny_tokenizer import make_tokenizer
 from training.live_world.write_clips import write_clips
@@ -48,7 +48,7 @@ def make_plan(work: Path, *, wide: bool) -> Plan:
     torch.manual_seed(0)
     save_folder(StreamChat(preset("tiny", vocab_size=len(tokenizer), **(WIDE if wide else {}))), start)
     write_clips(7, 2, work / "clips")
-    num = write_table(work / "rows.arrow", question_rows(work / "clips"))
+    num = write_row_table(work / "rows.arrow", question_rows(work / "clips"))
     recipe = replace(smoke(), steps=4, global_batch=4, micro_batch=1)
     return Plan(
         recipe=recipe, start=start, out=work / "out", table=work / "rows.arrow", num_rows=num,
@@ -58,7 +58,7 @@ def make_plan(work: Path, *, wide: bool) -> Plan:
 
 def measure(plan: Plan, workers: int, work: Path) -> dict[str, Any]:
     """One run: the most that any worker held and grew by, and the median time of a step after the first."""
-    with Gang(workers) as gang:  # new processes: how far one has grown it does not forget
+    with WorkerPool(workers) as gang:  # new processes: how far one has grown it does not forget
         told = gang.train(plan, workers, work)
     return {
         "workers": workers,

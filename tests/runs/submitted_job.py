@@ -19,7 +19,7 @@ from tests.helm.rendered_chart import Object
 from tests.helm.test_rendered_names import job
 from tests.random_folder import make_random_folder
 from tests.runs.training_job import RunFolder
-from training.data.row import write_rows
+from training.data.row_files import write_rows
 from training.live_world.smoke_clips import question_rows, smoke_rows
 
 STEPS = 10

@@ -11,7 +11,7 @@ from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
 from tests.runs.submitted_job import NUM_ROWS, SETTINGS, STEPS, SubmittedJob
 from training.run import launch
-from training.run.recipe import TUNING
+from training.run.recipe import SFT_RECIPES
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -56,10 +56,10 @@ def test_a_run_goes_on_only_with_the_recipe_that_it_was_begun_with(
     same = ["sft.py", "--recipe", "smoke", "--out", str(undisturbed.out), "--set", *SETTINGS]
     monkeypatch.setattr("sys.argv", [*same, "peak_lr=0.5"])
     with pytest.raises(SystemExit):
-        launch.main(TUNING, "")
+        launch.main(SFT_RECIPES, "")
     assert "was begun with another recipe (peak_lr)" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", same)
     with pytest.raises(SystemExit) as end:
-        launch.main(TUNING, "")
+        launch.main(SFT_RECIPES, "")
     assert end.value.code == 0
     assert "is finished" in capsys.readouterr().err

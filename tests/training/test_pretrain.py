@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from model.config import PROJECT_ROOT
-from training.run.recipe import PRETRAINING
+from training.run.recipe import PRETRAINING_RECIPES
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -22,5 +22,5 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_it_offers_its_recipes_and_names_a_mistake() -> None:
     done = run("--recipe", "sft")
     assert done.returncode == 2
-    for name in PRETRAINING:
+    for name in PRETRAINING_RECIPES:
         assert name in done.stderr

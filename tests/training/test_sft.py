@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from model.config import PROJECT_ROOT
-from training.run.recipe import TUNING
+from training.run.recipe import SFT_RECIPES
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_it_offers_its_recipes_and_names_a_mistake() -> None:
     done = run("--recipe", "pretrain_stage1")
     assert done.returncode == 2
-    for name in TUNING:
+    for name in SFT_RECIPES:
         assert name in done.stderr
 
 
@@ -32,4 +32,4 @@ def test_it_offers_its_recipes_and_names_a_mistake() -> None:
     "ablation", ["no_visual_ffn", "tanh_gate", "no_parameter_reuse", "no_dense_instructions"]
 )
 def test_table_3_has_its_recipes(ablation: str) -> None:
-    assert {f"sft_{ablation}", f"live_world_{ablation}"} <= TUNING.keys()
+    assert {f"sft_{ablation}", f"live_world_{ablation}"} <= SFT_RECIPES.keys()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 
 class BadRow(ValueError):
@@ -22,7 +19,7 @@ class BadRow(ValueError):
 
 
 @dataclass(kw_only=True)
-class BadRows:
+class BadRowCounter:
     """Counts good and bad rows, says each bad one on stderr (the first few of a reason), and stops at a share.
 
     max_share: more bad rows than this share of all stop the run with ValueError, as soon as `enough` were seen, or
@@ -74,52 +71,3 @@ class BadRows:
             f"{reason} {num} (first: {self.first[reason]})" for reason, num in self.reasons.most_common()
         )
         return "; ".join(parts) or f"no bad {self.what}"
-
-
-def as_mapping(name: str, value: object) -> Mapping[str, Any]:
-    """The value, if it is an object; else BadRow. So do the next four with theirs."""
-    if isinstance(value, Mapping):
-        return value
-    raise _wrong(name, value, "an object")
-
-
-def as_list(name: str, value: object) -> Sequence[Any]:
-    """A list."""
-    if isinstance(value, list | tuple):
-        return value
-    raise _wrong(name, value, "a list")
-
-
-def as_text(name: str, value: object) -> str:
-    """A text."""
-    if isinstance(value, str):
-        return value
-    raise _wrong(name, value, "a text")
-
-
-def as_number(name: str, value: object) -> float:
-    """A number; a truth value is none."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise _wrong(name, value, "a number")
-
-
-def as_interval(name: str, value: object) -> tuple[float, float]:
-    """A list of two numbers."""
-    numbers = as_list(name, value)
-    if len(numbers) != 2:
-        raise _wrong(name, value, "a start and an end")
-    return as_number(name, numbers[0]), as_number(name, numbers[1])
-
-
-def _wrong(name: str, value: object, wanted: str) -> BadRow:
-    return BadRow("wrong type", f"{name}: got {value!r:.80}, wanted {wanted}")
-
-
-def object_in(text: str) -> Mapping[str, Any]:
-    """The JSON object that begins with a reply's first brace, whatever stands around it; raises BadRow."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, max(text.find("{"), 0))
-    except (ValueError, RecursionError) as error:
-        raise BadRow("no JSON", f"got {text!r:.120}: {error}") from error
-    return as_mapping("reply", value)

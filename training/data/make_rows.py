@@ -18,10 +18,11 @@ from pathlib import Path
 import fsspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from training.data.bad_row import BadRow, BadRows
+from training.data.bad_row import BadRow, BadRowCounter
 from training.data.readers import caption_sets
 from training.data.readers.conversations import conversations
-from training.data.row import Row, read_rows, windows, write_rows
+from training.data.row_files import read_rows, write_rows
+from training.data.training_row import TrainingRow, windows
 
 CAPTIONS: dict[str, Callable[[Path], Iterator[caption_sets.Entry]]] = {
     "ego4d": caption_sets.ego4d,
@@ -35,7 +36,7 @@ FORMATS = (*CAPTIONS, "llava", "rows")
 WINDOW_S = 40.0  # the paper's 40 frames at one a second (3.1)
 
 
-def source_rows(form: str, path: Path, source: str, bad: BadRows) -> Iterator[Row]:
+def source_rows(form: str, path: Path, source: str, bad: BadRowCounter) -> Iterator[TrainingRow]:
     """Rows of a file in one of `FORMATS`; bad parts are counted in `bad`."""
     if form in CAPTIONS:
         return caption_sets.captioned_rows(source, CAPTIONS[form](path), bad)
@@ -44,7 +45,9 @@ def source_rows(form: str, path: Path, source: str, bad: BadRows) -> Iterator[Ro
     return read_rows([str(path)], bad)
 
 
-def placed(rows: Iterator[Row], videos: str, suffix: str, check: bool, bad: BadRows) -> Iterator[Row]:
+def placed(
+    rows: Iterator[TrainingRow], videos: str, suffix: str, check: bool, bad: BadRowCounter
+) -> Iterator[TrainingRow]:
     """Rows whose videos are below the folder or URL `videos`, with their files' suffix in place of .mp4.
 
     `check`: only those whose video is there.
@@ -72,13 +75,13 @@ def _check_file(video: str) -> None:
         raise BadRow("empty file", f"{video} has no bytes")
 
 
-def cut(rows: Iterator[Row], window_s: float) -> Iterator[Row]:
+def cut(rows: Iterator[TrainingRow], window_s: float) -> Iterator[TrainingRow]:
     """Dense rows as windows, others as they are."""
     for row in rows:
         yield from windows(row, window_s) if row.kind == "dense" else [row]
 
 
-def finished(rows: Iterator[Row], bad: BadRows) -> Iterator[Row]:
+def finished(rows: Iterator[TrainingRow], bad: BadRowCounter) -> Iterator[TrainingRow]:
     """All rows, and then ValueError if too many were bad."""
     yield from rows
     bad.finish()
@@ -103,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         what = "captions" if options.format in CAPTIONS else "rows"
-        bad = BadRows(max_share=options.max_bad_share, what=what)
+        bad = BadRowCounter(max_share=options.max_bad_share, what=what)
         rows = source_rows(options.format, options.input, options.source or options.format, bad)
         rows = placed(rows, options.videos, options.suffix, options.check, bad)
         num = write_rows(options.out, finished(cut(rows, options.window_s), bad))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.data.samples import Batch, Ints, Row
+from training.data.token_row import Ints, TokenBatch, TokenRow
 
 PAD_TO = 8  # lengths are rounded up to this
 
@@ -23,7 +23,7 @@ PAD_TO = 8  # lengths are rounded up to this
 class Sample:
     """A token row and its N pictures, uint8 [N, S, S, 3]."""
 
-    tokens: Row
+    tokens: TokenRow
     pictures: npt.NDArray[np.uint8]
 
 
@@ -31,7 +31,7 @@ class Sample:
 class Packed:
     """A batch of packed rows; clip b is row b's."""
 
-    batch: Batch
+    batch: TokenBatch
     segments: Ints  # [B, T]: which sample of its row a token belongs to; -1: padding
     pictures: npt.NDArray[np.uint8]  # [M, S, S, 3], at least one
     slots: Ints  # [M]: the place of a picture among B * F
@@ -77,9 +77,9 @@ def pack(samples: Sequence[Sample], longest: int, pad_id: int, size: int) -> Pac
     )
 
 
-def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[Batch, Ints]:
+def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[TokenBatch, Ints]:
     ids = np.full(shape, pad_id, np.int64)
-    batch = Batch(
+    batch = TokenBatch(
         token_ids=ids,
         heard=ids.copy(),
         text_index=np.zeros(shape, np.int64),
@@ -93,7 +93,7 @@ def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[Batch,
     return batch, np.full(shape, -1, np.int64)
 
 
-def _fill(batch: Batch, row: int, here: slice, there: slice, said: Row) -> None:
+def _fill(batch: TokenBatch, row: int, here: slice, there: slice, said: TokenRow) -> None:
     batch.token_ids[row, here], batch.heard[row, here] = said.token_ids, said.heard
     batch.text_index[row, here] = said.text_index
     batch.counts[row, here], batch.weights[row, here] = said.counts, said.weights

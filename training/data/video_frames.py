@@ -20,7 +20,7 @@ from av.error import FFmpegError
 
 from model.network.pixels import to_pixels
 from training.data.bad_row import BadRow
-from training.data.row import SLACK_S, Row
+from training.data.training_row import SLACK_S, TrainingRow
 
 SEEK_S = 8.0  # a jump longer than this is made by the container, not by decoding what is in between
 MAX_PIXELS = 4096 * 2304
@@ -44,7 +44,7 @@ class FrameReader:
     max_frames: int
     cache: Path | None = None
 
-    def read(self, row: Row) -> Frames:
+    def read(self, row: TrainingRow) -> Frames:
         """The frames that a row is about; BadRow when there are none to be had."""
         if row.kind == "text":
             return Frames(np.zeros((0, self.size, self.size, 3), np.uint8), np.zeros(0))
@@ -64,7 +64,7 @@ class FrameReader:
         part.rename(path)  # whole, or not there
         return frames
 
-    def _decode(self, row: Row) -> Frames:
+    def _decode(self, row: TrainingRow) -> Frames:
         _stamp(row.video)
         try:
             with fsspec.open(row.video, "rb") as file, av.open(file) as container:
@@ -76,7 +76,7 @@ class FrameReader:
         except OSError as error:
             raise BadRow("unreadable video", f"{row.video} cannot be read: {error}") from error
 
-    def _frames(self, container: Any, row: Row) -> Frames:
+    def _frames(self, container: Any, row: TrainingRow) -> Frames:
         if not container.streams.video:
             raise BadRow("corrupt video", f"{row.video} has no video stream")
         stream = container.streams.video[0]
@@ -104,7 +104,7 @@ class FrameReader:
             ]
         return self._taken(container, stream, wanted, row)
 
-    def _taken(self, container: Any, stream: Any, wanted: Sequence[float], row: Row) -> Frames:
+    def _taken(self, container: Any, stream: Any, wanted: Sequence[float], row: TrainingRow) -> Frames:
         taken = list(_first_at_or_after(container, stream, wanted))
         if not taken:
             raise BadRow("corrupt video", f"{row.video} has no picture at {wanted[0]:g} s")

@@ -28,9 +28,10 @@ except ModuleNotFoundError as error:
         f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
     ) from error
 
-from training.data.bad_row import BadRow, BadRows
-from training.data.ledger import Ledger
-from training.data.row import Row, Turn, read_rows, write_rows
+from training.data.bad_row import BadRow, BadRowCounter
+from training.data.json_lines_log import JsonLinesLog
+from training.data.row_files import read_rows, write_rows
+from training.data.training_row import TrainingRow, Turn
 from training.dense.dense_reply import read_examples
 from training.dense.instruction_writer import EndpointRefused, InstructionWriter, WriterConfig
 from training.dense.near_duplicates import (
@@ -60,7 +61,12 @@ class InstructionRun:
     """A run that keeps its state in a folder."""
 
     def __init__(
-        self, rows: Sequence[Row], config: WriterConfig, out: Path, bad: BadRows, price: TokenPrice
+        self,
+        rows: Sequence[TrainingRow],
+        config: WriterConfig,
+        out: Path,
+        bad: BadRowCounter,
+        price: TokenPrice,
     ) -> None:
         """Raises ValueError when the folder holds a run with another model, prompt or examples."""
         self.rows = {row.id: row for row in rows}
@@ -72,8 +78,8 @@ class InstructionRun:
                 f"{out} holds another run: got {config.identity}, there is {there}; give another --out"
             )
         claim.write_text(json.dumps(config.identity, indent=1) + "\n")
-        self.answers = Ledger(out / "answers.jsonl")
-        self.rejected = Ledger(out / "rejected.jsonl")
+        self.answers = JsonLinesLog(out / "answers.jsonl")
+        self.rejected = JsonLinesLog(out / "rejected.jsonl")
         for outcome in (*self.answers, *self.rejected):  # the share of bad replies includes earlier runs
             if not outcome.get("again"):
                 self._count(outcome)
@@ -166,7 +172,7 @@ def ask_with_ray(
         yield json.loads(item["outcome"])
 
 
-def split_dialogs(row: Row, turns: Sequence[Turn]) -> Iterator[Row]:
+def split_dialogs(row: TrainingRow, turns: Sequence[Turn]) -> Iterator[TrainingRow]:
     """Make rows of a window's turns. Turns that overlap go into different rows."""
     dialogs: list[list[Turn]] = []
     for turn in sorted(turns, key=lambda turn: turn.start_s):
@@ -176,7 +182,7 @@ def split_dialogs(row: Row, turns: Sequence[Turn]) -> Iterator[Row]:
         else:
             dialog.append(turn)
     for dialog in dialogs:
-        yield Row(
+        yield TrainingRow(
             video=row.video, time_range=row.time_range, turns=tuple(dialog), kind="dense", source=row.source
         )
 
@@ -241,11 +247,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         concurrency=options.together,
         **prompts,
     )
-    bad_rows = BadRows(max_share=options.max_bad_rows)
+    bad_rows = BadRowCounter(max_share=options.max_bad_rows)
     rows = [row for row in read_rows(options.rows, bad_rows) if row.kind == "dense"][: options.limit]
     if not rows:
         raise ValueError(f"{', '.join(options.rows)}: got no dense rows, wanted captions with times")
-    replies = BadRows(max_share=options.max_bad_share, enough=3 * options.together, what="replies")
+    replies = BadRowCounter(max_share=options.max_bad_share, enough=3 * options.together, what="replies")
     price = TokenPrice(prompt=options.price_prompt, reply=options.price_reply)
     instructions = InstructionRun(rows, config, options.out, replies, price)
     requests = instructions.requests(options.per_window)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.bad_row import BadRow, as_list, as_mapping, as_number, as_text, object_in
-from training.data.row import Row, Turn
+from training.data.bad_row import BadRow
+from training.data.json_fields import as_list, as_mapping, as_number, as_text, object_in
+from training.data.training_row import TrainingRow, Turn
 
 MAX_DISTANCE_S = 0.5  # from a moment to its caption; prompts show tenths of seconds
 MAX_WORDS = 80
@@ -64,7 +65,7 @@ def captions_text(captions: Sequence[tuple[float, float, str]]) -> str:
     return "\n".join(f"{start_s:.1f} to {end_s:.1f}: {text}" for start_s, end_s, text in captions)
 
 
-def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
+def read_reply(text: str, row: TrainingRow, examples: Sequence[Example] = ()) -> Turn:
     """Read a reply as a turn with its interval; raises BadRow when the reply does not fit the row's captions."""
     fields = object_in(text)
     start_s = as_number("start_s", fields.get("start_s"))
@@ -93,13 +94,13 @@ def read_reply(text: str, row: Row, examples: Sequence[Example] = ()) -> Turn:
         instruction=instruction,
         answer=answer,
     )
-    Row(
+    TrainingRow(
         video=row.video, time_range=row.time_range, turns=(turn,), kind="dense", source=row.source
     )  # checks it
     return turn
 
 
-def _caption_at(row: Row, start_s: float) -> Turn:
+def _caption_at(row: TrainingRow, start_s: float) -> Turn:
     """The caption that contains a moment; of several, the one that starts nearest to it."""
     near = [
         turn for turn in row.turns if turn.start_s - MAX_DISTANCE_S <= start_s <= turn.end_s + MAX_DISTANCE_S

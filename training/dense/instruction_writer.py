@@ -23,7 +23,7 @@ from openai import (
 )
 
 from training.data.bad_row import BadRow
-from training.data.row import Row
+from training.data.training_row import TrainingRow
 from training.dense.dense_reply import Example, captions_text, read_examples, read_reply
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -63,7 +63,7 @@ class EndpointRefused(ValueError):
     """The endpoint refuses every request, for example because of a wrong key, address or model."""
 
 
-def make_messages(config: WriterConfig, row: Row, request: str) -> list[dict[str, str]]:
+def make_messages(config: WriterConfig, row: TrainingRow, request: str) -> list[dict[str, str]]:
     """The prompt, a few examples, and the row's captions. The same request gives the same messages."""
     rng = random.Random(request)
     examples = rng.sample(config.examples, min(config.num_examples, len(config.examples)))
@@ -98,7 +98,7 @@ class InstructionWriter:
 
     def write(self, request: str, row: dict[str, Any]) -> dict[str, Any]:
         """One request's outcome."""
-        captions = Row.from_dict(row)
+        captions = TrainingRow.from_dict(row)
         outcome: dict[str, Any] = {"request": request, "reply": "", "prompt_tokens": 0, "reply_tokens": 0}
         try:
             outcome |= self._ask(captions, request)
@@ -111,7 +111,7 @@ class InstructionWriter:
         except BadRow as error:
             return outcome | {"reason": error.reason, "detail": error.detail}
 
-    def _ask(self, row: Row, request: str) -> dict[str, Any]:
+    def _ask(self, row: TrainingRow, request: str) -> dict[str, Any]:
         """Raises BadRow when there is no reply, EndpointRefused when no request will ever get one."""
         try:
             reply: Any = self.client.chat.completions.create(

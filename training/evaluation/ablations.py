@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.config import PROJECT_ROOT
-from training.data.ledger import Ledger
+from training.data.json_lines_log import JsonLinesLog
 from training.evaluation.answer_judge import compare_scores, score_answer
 from training.evaluation.eval_questions import EvalQuestion, live_world_questions
 from training.evaluation.reports import write_ablation_report
@@ -92,7 +92,7 @@ class AblationStudy:
 
     def answers(self, variant: str, seed: int) -> dict[str, TimedAnswer]:
         """A variant's answers with new frames, by question."""
-        rows = Ledger(self.folder(variant, seed) / "accuracy" / "answers.jsonl")
+        rows = JsonLinesLog(self.folder(variant, seed) / "accuracy" / "answers.jsonl")
         return {row["sample"]: TimedAnswer.from_dict(row) for row in rows if row["candidate"] == "live"}
 
 

@@ -21,7 +21,8 @@ except ModuleNotFoundError as error:
         f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
     ) from error
 
-from training.data.bad_row import BadRow, as_mapping, as_number, as_text, object_in
+from training.data.bad_row import BadRow
+from training.data.json_fields import as_mapping, as_number, as_text, object_in
 from training.evaluation.eval_questions import EvalQuestion
 from training.evaluation.timed_answer import TimedAnswer
 from training.live_world.word_scores import WordScore, join_tokens, score_words, word_accuracy

@@ -1,6 +1,6 @@
 """The questions of a streaming evaluation (paper section 4): each is asked at a time of a video and has a right answer.
 
-They are read from dense rows (`training/data/row.py`). A row may also have the video's captions:
+They are read from dense rows (`training/data/training_row.py`). A row may also have the video's captions:
 
     {"video": "a.mp4", "kind": "dense", "source": "vript", "turns": [...],
      "captions": [{"start_s": 0.0, "end_s": 4.0, "caption": "A man opens the fridge."}]}
@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.bad_row import BadRow, BadRows, as_list, as_mapping, as_number, as_text
-from training.data.row import Row, records
+from training.data.bad_row import BadRow, BadRowCounter
+from training.data.json_fields import as_list, as_mapping, as_number, as_text
+from training.data.row_files import records
+from training.data.training_row import TrainingRow
 from training.live_world.clips import Clip, find_clips, question_of
 from training.live_world.questions import Question
 from training.live_world.world import TEST_SEEDS, World
@@ -89,7 +91,7 @@ def parse_captions(values: Sequence[Any]) -> tuple[Caption, ...]:
     return tuple(sorted(captions, key=lambda caption: caption.start_s))
 
 
-def read_questions(path: Path, bad: BadRows) -> list[EvalQuestion]:
+def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
     """Read one question for each turn of the dense rows of a file. Bad rows are reported and counted in `bad`.
 
     Paths of videos are relative to the file's folder.
@@ -98,7 +100,7 @@ def read_questions(path: Path, bad: BadRows) -> list[EvalQuestion]:
     seen: set[str] = set()
     for where, value in records(str(path)):
         try:
-            row = Row.from_dict(value)
+            row = TrainingRow.from_dict(value)
             if row.kind != "dense":
                 raise BadRow(
                     "not dense", f"kind: got {row.kind!r}, wanted 'dense': a question needs its time"

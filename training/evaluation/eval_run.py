@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI
 
-from training.data.bad_row import BadRow, BadRows
-from training.data.ledger import Ledger
+from training.data.bad_row import BadRow, BadRowCounter
+from training.data.json_lines_log import JsonLinesLog
 from training.evaluation.answer_judge import ASPECTS, BadJudgement, Judge
 from training.evaluation.camera_publisher import CameraLost, CameraPublisher
 from training.evaluation.eval_questions import EvalQuestion
@@ -43,7 +43,7 @@ class EvalRun:
         servers: Sequence[EvaluatedServer],
         judge: Judge,
         out: Path,
-        bad: BadRows,
+        bad: BadRowCounter,
     ) -> None:
         """Raises ValueError when the folder holds another evaluation, or both servers have the same name."""
         self.questions, self.servers, self.judge, self.bad = questions, servers, judge, bad
@@ -52,9 +52,9 @@ class EvalRun:
         out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self._claim_folder()
-        self.answers = Ledger(out / "answers.jsonl")
-        self.judgements = Ledger(out / "judgements.jsonl")
-        self.rejected = Ledger(out / "rejected.jsonl")
+        self.answers = JsonLinesLog(out / "answers.jsonl")
+        self.judgements = JsonLinesLog(out / "judgements.jsonl")
+        self.rejected = JsonLinesLog(out / "rejected.jsonl")
         self.clients: dict[str, tuple[AsyncOpenAI, str]] = {}  # by server: its client and its model
 
     def _claim_folder(self) -> None:

@@ -23,7 +23,7 @@ from model.checkpoint.tokenizer import load_tokenizer
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.network.pixels import to_pixels
-from training.data.row import Row, Turn
+from training.data.training_row import TrainingRow, Turn
 from training.data.video_frames import FrameReader
 
 Visual = Image.Image | str | Path  # a picture, or a video's path
@@ -153,7 +153,7 @@ class OfflineAnswerer:
                 frames.append(to_pixels(av.VideoFrame.from_image(visual.convert("RGB")), size)[None])
             else:
                 turn = Turn(instruction="?", answer="?")
-                row = Row(video=str(visual), kind="offline", source="benchmark", turns=(turn,))
+                row = TrainingRow(video=str(visual), kind="offline", source="benchmark", turns=(turn,))
                 frames.append(self.reader.read(row).pictures)
         pictures = np.concatenate(frames)
         if len(pictures) > self.num_frames:

@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from training.data.bad_row import BadRows
+from training.data.bad_row import BadRowCounter
 from training.evaluation.answer_judge import EndpointJudge, Judge, TruthJudge
 from training.evaluation.eval_questions import EvalQuestion, live_world_questions, read_questions
 from training.evaluation.eval_run import EvalRun
@@ -55,7 +55,7 @@ def questions_from(options: argparse.Namespace) -> list[EvalQuestion]:
     """The questions to ask; raises ValueError or FileNotFoundError."""
     if options.clips:
         return live_world_questions(options.clips, options.num)
-    return read_questions(options.samples, BadRows(max_share=options.max_bad))[: options.num]
+    return read_questions(options.samples, BadRowCounter(max_share=options.max_bad))[: options.num]
 
 
 async def open_judge(options: argparse.Namespace, stack: AsyncExitStack) -> Judge:
@@ -69,7 +69,7 @@ async def open_judge(options: argparse.Namespace, stack: AsyncExitStack) -> Judg
 
 async def evaluate(options: argparse.Namespace, questions: list[EvalQuestion]) -> None:
     """Ask, judge, write; raises ValueError when too much failed."""
-    bad = BadRows(max_share=options.max_bad)
+    bad = BadRowCounter(max_share=options.max_bad)
     async with AsyncExitStack() as stack:
         judge = await open_judge(options, stack)
         run = EvalRun(questions, (options.first, options.second), judge, options.out, bad)

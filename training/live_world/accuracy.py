@@ -33,12 +33,13 @@ from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_nam
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
-from training.data.samples import RowMaker, collate
+from training.data.token_row import collate
 from training.evaluation.eval_questions import question_name
 from training.evaluation.reports import markdown_table
 from training.evaluation.timed_answer import TimedAnswer
 from training.live_world.answers import SLOTS, reference_answer
 from training.live_world.clips import Clip, find_clips, question_of, read_frames
+from training.live_world.curriculum.dialog_tokenizer import DialogTokenizer
 from training.live_world.questions import KINDS, Question
 from training.live_world.word_scores import (
     SENTENCE_ENDS,
@@ -85,7 +86,7 @@ class AccuracyEvaluator:
         for module in (model.language, model.adapter):  # the services run the encoder apart, in float32
             module.to(dtype_of(weights, "cpu"))
         self.rate = model.config.frames_per_second
-        self.maker = RowMaker(tokenizer, model.config.fifo_frames)
+        self.maker = DialogTokenizer(tokenizer, model.config.fifo_frames)
         self.stop_id = self.maker.end_id
         self.state_ids = {self.maker.pieces(space + word)[0] for word in SLOTS for space in ("", " ")}
         self.end_ids = {self.maker.pieces(mark)[0] for mark in SENTENCE_ENDS}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from model.network.pixels import to_pixels
 from training.live_world.questions import Question
-from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS, World
+from training.live_world.world import COLOURS, HAPPENINGS, PLACES, TEST_SEEDS, THINGS, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,14 @@ def find_clips(folder: Path) -> list[Clip]:
         raise FileNotFoundError(f"{folder} holds no live-world clips: {captions} is missing")
     rows = json.loads(captions.read_text())
     return [Clip(path=folder / name, world=World.from_json(rows[name]["world"])) for name in sorted(rows)]
+
+
+def training_clips(folders: Sequence[Path]) -> list[Clip]:
+    """The clips of all folders; ValueError when some are held out for tests."""
+    clips = [clip for folder in folders for clip in find_clips(folder)]
+    if any(clip.world.seed in TEST_SEEDS for clip in clips):
+        raise ValueError(f"clips: seeds from {TEST_SEEDS.start} on are held out for tests; train on others")
+    return clips
 
 
 def question_of(row: dict[str, Any]) -> Question:

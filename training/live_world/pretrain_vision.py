@@ -21,10 +21,11 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.config import preset
 from model.network.vision import VisionTower
-from training.live_world.clips import Clip, dataset_labels, find_clips, read_all
+from training.live_world.clips import Clip, dataset_labels, find_clips, read_all, training_clips
 from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS
-from training.live_world.world_parts import training_clips
-from training.optimise.optimisation import RunLog, adamw, learning_rate, set_learning_rate
+from training.monitoring.run_log import RunLog
+from training.optimise.learning_rate import learning_rate, set_learning_rate
+from training.optimise.optimizers import adamw
 
 NUM_CLASSES = (1 + len(THINGS), 1 + len(COLOURS), 1 + len(HAPPENINGS), len(PLACES))
 

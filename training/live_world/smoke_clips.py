@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.data.row import Row, Turn, write_rows
+from training.data.row_files import write_rows
+from training.data.training_row import TrainingRow, Turn
 from training.live_world.write_clips import write_clips
 
 SEED = 77
@@ -21,11 +22,11 @@ def smoke_rows(work: Path) -> list[str]:
     return [str(rows)]
 
 
-def question_rows(clips: Path) -> list[Row]:
+def question_rows(clips: Path) -> list[TrainingRow]:
     """The questions of a clip folder as dense rows, each with its answer and interval."""
     questions = json.loads((clips / "questions.json").read_text())
     return [
-        Row(
+        TrainingRow(
             video=str((clips / name).resolve()),
             kind="dense",
             source="live_world",

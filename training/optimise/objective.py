@@ -14,13 +14,13 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
-from training.data.part import Part
-from training.optimise.grounding import Grounding
-from training.optimise.topic import Topics
+from training.data.micro_batch import MicroBatch
+from training.optimise.grounding_loss import GroundingLoss
+from training.optimise.topic_loss import TopicLoss
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class LossNormalizer:
     """Of a whole step, over all parts and workers: what its sums are divided by."""
 
     weight: float
@@ -40,11 +40,13 @@ class Objective(nn.Module):
         """`grounding`, `topic`: weights of the losses beside the words' own, for which words must be known."""
         super().__init__()
         self.model, self.shares = model, (grounding, topic)
-        self.grounding = Grounding(tokenizer) if grounding and tokenizer is not None else None
-        self.topics = Topics(model, tokenizer) if topic and tokenizer is not None else None
+        self.grounding = GroundingLoss(tokenizer) if grounding and tokenizer is not None else None
+        self.topics = TopicLoss(model, tokenizer) if topic and tokenizer is not None else None
         self.encoder_learns = any(p.requires_grad for p in model.vision.parameters())
 
-    def forward(self, part: Part, totals: Totals, device: torch.device) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, part: MicroBatch, totals: LossNormalizer, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """This part's share of the step's loss, to go backward from, and float [4]: what it adds to the step's
 
         loss, share of right words, grounding loss and topic loss. Sums over a step's parts are the step's values.
@@ -61,7 +63,7 @@ class Objective(nn.Module):
         told = torch.stack([part.detach() for part in (loss, right, grounding, topic)])
         return loss + self.shares[0] * grounding + self.shares[1] * topic, told
 
-    def _features(self, part: Part, device: torch.device) -> Tensor:
+    def _features(self, part: MicroBatch, device: torch.device) -> Tensor:
         """[C, F, P, Dv]"""
         if part.features is not None:
             return torch.from_numpy(part.features).to(device)
@@ -80,7 +82,7 @@ class Objective(nn.Module):
         return every.unflatten(0, (num_clips, num_frames))
 
     def _words(
-        self, part: Part, features: Tensor, totals: Totals, device: torch.device
+        self, part: MicroBatch, features: Tensor, totals: LossNormalizer, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         def there(array: Any) -> Tensor:
             return torch.from_numpy(array).to(device)

@@ -1,21 +1,29 @@
-"""The optimizers of a run: AdamW for all, or Muon for the matrices within the layers and AdamW for the rest."""
+"""The optimizers of a run: AdamW for all weights, or Muon for the matrices within the layers and AdamW for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim._muon import (  # the steps that torch's own Muon makes of a whole matrix
-    _adjust_lr,  # pyright: ignore[reportPrivateUsage]
-    _zeropower_via_newtonschulz,  # pyright: ignore[reportPrivateUsage]
-)
+from torch import nn
+from torch.distributed.tensor import DTensor
 
-from training.optimise.optimisation import adamw, learning_rate, muon, set_learning_rate
+from training.optimise.learning_rate import learning_rate, set_learning_rate
+from training.optimise.muon import ShardedMuon, muon
 from training.run.recipe import Recipe
+
+
+def adamw(
+    parameters: Iterable[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW; matrices decay, vectors (norms, gates, biases) do not."""
+    trained = [(n, p) for n, p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.98), eps=1e-8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,41 +68,3 @@ class Optimizers:
         """Forget all gradients."""
         for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)
-
-
-class ShardedMuon(torch.optim.Muon):
-    """Muon for weights of which each worker holds a share: what it turns is gathered, and each keeps its part."""
-
-    def __init__(
-        self, parameters: list[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
-    ) -> None:
-        plain = muon(parameters, peak_lr, weight_decay).defaults
-        super().__init__([p for _, p in parameters], **plain)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Torch's single-tensor step, on gathered matrices."""
-        assert closure is None
-        for group in self.param_groups:
-            lr = float(group["lr"])
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = self._update(parameter, group)
-                parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], parameter.shape))
-
-    def _update(self, parameter: DTensor, group: dict[str, Any]) -> Tensor:
-        grad, state = parameter.grad, self.state[parameter]
-        assert grad is not None
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(grad)
-        momentum = state["momentum_buffer"]
-        momentum.lerp_(grad, 1 - group["momentum"])
-        wanted = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        assert isinstance(wanted, DTensor)
-        whole = _zeropower_via_newtonschulz(
-            wanted.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
-        ).to(parameter.dtype)
-        # All workers have made the same: nobody need send it.
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.data.bad_row import BadRows
+from training.data.bad_row import BadRowCounter
 from training.run.local_ray import connect
 from training.run.recipe import Recipe, overridden
 
@@ -64,8 +64,8 @@ def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
         workers = _workers(options.workers)
         options.out = options.out or Path.home() / RUNS / recipe.name
         # Only now: torch takes seconds, and whoever asks for help, or mistypes an option, need not wait for it.
-        from training.run.preparation import make_plan, trainable
-        from training.run.provenance import describe
+        from training.monitoring.provenance import describe
+        from training.run.plan_builder import make_plan, trainable
 
         plan = make_plan(recipe, options)
         learning = trainable(recipe, plan.start)
@@ -98,8 +98,8 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from training.data.feeding import PartConfig
-    from training.run.loop import train
+    from training.run.micro_batch_stream import MicroBatchDataConfig
+    from training.run.train_loop import train
 
     most = workers[1] if isinstance(workers, tuple) else workers
     there = ray.cluster_resources()
@@ -120,7 +120,7 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
         datasets={"parts": ray.data.range(1)},
-        dataset_config=PartConfig(plan, task_cpus=0.5 * share),
+        dataset_config=MicroBatchDataConfig(plan, task_cpus=0.5 * share),
     ).fit()
 
 
@@ -129,7 +129,7 @@ def _stopped(plan: Plan) -> str:
     path = plan.run / "stopped.json"
     if not path.is_file():
         return ""
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     seen: set[int] = set()
     for file in sorted(plan.run.glob("parts-*.jsonl")):
         for line in file.read_text().splitlines():

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from training.data.row import KINDS
+from training.data.training_row import KINDS
 
 Gate = Literal["linear", "tanh"]
 
@@ -59,7 +59,7 @@ class Recipe:
     # Reports and checkpoints, in steps.
     report_every: int = 10
     save_every: int = 500
-    # The live world's own rows, made while training (`training/live_world/world_parts.py`).
+    # The live world's own rows, made while training (`training/live_world/curriculum/micro_batches.py`).
     rows_per_clip: int = 6
     world_share: float = 1.0  # of the parts, where there are Parquet rows too
     # Its curriculum: first one picture, then finding the newest of several, then dialogs at the world's own pace.
@@ -69,8 +69,8 @@ class Recipe:
     flip_book_frames: int = 24
     flip_book_rows: int = 4  # a clip
     # Losses beside the words' own, with their weights.
-    grounding: float = 0.0  # `training/optimise/grounding.py`
-    topic: float = 0.0  # `training/optimise/topic.py`
+    grounding: float = 0.0  # `training/optimise/grounding_loss.py`
+    topic: float = 0.0  # `training/optimise/topic_loss.py`
 
     def __post_init__(self) -> None:
         positive = ("frames_per_second", "max_frames", "max_tokens", "global_batch", "micro_batch", "epochs")
@@ -91,7 +91,7 @@ class Recipe:
             raise ValueError(f"gate: got {self.gate!r}, wanted linear or tanh")
 
     @property
-    def parts_per_step(self) -> int:
+    def micro_batches_per_step(self) -> int:
         """Micro-batches of a step, over all workers."""
         return self.global_batch // self.micro_batch
 
@@ -179,8 +179,10 @@ def _with_ablations(recipe: Recipe) -> Iterable[Recipe]:
         yield replace(recipe, name=f"{recipe.name}_{name}", steps=ABLATION_STEPS, **changes)
 
 
-PRETRAINING = {r.name: r for stage in (pretrain_stage1(), pretrain_stage2()) for r in _with_ablations(stage)}
-TUNING = {r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world()))}
+PRETRAINING_RECIPES = {
+    r.name: r for stage in (pretrain_stage1(), pretrain_stage2()) for r in _with_ablations(stage)
+}
+SFT_RECIPES = {r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world()))}
 
 
 def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:

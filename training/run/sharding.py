@@ -106,7 +106,7 @@ def write_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> 
 
     Weights get the precision that they have in the folder that training started from.
     """
-    kinds = stored_kinds(start)
+    kinds = stored_dtypes(start)
     whole: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
@@ -123,7 +123,7 @@ def write_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> 
     save_folder(plain, out, tokenizer=start)
 
 
-def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """The precision of each tensor in a StreamChat folder."""
     kinds: dict[str, torch.dtype] = {}
     for file in weight_files(folder):
@@ -133,7 +133,7 @@ def stored_kinds(folder: Path) -> dict[str, torch.dtype]:
     return kinds
 
 
-def held_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
+def local_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
     """Bytes that this worker holds of weights, gradients and moments."""
 
     def size(tensor: Tensor | None) -> int:

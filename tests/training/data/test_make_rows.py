@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from model.config import PROJECT_ROOT
-from training.data.bad_row import BadRows
+from training.data.bad_row import BadRowCounter
 from training.data.make_rows import FORMATS, main
-from training.data.row import Row, read_rows
+from training.data.row_files import read_rows
+from training.data.training_row import TrainingRow
 from training.live_world.clips import Clip
 
 
@@ -22,8 +23,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main()
 
 
-def rows_in(path: Path) -> list[Row]:
-    return list(read_rows([str(path)], BadRows()))
+def rows_in(path: Path) -> list[TrainingRow]:
+    return list(read_rows([str(path)], BadRowCounter()))
 
 
 def captions(*times: tuple[float, float]) -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
+from training.data.micro_batch import MicroBatch, packed_micro_batch
 from training.data.packing import Sample, bins
-from training.data.part import Part, packed_part
-from training.data.row import Row, Turn
-from training.data.timed_text import TimedText
-from training.optimise.objective import Objective, Totals
+from training.data.row_tokenizer import RowTokenizer
+from training.data.training_row import TrainingRow, Turn
+from training.optimise.objective import LossNormalizer, Objective
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_every_sample_has_one_place_and_no_row_is_too_long(lengths: list[int], l
 
 def some_samples(tokenizer: PreTrainedTokenizerFast, num: int) -> list[Sample]:
     """Dialogs of different lengths on videos of different lengths, one of them without any."""
-    text, rng = TimedText(tokenizer, 16, 200), np.random.default_rng(3)
+    text, rng = RowTokenizer(tokenizer, 16, 200), np.random.default_rng(3)
     made: list[Sample] = []
     for number in range(num):
         frames = np.arange(0.0, 3.0 + 2 * number, 0.4)
@@ -41,16 +41,16 @@ def some_samples(tokenizer: PreTrainedTokenizerFast, num: int) -> list[Sample]:
             )
             for t in range(1 + number % 3)
         )
-        row = Row(video="a", turns=turns, kind="dense", source="test")
+        row = TrainingRow(video="a", turns=turns, kind="dense", source="test")
         if number == 2:
-            row, frames = Row(video="", turns=turns, kind="text", source="test"), np.zeros(0)
+            row, frames = TrainingRow(video="", turns=turns, kind="text", source="test"), np.zeros(0)
         pictures = rng.integers(0, 255, (len(frames), 96, 96, 3)).astype(np.uint8)
         made.append(Sample(text.tokens(row, frames), pictures))
     return made
 
 
-def part_of(samples: list[Sample], longest: int) -> Part:
-    return packed_part(0, samples, longest, 0, 96)
+def part_of(samples: list[Sample], longest: int) -> MicroBatch:
+    return packed_micro_batch(0, samples, longest, 0, 96)
 
 
 @pytest.mark.parametrize("longest", [90, 200, 1000])
@@ -59,7 +59,7 @@ def test_a_packed_batch_has_the_loss_of_its_samples_one_by_one(
 ) -> None:
     samples = some_samples(tokenizer, 5)
     packed = part_of(samples, longest)
-    totals = Totals(packed.weight, 1.0)
+    totals = LossNormalizer(packed.weight, 1.0)
     objective = Objective(random_model.requires_grad_(True))
     together, told = objective(packed, totals, CPU)
     together.backward()
@@ -94,13 +94,13 @@ def test_nothing_leaks_between_samples_of_a_row(
     assert not torch.equal(before[0, ~same], after[0, ~same])
 
 
-def segment_of(part: Part, sample: Sample) -> int:
+def segment_of(part: MicroBatch, sample: Sample) -> int:
     assert part.segments is not None
     lengths = [int((part.segments[0] == s).sum()) for s in range(3)]
     return lengths.index(len(sample.tokens.token_ids))
 
 
-def logits_of(model: StreamChat, part: Part) -> torch.Tensor:
+def logits_of(model: StreamChat, part: MicroBatch) -> torch.Tensor:
     kept: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
@@ -108,7 +108,7 @@ def logits_of(model: StreamChat, part: Part) -> torch.Tensor:
 
     hook = model.register_forward_hook(keep)
     with torch.no_grad():
-        Objective(model)(part, Totals(1.0, 1.0), CPU)
+        Objective(model)(part, LossNormalizer(1.0, 1.0), CPU)
     hook.remove()
     return kept[0]
 
@@ -116,7 +116,7 @@ def logits_of(model: StreamChat, part: Part) -> torch.Tensor:
 def test_a_part_without_samples_counts_nothing_and_is_gone_back_through(random_model: StreamChat) -> None:
     empty = part_of([], 64)
     assert (empty.weight, empty.num_tokens, empty.num_frames) == (0.0, 0, 0)
-    loss, _ = Objective(random_model.requires_grad_(True))(empty, Totals(1.0, 1.0), CPU)
+    loss, _ = Objective(random_model.requires_grad_(True))(empty, LossNormalizer(1.0, 1.0), CPU)
     loss.backward()
     assert float(loss.detach()) == 0.0
     gradients = [p.grad for p in random_model.parameters()]

@@ -9,21 +9,21 @@ import pytest
 from PIL import Image
 
 from training.data.bad_row import BadRow
-from training.data.row import Row, Turn
+from training.data.training_row import TrainingRow, Turn
 from training.data.video_frames import FrameReader
 from training.live_world.clips import Clip
 
 READER = FrameReader(size=32, frames_per_second=1.0, max_frames=6)
 
 
-def dense(video: Path | str, start_s: float = 4.0, end_s: float = 7.0, **changes: object) -> Row:
+def dense(video: Path | str, start_s: float = 4.0, end_s: float = 7.0, **changes: object) -> TrainingRow:
     turn = Turn(start_s=start_s, end_s=end_s, instruction="What?", answer="That.")
-    return Row(video=str(video), turns=(turn,), kind="dense", source="test", **changes)  # type: ignore[arg-type]
+    return TrainingRow(video=str(video), turns=(turn,), kind="dense", source="test", **changes)  # type: ignore[arg-type]
 
 
-def whole(video: Path | str, kind: str = "offline", **changes: object) -> Row:
+def whole(video: Path | str, kind: str = "offline", **changes: object) -> TrainingRow:
     turns = (Turn(instruction="What?", answer="That."),)
-    return Row(video=str(video), turns=turns, kind=kind, source="test", **changes)  # type: ignore[arg-type]
+    return TrainingRow(video=str(video), turns=turns, kind=kind, source="test", **changes)  # type: ignore[arg-type]
 
 
 def test_dense_rows_have_a_frame_a_second_from_just_before_the_first_word(clips: list[Clip]) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from model.config import PROJECT_ROOT
 from tests.training.scripted_endpoint import ChatRequest, scripted
-from training.data.bad_row import BadRows
-from training.data.row import Row, Turn, read_rows, write_rows
+from training.data.bad_row import BadRowCounter
+from training.data.row_files import read_rows, write_rows
+from training.data.training_row import TrainingRow, Turn
 from training.dense.dense_instructions import InstructionRun, TokenPrice, split_dialogs
 from training.dense.instruction_writer import WriterConfig
 from training.dense.near_duplicates import word_vectors
@@ -30,10 +31,10 @@ def caption(start_s: float, text: str) -> Turn:
     return Turn(start_s=start_s, end_s=start_s + 3, instruction="Tell me what happens.", answer=text)
 
 
-def captions(num: int) -> list[Row]:
+def captions(num: int) -> list[TrainingRow]:
     """One-caption rows, each about another thing or at another place."""
     return [
-        Row(
+        TrainingRow(
             video=f"{number}.mp4",
             time_range=(0.0, 20.0),
             turns=(caption(2.0, f"A {THINGS[number % len(THINGS)]} number{number} appears."),),
@@ -54,7 +55,7 @@ def proper(request: ChatRequest) -> str:
 class Command:
     """`python training/dense/dense_instructions.py`."""
 
-    def __init__(self, folder: Path, rows: Sequence[Row], url: str, *more: str) -> None:
+    def __init__(self, folder: Path, rows: Sequence[TrainingRow], url: str, *more: str) -> None:
         self.out, captioned = folder / "dense", folder / "captions.parquet"
         write_rows(str(captioned), rows)
         self.words = [
@@ -157,7 +158,7 @@ def check_told(command: Command, report: dict[str, Any], err: str) -> None:
     told = Counter(o["reason"] for o in command.ledger("rejected.jsonl") if not o.get("again"))
     assert told == report["rejected"]
     assert len(command.ledger("dropped.jsonl")) == 2
-    rows = list(read_rows([str(command.out / "rows.parquet")], BadRows()))
+    rows = list(read_rows([str(command.out / "rows.parquet")], BadRowCounter()))
     assert len(rows) == report["rows"] == 20
     assert all(row.kind == "dense" and row.source == "live_world" for row in rows)
     assert all("appears" in row.turns[0].answer and row.turns[0].start_s == 2.0 for row in rows)
@@ -178,22 +179,30 @@ def test_too_many_useless_replies_and_a_wrong_key_stop_it(tmp_path: Path) -> Non
 
 
 def test_bad_replies_of_an_earlier_try_count_on(tmp_path: Path) -> None:
-    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    run = InstructionRun(
+        captions(2), WriterConfig(url="", model="a"), tmp_path, BadRowCounter(), TokenPrice()
+    )
     run.rejected.add({"request": "a#0", "reason": "no JSON", "detail": "got ''"})
-    again = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    again = InstructionRun(
+        captions(2), WriterConfig(url="", model="a"), tmp_path, BadRowCounter(), TokenPrice()
+    )
     with pytest.raises(ValueError, match=r"1 of 1 rows are bad \(100.0%\)"):
         again.finish(word_vectors, 0.9, 1)
 
 
 def test_another_model_needs_another_folder(tmp_path: Path) -> None:
-    InstructionRun(captions(1), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
-    InstructionRun(captions(1), WriterConfig(url="elsewhere", model="a"), tmp_path, BadRows(), TokenPrice())
+    InstructionRun(captions(1), WriterConfig(url="", model="a"), tmp_path, BadRowCounter(), TokenPrice())
+    InstructionRun(
+        captions(1), WriterConfig(url="elsewhere", model="a"), tmp_path, BadRowCounter(), TokenPrice()
+    )
     with pytest.raises(ValueError, match="holds another run"):
-        InstructionRun(captions(1), WriterConfig(url="", model="b"), tmp_path, BadRows(), TokenPrice())
+        InstructionRun(captions(1), WriterConfig(url="", model="b"), tmp_path, BadRowCounter(), TokenPrice())
 
 
 def test_more_requests_for_each_row(tmp_path: Path) -> None:
-    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    run = InstructionRun(
+        captions(2), WriterConfig(url="", model="a"), tmp_path, BadRowCounter(), TokenPrice()
+    )
     names = [request["request"] for request in run.requests(3)]
     assert len(set(names)) == 6
     outcome = {"turn": {}, "prompt_tokens": 1, "reply_tokens": 1}
@@ -204,13 +213,15 @@ def test_more_requests_for_each_row(tmp_path: Path) -> None:
 
 
 def test_nothing_usable_is_reported_too(tmp_path: Path) -> None:
-    run = InstructionRun(captions(2), WriterConfig(url="", model="a"), tmp_path, BadRows(), TokenPrice())
+    run = InstructionRun(
+        captions(2), WriterConfig(url="", model="a"), tmp_path, BadRowCounter(), TokenPrice()
+    )
     run.rejected.add(
         {"request": "a#0", "reason": "endpoint: 500", "again": True, "prompt_tokens": 0, "reply_tokens": 0}
     )
     report = run.finish(word_vectors, 0.9, 1)
     assert (report["kept"], report["rows"], report["rejected"]) == (0, 0, {"endpoint: 500": 1})
-    assert list(read_rows([str(tmp_path / "rows.parquet")], BadRows())) == []
+    assert list(read_rows([str(tmp_path / "rows.parquet")], BadRowCounter())) == []
 
 
 def test_turns_of_a_window_that_do_not_overlap_are_one_dialog() -> None:

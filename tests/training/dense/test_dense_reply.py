@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from training.data.bad_row import BadRow
-from training.data.row import Row, Turn
+from training.data.training_row import TrainingRow, Turn
 from training.dense.dense_reply import Example, read_examples, read_reply
 from training.dense.instruction_writer import WriterConfig
 
@@ -18,7 +18,7 @@ def caption(start_s: float, end_s: float, text: str) -> Turn:
     return Turn(start_s=start_s, end_s=end_s, instruction="Tell me what happens.", answer=text)
 
 
-ROW = Row(
+ROW = TrainingRow(
     video="a.mp4",
     time_range=(0.0, 20.0),
     turns=(
@@ -90,7 +90,7 @@ def test_bad_replies_are_named(text: str, reason: str) -> None:
 def test_the_examples_that_ship_are_themselves_usable() -> None:
     for example in WriterConfig(url="", model="").examples:
         turns = tuple(caption(*one) for one in example.captions)
-        row = Row(video="a.mp4", turns=turns, kind="dense", source="")
+        row = TrainingRow(video="a.mp4", turns=turns, kind="dense", source="")
         text = reply(example.start_s, example.instruction, example.answer)
         assert read_reply(text, row).start_s == example.start_s
 

@@ -13,14 +13,14 @@ from fastapi import FastAPI, Request, Response
 
 from tests.services.served_gateway import listening
 from tests.training.small_llm import small_llm_app
-from training.data.row import Row, Turn
+from training.data.training_row import TrainingRow, Turn
 from training.dense.instruction_writer import InstructionWriter, WriterConfig, make_messages
 
 TURNS = tuple(
     Turn(start_s=start_s, end_s=start_s + 4, instruction="Tell me what happens.", answer=text)
     for start_s, text in ((0.0, "A red dog is at top-left."), (5.0, "A white car appears at middle."))
 )
-ROW = Row(video="a.mp4", time_range=(0.0, 20.0), turns=TURNS, kind="dense", source="live_world")
+ROW = TrainingRow(video="a.mp4", time_range=(0.0, 20.0), turns=TURNS, kind="dense", source="live_world")
 GOOD = json.dumps({"start_s": 5.0, "instruction": "What comes now?", "answer": "A white car appears."})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.training.worlds import STORY, WHERE, aloud, late_answer
+from tests.training.sample_worlds import STORY, WHERE, aloud, late_answer
 from training.evaluation.ablations import (
     VARIANTS,
     AblationStudy,

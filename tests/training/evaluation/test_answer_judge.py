@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.training.sample_worlds import STORY, WHERE, late_answer
 from tests.training.scripted_endpoint import MODEL, ChatRequest, scripted
-from tests.training.worlds import STORY, WHERE, late_answer
 from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudge, TruthJudge, parse_judgement
 from training.evaluation.eval_questions import Caption, EvalQuestion
 from training.evaluation.openai_endpoint import open_client

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.data.bad_row import BadRow, BadRows
+from training.data.bad_row import BadRow, BadRowCounter
 from training.evaluation.eval_questions import Caption, live_world_questions, parse_captions, read_questions
 from training.live_world.clips import Clip
 
@@ -31,11 +31,11 @@ def row(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def read(tmp_path: Path, *rows: Any, max_share: float = 1.0) -> tuple[Any, BadRows]:
+def read(tmp_path: Path, *rows: Any, max_share: float = 1.0) -> tuple[Any, BadRowCounter]:
     (tmp_path / "a.mp4").write_bytes(b"a video, for all that is read here")
     path = tmp_path / "rows.jsonl"
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
-    bad = BadRows(max_share=max_share)
+    bad = BadRowCounter(max_share=max_share)
     return read_questions(path, bad), bad
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
-from tests.training.worlds import STORY, aloud, question
+from tests.training.sample_worlds import STORY, aloud, question
 from training.live_world.accuracy import (
     CONTEXTS,
     FRAME_AGE_S,

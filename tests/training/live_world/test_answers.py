@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.training.worlds import STORY, asked_questions, many_worlds, question, texts
+from tests.training.sample_worlds import STORY, asked_questions, many_worlds, question, texts
 from training.live_world.answers import (
     SLOTS,
     Word,

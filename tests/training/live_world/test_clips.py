@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.worlds import STORY
+from tests.training.sample_worlds import STORY
 from training.live_world.clips import (
     Clip,
     dataset_labels,

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.training.worlds import CAT, DOG, STORY, many_worlds
+from tests.training.sample_worlds import CAT, DOG, STORY, many_worlds
 from training.live_world.picture import CELL, FPS, PICTURES, SIZE, Pixels, Renderer, write_video
 from training.live_world.world import COLOURS, THINGS, Thing, World
 

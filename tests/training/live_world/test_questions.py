@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from tests.training.worlds import asked_questions, texts
+from tests.training.sample_worlds import asked_questions, texts
 from training.live_world.answers import NUMBERS, ReferenceAnswer, reference_answer, sentence_at
 from training.live_world.questions import KINDS, WORDINGS, Kind, sample_question
 from training.live_world.world import make_world

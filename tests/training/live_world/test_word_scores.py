@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.training.worlds import STORY, aloud, many_worlds, question
+from tests.training.sample_worlds import STORY, aloud, many_worlds, question
 from training.live_world.answers import reference_answer
 from training.live_world.questions import Question, sample_question
 from training.live_world.word_scores import SpokenWord, WordScore, join_tokens, score_words, word_accuracy

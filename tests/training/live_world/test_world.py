@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.training.worlds import CAT, DOG, GREEN_DOG, MOVED_DOG, NEW_CAR, STORY, many_worlds, moments
+from tests.training.sample_worlds import CAT, DOG, GREEN_DOG, MOVED_DOG, NEW_CAR, STORY, many_worlds, moments
 from training.live_world.world import (
     COLOURS,
     HAPPENING_S,

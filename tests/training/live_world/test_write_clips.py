@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.worlds import STORY, many_worlds
+from tests.training.sample_worlds import STORY, many_worlds
 from training.data.word_times import word_times
 from training.live_world.accuracy import question_of
 from training.live_world.clips import Clip

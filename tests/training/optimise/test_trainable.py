@@ -6,7 +6,7 @@ import pytest
 
 from model.network.streamchat import StreamChat
 from training.optimise.trainable import PARTS, part_of, set_trainable
-from training.run.recipe import PRETRAINING, TUNING
+from training.run.recipe import PRETRAINING_RECIPES, SFT_RECIPES
 
 
 def learning(model: StreamChat) -> set[str]:
@@ -14,13 +14,13 @@ def learning(model: StreamChat) -> set[str]:
 
 
 def test_stage_1_teaches_the_adapter_alone(random_model: StreamChat) -> None:
-    lines = set_trainable(random_model, PRETRAINING["pretrain_stage1"].trainable)
+    lines = set_trainable(random_model, PRETRAINING_RECIPES["pretrain_stage1"].trainable)
     assert learning(random_model) == {f"adapter.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
     assert [line.split()[-1] for line in lines] == ["learn", "stay", "stay", "stay", "stay"]
 
 
 def test_stage_2_adds_the_encoder_the_visual_ffns_and_the_gates(random_model: StreamChat) -> None:
-    set_trainable(random_model, PRETRAINING["pretrain_stage2"].trainable)
+    set_trainable(random_model, PRETRAINING_RECIPES["pretrain_stage2"].trainable)
     names = learning(random_model)
     assert "vision.encoder.embeddings.patch_embedding.weight" in names
     assert "language.layers.0.visual_ffn.up_proj.weight" in names
@@ -30,7 +30,7 @@ def test_stage_2_adds_the_encoder_the_visual_ffns_and_the_gates(random_model: St
 
 
 def test_sft_teaches_everything(random_model: StreamChat) -> None:
-    set_trainable(random_model, TUNING["sft"].trainable)
+    set_trainable(random_model, SFT_RECIPES["sft"].trainable)
     assert learning(random_model) == {name for name, _ in random_model.named_parameters()}
     assert {part_of(name) for name in learning(random_model)} == set(PARTS)
 

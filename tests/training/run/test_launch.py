@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.runs.training_job import TrainingJob
-from training.data.row import Row, Turn, write_rows
+from training.data.row_files import write_rows
+from training.data.training_row import TrainingRow, Turn
 from training.live_world.clips import Clip
 from training.run import launch
-from training.run.recipe import TUNING
+from training.run.recipe import SFT_RECIPES
 
 
 @pytest.mark.timeout(900)
@@ -21,9 +22,12 @@ def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_p
     videos = [clips[0].path, clips[1].path, tmp_path / "empty.mp4", tmp_path / "absent.mp4"] * 3
     turns = [Turn(start_s=2, end_s=4 + i / 10, instruction="What?", answer="A dog.") for i in range(12)]
     rows = [
-        Row(video=str(v), turns=(t,), kind="dense", source="t") for v, t in zip(videos, turns, strict=True)
+        TrainingRow(video=str(v), turns=(t,), kind="dense", source="t")
+        for v, t in zip(videos, turns, strict=True)
     ]
-    write_rows(str(tmp_path / "rows.jsonl"), [*rows, Row(video="", turns=(turn,), kind="text", source="t")])
+    write_rows(
+        str(tmp_path / "rows.jsonl"), [*rows, TrainingRow(video="", turns=(turn,), kind="text", source="t")]
+    )
     job = TrainingJob(
         tmp_path / "out",
         "--rows",
@@ -62,7 +66,7 @@ def test_mistakes_are_told_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
-        launch.main(TUNING, "")
+        launch.main(SFT_RECIPES, "")
     assert end.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -73,6 +77,6 @@ def test_held_out_clips_are_refused(
     options = ["--recipe", "live_world", "--model", "new-tiny", "--clips", str(held_out[0].path.parent)]
     monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
-        launch.main(TUNING, "")
+        launch.main(SFT_RECIPES, "")
     assert "seeds from 1000000 on are held out for tests" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from tests.random_folder import make_random_folder
-from training.data.row_parts import write_table
+from training.data.row_micro_batches import write_row_table
 from training.live_world.clips import Clip
 from training.live_world.smoke_clips import question_rows
-from training.run.plan import Plan, Source, source_of
+from training.run.micro_batch_source import Source, source_of
+from training.run.plan import Plan
 from training.run.recipe import smoke
 
 
 @pytest.fixture(scope="module")
 def plan(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Plan:
     work = tmp_path_factory.mktemp("plan")
-    num = write_table(work / "rows.arrow", question_rows(clips[0].path.parent))
+    num = write_row_table(work / "rows.arrow", question_rows(clips[0].path.parent))
     recipe = replace(smoke(), steps=0, global_batch=5, micro_batch=5, world_share=0.25)
     start = make_random_folder(work / "start")
     return Plan(recipe=recipe, start=start, out=work / "out", table=work / "rows.arrow", num_rows=num)

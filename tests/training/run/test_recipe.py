@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from training.run.recipe import ABLATIONS, PRETRAINING, TUNING, overridden, sft
+from training.run.recipe import ABLATIONS, PRETRAINING_RECIPES, SFT_RECIPES, overridden, sft
 
 
 def test_the_paper_s_numbers_are_the_defaults() -> None:
-    one, two, tuning = PRETRAINING["pretrain_stage1"], PRETRAINING["pretrain_stage2"], TUNING["sft"]
+    one, two, tuning = (
+        PRETRAINING_RECIPES["pretrain_stage1"],
+        PRETRAINING_RECIPES["pretrain_stage2"],
+        SFT_RECIPES["sft"],
+    )
     assert (one.peak_lr, one.global_batch, one.steps, one.max_frames) == (5e-4, 512, 5000, 40)
     assert (two.peak_lr, two.global_batch, two.steps, two.max_frames) == (2e-5, 512, 5000, 40)
     assert (tuning.peak_lr, tuning.global_batch, tuning.steps, tuning.epochs) == (2e-5, 768, 0, 1.0)
@@ -20,7 +24,7 @@ def test_the_paper_s_numbers_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_switches_one_thing_and_has_2000_steps(ablation: str) -> None:
-    whole, switched = TUNING["sft"], TUNING[f"sft_{ablation}"]
+    whole, switched = SFT_RECIPES["sft"], SFT_RECIPES[f"sft_{ablation}"]
     assert switched.steps == 2000
     changed = [key for key in whole.__slots__ if getattr(whole, key) != getattr(switched, key)]
     assert sorted(changed) == sorted(["name", "steps", *ABLATIONS[ablation]])

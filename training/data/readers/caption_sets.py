@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.data.bad_row import BadRow, BadRows, as_list, as_mapping, as_number, as_text
+from training.data.bad_row import BadRow, BadRowCounter
+from training.data.json_fields import as_list, as_mapping, as_number, as_text
 from training.data.readers.json_file import read_json
-from training.data.row import MAX_TURNS, SLACK_S, Row, Turn
+from training.data.training_row import MAX_TURNS, SLACK_S, TrainingRow, Turn
 
 INSTRUCTION = "Tell me what happens."
 LONGEST_NARRATION_S = 10.0  # Ego4D says when something begins, not how long it lasts
@@ -189,7 +190,7 @@ def _entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from getattr(values, "again", ())
 
 
-def captioned_rows(source: str, entries: Iterator[Entry], bad: BadRows) -> Iterator[Row]:
+def captioned_rows(source: str, entries: Iterator[Entry], bad: BadRowCounter) -> Iterator[TrainingRow]:
     """A dense row of each video's good captions. `bad` counts captions, and videos of which nothing can be read."""
     seen: set[str] = set()
     for where, make in entries:
@@ -209,13 +210,13 @@ def captioned_rows(source: str, entries: Iterator[Entry], bad: BadRows) -> Itera
         turns = list(_good_turns(where, found, time_range, bad))
         if turns:
             turns.sort(key=lambda turn: turn.start_s)
-            yield Row(
+            yield TrainingRow(
                 video=found.video, time_range=time_range, turns=tuple(turns), kind="dense", source=source
             )
 
 
 def _good_turns(
-    where: str, found: Captioned, time_range: tuple[float, float] | None, bad: BadRows
+    where: str, found: Captioned, time_range: tuple[float, float] | None, bad: BadRowCounter
 ) -> Iterator[Turn]:
     for number, (start, end, text) in enumerate(found.captions):
         try:
@@ -226,7 +227,7 @@ def _good_turns(
                 answer=as_text("caption", text).strip(),
             )
             # A row of this caption alone is checked as every row is.
-            Row(video=found.video, time_range=time_range, turns=(turn,), kind="dense", source="")
+            TrainingRow(video=found.video, time_range=time_range, turns=(turn,), kind="dense", source="")
         except BadRow as error:
             bad.skip(f"{where}: caption {number}", error)
             continue

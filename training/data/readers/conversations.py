@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.bad_row import BadRow, BadRows, as_list, as_mapping, as_text
+from training.data.bad_row import BadRow, BadRowCounter
+from training.data.json_fields import as_list, as_mapping, as_text
 from training.data.readers.json_file import read_json
-from training.data.row import Kind, Row, Turn, good_rows, records
+from training.data.row_files import good_rows, records
+from training.data.training_row import Kind, TrainingRow, Turn
 
 PLACEHOLDER = re.compile(
     r"\s*<(image|video)>\s*"
@@ -22,7 +24,7 @@ PLACEHOLDER = re.compile(
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
-def conversations(path: Path, source: str, bad: BadRows) -> Iterator[Row]:
+def conversations(path: Path, source: str, bad: BadRowCounter) -> Iterator[TrainingRow]:
     """A row of each conversation; bad ones are named and counted. Ids repeat in these sets: only content counts."""
     return good_rows(_values(path), lambda value: conversation_row(value, source), bad)
 
@@ -35,7 +37,7 @@ def _values(path: Path) -> Iterator[tuple[str, object]]:
         yield f"{path}:{number}", value
 
 
-def conversation_row(value: object, source: str) -> Row:
+def conversation_row(value: object, source: str) -> TrainingRow:
     """One conversation as a row; raises BadRow."""
     entry = as_mapping("conversation", value)
     kind: Kind = "image" if entry.get("image") else "offline" if entry.get("video") else "text"
@@ -44,7 +46,9 @@ def conversation_row(value: object, source: str) -> Row:
         video = video[0]
     if isinstance(video, list):
         raise BadRow("several pictures", f"got {len(video)}, wanted one picture or video")
-    return Row(video=as_text(kind, video), turns=_turns(entry.get("conversations")), kind=kind, source=source)
+    return TrainingRow(
+        video=as_text(kind, video), turns=_turns(entry.get("conversations")), kind=kind, source=source
+    )
 
 
 def _turns(values: object) -> tuple[Turn, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.data.bad_row import BadRow, BadRows
+from training.data.bad_row import BadRow, BadRowCounter
 from training.data.readers.caption_sets import (
     activitynet,
     captioned_rows,
@@ -18,7 +18,7 @@ from training.data.readers.caption_sets import (
     vript,
     youcook2,
 )
-from training.data.row import Row
+from training.data.training_row import TrainingRow
 
 EGO4D_V1: dict[str, Any] = {
     "001e3e4e-2743-47fc-8564-d5efd11f9e90": {
@@ -183,16 +183,16 @@ def written(folder: Path, value: object, name: str = "set.json") -> Path:
     return path
 
 
-def rows_of(entries: Any, bad: BadRows | None = None) -> list[Row]:
-    return list(captioned_rows("set", entries, bad or BadRows(max_share=1.0)))
+def rows_of(entries: Any, bad: BadRowCounter | None = None) -> list[TrainingRow]:
+    return list(captioned_rows("set", entries, bad or BadRowCounter(max_share=1.0)))
 
 
-def told(row: Row) -> list[tuple[float, float, str]]:
+def told(row: TrainingRow) -> list[tuple[float, float, str]]:
     return [(turn.start_s, turn.end_s, turn.answer) for turn in row.turns]
 
 
 def test_ego4d_narrations(tmp_path: Path) -> None:
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     rows = rows_of(ego4d(written(tmp_path, EGO4D_V1)), bad)
     assert [row.video for row in rows] == ["001e3e4e-2743-47fc-8564-d5efd11f9e90.mp4"] * 2
     assert told(rows[0]) == [
@@ -207,7 +207,7 @@ def test_ego4d_narrations(tmp_path: Path) -> None:
 def test_a_bad_narration_is_counted_and_its_video_is_kept(tmp_path: Path) -> None:
     narrations = EGO4D_V2["videos"]["0a0a"]["narrations"]
     more = [{"time": "2.5", "text": "#C C sits"}, 7, {"time": 3.0, "text": None}, {"time": 4.0, "text": "#C"}]
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     (row,) = rows_of(ego4d(written(tmp_path, {"videos": {"0a0a": {"narrations": narrations + more}}})), bad)
     assert len(row.turns) == 1
     assert bad.reasons == {"wrong type": 3, "empty answer": 1}
@@ -258,7 +258,7 @@ def test_vript_scenes_without_times_and_damaged_files(tmp_path: Path) -> None:
     written(tmp_path, VRIPT, "captions/other_caption.json")
     (tmp_path / "captions" / "broken_caption.json").write_text('{"meta": ')
     written(tmp_path, VRIPT_CUTS, "clips/broken_cut_meta.json")
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     (row,) = rows_of(vript(tmp_path), bad)
     assert len(row.turns) == 1
     assert bad.reasons == {"wrong type": 1, "no times": 1, "no JSON": 1}
@@ -286,7 +286,7 @@ def test_a_bad_caption_is_counted_and_its_video_is_kept(tmp_path: Path, caption:
     video = ACTIVITYNET["v_QOlSCBRmfWY"]
     times, sentences = [*video["timestamps"], caption[0]], [*video["sentences"], caption[1]]
     path = written(tmp_path, {"v_a": video | {"timestamps": times, "sentences": sentences}})
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     (row,) = rows_of(activitynet(path), bad)
     assert len(row.turns) == 3
     assert (bad.num_good, dict(bad.reasons)) == (3, {reason: 1})
@@ -305,7 +305,7 @@ BAD_VIDEOS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("video", "reason"), BAD_VIDEOS)
 def test_a_bad_video_is_counted_and_the_others_are_kept(tmp_path: Path, video: Any, reason: str) -> None:
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     rows = rows_of(activitynet(written(tmp_path, {"v_bad": video} | ACTIVITYNET)), bad)
     assert [row.video for row in rows] == ["v_QOlSCBRmfWY.mp4"]
     assert bad.reasons == {reason: 1}
@@ -328,7 +328,7 @@ def test_no_value_in_place_of_a_video_ends_a_run(
 ) -> None:
     inner = next((key for key in ("database", "videos") if key in good), "")
     value = {inner: {"x": nonsense} | good[inner]} if inner else {"x": nonsense} | good
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     assert rows_of(reader(written(tmp_path, value)), bad)
     assert bad.num_bad >= 1
 
@@ -337,7 +337,7 @@ def test_the_same_id_twice_counts_once(tmp_path: Path) -> None:
     one = json.dumps(ACTIVITYNET)[1:-1]
     path = tmp_path / "set.json"
     path.write_text(f"{{{one}, {one}}}")
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     assert len(rows_of(activitynet(path), bad)) == 1
     assert bad.reasons == {"duplicate id": 1}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from training.data.bad_row import BadRow, BadRows
+from training.data.bad_row import BadRow, BadRowCounter
 from training.data.readers.conversations import conversation_row, conversations
-from training.data.row import Turn
+from training.data.training_row import Turn
 
 IMAGE: dict[str, Any] = {
     "id": "000000033471",
@@ -44,7 +44,7 @@ TEXT: dict[str, Any] = {
 
 def test_a_picture_a_video_and_a_text(tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(json.dumps([IMAGE, VIDEO, TEXT]))
-    bad = BadRows()
+    bad = BadRowCounter()
     image, video, text = conversations(tmp_path / "mix.json", "llava", bad)
     assert (image.kind, image.video) == ("image", "coco/train2017/000000033471.jpg")
     assert image.turns[0] == Turn(
@@ -59,7 +59,7 @@ def test_a_picture_a_video_and_a_text(tmp_path: Path) -> None:
 
 def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "mix.jsonl").write_text("\n".join(json.dumps(one) for one in (IMAGE, VIDEO)))
-    assert len(list(conversations(tmp_path / "mix.jsonl", "llava", BadRows()))) == 2
+    assert len(list(conversations(tmp_path / "mix.jsonl", "llava", BadRowCounter()))) == 2
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -93,6 +93,6 @@ def test_bad_conversations_are_named(value: Any, reason: str) -> None:
 def test_the_same_twice_counts_once_but_ids_may_repeat(tmp_path: Path) -> None:
     other = changed(conversations=SAID[2:])  # the id and the picture of the first: LLaVA has many such
     (tmp_path / "mix.json").write_text(json.dumps([IMAGE, other, IMAGE]))
-    bad = BadRows(max_share=1.0)
+    bad = BadRowCounter(max_share=1.0)
     assert len(list(conversations(tmp_path / "mix.json", "llava", bad))) == 2
     assert bad.reasons == {"duplicate id": 1}

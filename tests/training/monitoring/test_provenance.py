@@ -1,0 +1,42 @@
+"""How a model was made is kept beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training.monitoring.provenance import describe, git_revision
+from training.run.plan import Plan
+from training.run.recipe import smoke
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_known_and_whether_files_differ_from_it(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) == "unknown"
+    git(tmp_path, "init")
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-m", "a")
+    clean = git_revision(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "a").write_text("2")
+    assert git_revision(tmp_path) == clean + "+"
+
+
+def test_command_recipe_and_what_learns_are_kept_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(recipe=smoke(), start=tmp_path / "start", out=tmp_path / "out")
+    describe(plan, ["training/sft.py", "--recipe", "smoke"], ["adapter 3 parameters learn"], 2)
+    kept = json.loads((plan.run / "recipe.json").read_text())
+    assert kept["command"] == "python training/sft.py --recipe smoke"
+    assert kept["recipe"]["global_batch"] == smoke().global_batch
+    assert kept["workers"] == 2
+    assert "adapter 3 parameters learn" in capsys.readouterr().err

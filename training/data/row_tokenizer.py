@@ -1,0 +1,126 @@
+"""A row's turns as tokens: each with its time, what it may see, and whether it counts (paper, section 2.3).
+
+All tokens of an instruction have the time at which it is asked; an answer's words are spread over its interval, and
+a word's tokens share its time. In kinds other than "dense" the whole video comes before the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from model.network.clock import indices, visibility
+from training.data.bad_row import BadRow
+from training.data.token_row import Floats, TokenRow
+from training.data.training_row import TrainingRow, Turn
+from training.data.word_times import word_times
+
+WORD = re.compile(r"\s*\S+")
+
+
+@dataclass(slots=True)
+class _Spoken:
+    """Tokens as they come."""
+
+    ids: list[int] = field(default_factory=list[int])
+    times: list[float] = field(default_factory=list[float])
+    counts: list[bool] = field(default_factory=list[bool])  # whether this very token is to be learnt
+    turns: list[int] = field(default_factory=list[int])  # where instructions start
+
+    def say(self, ids: list[int], time_s: float, *, counts: bool) -> None:
+        self.ids += ids
+        self.times += [time_s] * len(ids)
+        self.counts += [counts] * len(ids)
+
+
+class RowTokenizer:
+    """Makes token rows out of rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, capacity: int, max_tokens: int) -> None:
+        """`capacity`: frames in the FIFO; a row of more than `max_tokens` loses its last turns."""
+        self.tokenizer, self.capacity, self.max_tokens = tokenizer, capacity, max_tokens
+        end = tokenizer.eos_token_id
+        assert isinstance(end, int)
+        self.end_id, self.end = end, str(tokenizer.convert_ids_to_tokens(end))
+
+    def tokens(self, row: TrainingRow, frame_times: Floats) -> TokenRow:
+        """The row's T tokens over its N frames; BadRow when not even one turn fits."""
+        dense = row.kind == "dense"
+        spoken = self._spoken(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
+        at = np.array(spoken.times)
+        text_index, frame_index = indices(at, frame_times, spoken.turns)
+        next_times = np.append(at[1:], at[-1])
+        capacity = self.capacity if dense else max(len(frame_times), 1)
+        counts = np.append(np.array(spoken.counts[1:], np.bool_), False)  # of the token that comes next
+        ids = np.array(spoken.ids)
+        return TokenRow(
+            token_ids=ids,
+            heard=ids,
+            text_index=np.array(text_index),
+            frame_index=np.array(frame_index),
+            visible=np.asarray(visibility(next_times, frame_times, capacity)),
+            counts=counts,
+            weights=counts.astype(np.float64),
+        )
+
+    def _spoken(self, turns: tuple[Turn, ...], dense: bool, end_s: float) -> _Spoken:
+        """`end_s`: when all is said, unless the turns have times of their own."""
+        spoken = _Spoken()
+        now_s = 0.0 if dense else end_s
+        for number, turn in enumerate(turns):
+            start_s = max(turn.start_s, now_s) if dense else end_s
+            stop_s = max(turn.end_s, start_s) if dense else end_s
+            prompt = self._pieces(self._prompt(turns[: number + 1]))
+            answer = self._answer(turn.answer, start_s, stop_s, dense)
+            num_tokens = len(spoken.ids) + len(prompt) + sum(len(ids) for ids, _ in answer) + 1
+            if num_tokens > self.max_tokens:
+                if not number:
+                    raise BadRow("too long", f"got {num_tokens} tokens in one turn, wanted {self.max_tokens}")
+                break
+            spoken.turns.append(len(spoken.ids))
+            spoken.say(prompt, start_s, counts=False)
+            for ids, now_s in answer:
+                spoken.say(ids, now_s, counts=True)
+            spoken.say([self.end_id], now_s, counts=True)
+        return spoken
+
+    def _answer(
+        self, answer: str, start_s: float, stop_s: float, dense: bool
+    ) -> list[tuple[list[int], float]]:
+        text = answer.strip()
+        if not dense:
+            return [(self._pieces(text), stop_s)]
+        words = WORD.findall(text)
+        times = word_times(start_s, stop_s, len(words))
+        return [(self._pieces(word), time_s) for word, time_s in zip(words, times, strict=True)]
+
+    def _prompt(self, turns: tuple[Turn, ...]) -> str:
+        """What the chat template puts between the last answer's end and the next answer's start."""
+        messages: list[dict[str, str]] = []
+        for turn in turns:
+            messages += [
+                {"role": "user", "content": turn.instruction.strip()},
+                {"role": "assistant", "content": turn.answer.strip()},
+            ]
+        text = self._template(messages[:-1])
+        if len(turns) == 1:
+            return text
+        said = self._template(messages[:-3]) + messages[-3]["content"] + self.end
+        if not text.startswith(said):
+            raise ValueError(
+                f"chat template: got {text[:80]!r}..., wanted answers word for word, then {self.end}"
+            )
+        return text[len(said) :]
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(text, str)
+        return text
+
+    def _pieces(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert isinstance(ids, list)
+        return ids  # type: ignore[return-value]

@@ -1,0 +1,72 @@
+"""Token rows: a dialog as the model reads it, with what each token may see and what counts in the loss.
+
+Letters: T text tokens of a row, N frames; B rows of a batch, C clips, F frames of each clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """One dialog on one clip: T text tokens, N frames of the clip."""
+
+    token_ids: Ints  # [T]
+    text_index: Ints  # [T]
+    frame_index: Ints  # [N]
+    visible: Bools  # [T, N]: what the query at i may see, that is, what the token i + 1 could see
+    counts: Bools  # [T]: whether predicting token i + 1 is part of the loss
+    weights: Floats  # [T]: how much, where it counts
+    heard: Ints  # [T]: what the model reads, `token_ids` with slips of the tongue in the answer
+    topic: int = -1  # token of the thing or the place that is asked for, if any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Rows of several clips, padded on the right: B rows, T text tokens, C clips, F frames of each."""
+
+    token_ids: Ints  # [B, T]
+    text_index: Ints  # [B, T]
+    clip_of_row: Ints  # [B]
+    frame_index: Ints  # [B, F]
+    visible: Bools  # [B, T, F]
+    counts: Bools  # [B, T]
+    weights: Floats  # [B, T]
+    heard: Ints  # [B, T]
+    topics: Ints  # [B]
+
+
+def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -> TokenBatch:
+    """Pad rows to the longest; padding sees nothing and counts nothing."""
+    longest = max(len(r.token_ids) for r in rows)
+    longest = (longest + 7) // 8 * 8
+    num_frames = len(rows[0].frame_index)
+    shape = (len(rows), longest)
+    ids, index = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    visible, counts = np.zeros((*shape, num_frames), dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    heard, weights = ids.copy(), np.zeros(shape)
+    for i, row in enumerate(rows):
+        length = len(row.token_ids)
+        ids[i, :length], index[i, :length] = row.token_ids, row.text_index
+        visible[i, :length], counts[i, :length] = row.visible, row.counts
+        heard[i, :length], weights[i, :length] = row.heard, row.weights
+    return TokenBatch(
+        token_ids=ids,
+        text_index=index,
+        clip_of_row=np.array(clip_of_row),
+        frame_index=np.stack([r.frame_index for r in rows]),
+        visible=visible,
+        counts=counts,
+        weights=weights,
+        heard=heard,
+        topics=np.array([r.topic for r in rows]),
+    )

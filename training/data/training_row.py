@@ -1,0 +1,167 @@
+"""The one row format of all training data, and what becomes of rows that cannot be used.
+
+    {"video": "clips/a.mp4", "time_range": [0.0, 40.0], "kind": "dense", "source": "ego4d",
+     "turns": [{"start_s": 5.0, "end_s": 10.0, "instruction": "What is he doing now?", "answer": "He is cooking."}]}
+
+Parquet or JSON lines, local or wherever fsspec reaches. A bad row is named, counted and skipped; too large a share of
+them stops the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+try:
+    import pyarrow as pa
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; training needs: pip install 'streamchat[train]'"
+    ) from error
+
+from training.data.bad_row import BadRow
+from training.data.json_fields import as_interval, as_list, as_mapping, as_number, as_text
+
+Kind = Literal["dense", "offline", "image", "text"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MAX_TURNS = 5000  # a row with more is a mistake: an hour of Ego4D has about 800 narrations
+SLACK_S = 1.0  # captions may end this much after their clip: durations are rounded in most data sets
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "video": pa.string(),
+        "time_range": pa.list_(pa.float64()),
+        "turns": pa.list_(
+            pa.struct(
+                {
+                    "start_s": pa.float64(),
+                    "end_s": pa.float64(),
+                    "instruction": pa.string(),
+                    "answer": pa.string(),
+                }
+            )
+        ),
+        "kind": pa.string(),
+        "source": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """An instruction, asked at `start_s`, and its answer, whose last word is spoken at `end_s` (2.2, 2.3).
+
+    In kinds other than "dense" the whole video comes before the text, and the times are not looked at.
+    """
+
+    start_s: float = 0.0
+    end_s: float = 0.0
+    instruction: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRow:
+    """A video (or picture, or nothing) and what is said about it.
+
+    video: path or URL of a video or picture; "" in kind "text".
+    time_range: seconds of the video that the row is about; None: all of it. Turns' times count from the video's start.
+    id: made from the content unless given; two rows of the same id are one row twice.
+    Raises BadRow when it cannot be trained on.
+    """
+
+    video: str
+    time_range: tuple[float, float] | None = None
+    turns: tuple[Turn, ...]
+    kind: Kind
+    source: str
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadRow("unknown kind", f"kind: got {self.kind!r}, wanted one of {', '.join(KINDS)}")
+        if bool(self.video) == (self.kind == "text"):
+            raise BadRow("no video", f"got video {self.video!r} with kind {self.kind!r}")
+        if not 0 < len(self.turns) <= MAX_TURNS:
+            reason = "too many turns" if self.turns else "no turns"
+            raise BadRow(reason, f"turns: got {len(self.turns)}, wanted 1 to {MAX_TURNS}")
+        if self.time_range:
+            _check_interval("time_range", *self.time_range)
+        for number, turn in enumerate(self.turns):
+            if not turn.instruction.strip() or not turn.answer.strip():
+                empty = "answer" if turn.instruction.strip() else "instruction"
+                raise BadRow(f"empty {empty}", f"turns[{number}].{empty} says nothing")
+            if self.kind == "dense":
+                self._check_times(f"turns[{number}]", turn)
+        if not self.id:
+            content = json.dumps({**asdict(self), "id": ""}, sort_keys=True)
+            object.__setattr__(self, "id", hashlib.blake2b(content.encode(), digest_size=12).hexdigest())
+
+    def _check_times(self, name: str, turn: Turn) -> None:
+        _check_interval(name, turn.start_s, turn.end_s)
+        start_s, end_s = self.time_range or (0.0, math.inf)
+        if turn.start_s < start_s - SLACK_S or turn.end_s > end_s + SLACK_S:
+            got = f"got {turn.start_s:g} to {turn.end_s:g} s"
+            raise BadRow("outside the clip", f"{name}: {got}, wanted within {start_s:g} to {end_s:g} s")
+
+    @classmethod
+    def from_dict(cls, values: object) -> TrainingRow:
+        """Make a row from what a file holds; BadRow says what is wrong. Turns are put in the order of their times."""
+        row = as_mapping("row", values)
+        time_range = row.get("time_range")
+        timed = row.get("kind") == "dense"
+        turns = [
+            _turn(f"turns[{i}]", turn, timed) for i, turn in enumerate(as_list("turns", row.get("turns")))
+        ]
+        if timed:
+            turns.sort(key=lambda turn: turn.start_s)
+        return cls(
+            video=as_text("video", row.get("video", "")),
+            time_range=None if time_range is None else as_interval("time_range", time_range),
+            turns=tuple(turns),
+            kind=as_text("kind", row.get("kind")),  # type: ignore[arg-type]  # checked when made
+            source=as_text("source", row.get("source", "")),
+            id=as_text("id", row.get("id") or ""),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as files hold it."""
+        return asdict(self)
+
+
+def windows(row: TrainingRow, longest_s: float) -> list[TrainingRow]:
+    """Cut a dense row of a long video into rows of at most that many seconds; a turn that is longer is cut short.
+
+    A window begins with its first turn, so that no frames are spent on time in which nothing is said.
+    """
+    cut: list[list[Turn]] = []
+    for turn in sorted(row.turns, key=lambda turn: turn.start_s):
+        if not cut or turn.end_s > cut[-1][0].start_s + longest_s:
+            cut.append([])
+        first_s = cut[-1][0].start_s if cut[-1] else turn.start_s
+        cut[-1].append(replace(turn, end_s=min(turn.end_s, first_s + longest_s)))
+    return [
+        replace(row, id="", turns=tuple(some), time_range=(some[0].start_s, max(turn.end_s for turn in some)))
+        for some in cut
+    ]
+
+
+def _turn(name: str, values: object, timed: bool) -> Turn:
+    turn = as_mapping(name, values)
+    times = [
+        as_number(f"{name}.{key}", turn.get(key, None if timed else 0.0)) for key in ("start_s", "end_s")
+    ]
+    texts = [as_text(f"{name}.{key}", turn.get(key)) for key in ("instruction", "answer")]
+    return Turn(start_s=times[0], end_s=times[1], instruction=texts[0], answer=texts[1])
+
+
+def _check_interval(name: str, start_s: float, end_s: float) -> None:
+    got = f"{name}: got {start_s:g} to {end_s:g} s"
+    if not (math.isfinite(start_s) and math.isfinite(end_s)) or start_s < 0:
+        raise BadRow("impossible time", f"{got}, wanted seconds from 0 on")
+    if end_s < start_s:
+        raise BadRow("reversed interval", f"{got}, wanted the start first")
