@@ -251,6 +251,30 @@ def plot(scores: dict[str, list[WordScore]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def measure(
+    evaluator: AccuracyEvaluator,
+    clips: Sequence[Clip],
+    questions: dict[str, list[dict[str, Any]]],
+    contexts: Sequence[str] = CONTEXTS,
+) -> tuple[dict[str, list[WordScore]], float, list[dict[str, Any]]]:
+    """Ask about all clips: scores by context, accuracy of the training forward, and rows of `answers.jsonl`."""
+    scores: dict[str, list[WordScore]] = {c: [] for c in CONTEXTS}
+    num_right = num_words = 0
+    answers: list[dict[str, Any]] = []
+    for number, clip in enumerate(clips):
+        rows = questions[clip.path.name]
+        dialogs = evaluator.ask(clip, rows, contexts)
+        answers += answer_rows(clip, dialogs)
+        for context, scored in score_dialogs(clip, dialogs).items():
+            scores[context] += scored
+        right, num = evaluator.forward_accuracy(clip, rows)
+        num_right, num_words = num_right + right, num_words + num
+        live = word_accuracy(scores["live"])
+        print(f"\rclip {number + 1}/{len(clips)}  live {live:.3f}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return scores, num_right / max(num_words, 1), answers
+
+
 def write_results(
     out: Path,
     results: dict[str, Any],
@@ -294,24 +318,11 @@ def main() -> None:
         parser.error(f"--clips: wanted held-out seeds, from {TEST_SEEDS.start} on")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     evaluator = AccuracyEvaluator(model, tokenizer, options.weights)
-    scores: dict[str, list[WordScore]] = {c: [] for c in CONTEXTS}
-    num_right = num_words = 0
-    answers: list[dict[str, Any]] = []
-    for number, clip in enumerate(clips):
-        rows = questions[clip.path.name]
-        dialogs = evaluator.ask(clip, rows)
-        answers += answer_rows(clip, dialogs)
-        for context, scored in score_dialogs(clip, dialogs).items():
-            scores[context] += scored
-        right, num = evaluator.forward_accuracy(clip, rows)
-        num_right, num_words = num_right + right, num_words + num
-        live = word_accuracy(scores["live"])
-        print(f"\rclip {number + 1}/{len(clips)}  live {live:.3f}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+    scores, training_forward, answers = measure(evaluator, clips, questions)
     results = {
         "clips": len(clips),
         "weights": options.weights,
-        "training_forward": round(num_right / max(num_words, 1), 4),
+        "training_forward": round(training_forward, 4),
         **{c: round(word_accuracy(scores[c]), 4) for c in CONTEXTS},
     }
     write_results(options.out, results, scores, answers)

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
+from model.config import SHIPPED_FOLDER
 from training.evaluation.answer_judge import score_answer
 from training.evaluation.camera_publisher import CameraPublisher
 from training.evaluation.eval_questions import EvalQuestion, live_world_questions
@@ -40,7 +41,7 @@ from training.live_world.accuracy import (
     STEP_S,
     AccuracyEvaluator,
     accuracy_table,
-    score_dialogs,
+    measure,
     summarise,
 )
 from training.live_world.clips import find_clips
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--kafka", required=True, help="host:port of the server's Kafka broker")
     parser.add_argument("--clips", type=Path, required=True, help="held-out clips: seeds from 1000000 on")
-    parser.add_argument("--model", type=Path, default=Path("model/streamchat-tiny"))
+    parser.add_argument("--model", type=Path, default=SHIPPED_FOLDER)
     parser.add_argument("--num", type=int, default=20, help="number of clips, the first ones")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -105,22 +106,18 @@ def main() -> None:
     served = ServedEvaluator(options.url, options.kafka, 1 / STEP_S)
     scores = asyncio.run(served.ask_all(questions))
 
-    alone = AccuracyEvaluator(model, tokenizer)
+    clips = find_clips(options.clips)[: options.num]
     rows = json.loads((options.clips / "questions.json").read_text())
-    alone_scores: list[WordScore] = []
-    num_right = num_words = 0
-    for clip in find_clips(options.clips)[: options.num]:
-        of_clip = rows[clip.path.name]
-        right, num = alone.forward_accuracy(clip, of_clip)
-        num_right, num_words = num_right + right, num_words + num
-        alone_scores += score_dialogs(clip, alone.ask(clip, of_clip, ("live",)))["live"]
+    without_services, training_forward, _ = measure(
+        AccuracyEvaluator(model, tokenizer), clips, rows, ("live",)
+    )
     age_p50_ms, age_p95_ms = np.percentile(served.frame_ages_ms, (50, 95))
     results = {
-        "clips": len({question.video for question in questions}),
+        "clips": len(clips),
         "words": len(scores),
         "served": round(word_accuracy(scores), 4),
-        "without_services": round(word_accuracy(alone_scores), 4),
-        "training_forward": round(num_right / num_words, 4),
+        "without_services": round(word_accuracy(without_services["live"]), 4),
+        "training_forward": round(training_forward, 4),
         "frame_age_p50_ms": round(age_p50_ms),
         "frame_age_p95_ms": round(age_p95_ms),
     }
