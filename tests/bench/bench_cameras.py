@@ -32,19 +32,19 @@ from redis import Redis
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.config import PROJECT_ROOT
 from services.adapters.kafka_writer import KafkaVideoWriter
+from services.messages.percentile import percentile
 from services.publisher.publish import send_source
-from tests.bench.bench_live import (
+from tests.bench.measure.live_service import (
     FrameCounter,
-    Heard,
-    Served,
+    LiveService,
+    TimedAnswer,
     ask,
-    family,
-    running,
-    served,
-    share,
+    live_service,
+    process_tree,
+    running_process,
     wait_live,
 )
-from tests.bench.report import Plot, keep, numbers, parser, table
+from tests.bench.measure.report import Plot, keep, numbers, parser, table
 
 NUM_DIALOGS = 4
 WORDS_S = 5.0
@@ -84,20 +84,20 @@ def publish(source: str, kafka: str, cameras: Sequence[str]) -> None:
         time.sleep(0.11)
 
 
-async def talk(url: str, cameras: Sequence[str], seconds: float) -> list[Heard]:
+async def talk(url: str, cameras: Sequence[str], seconds: float) -> list[TimedAnswer]:
     """Four people who ask again and again; RuntimeError when one is not answered."""
-    heard: list[Heard] = []
+    answers: list[TimedAnswer] = []
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         end_s = time.time() + seconds
         while time.time() < end_s:
-            heard += await asyncio.gather(*(ask(http, c, 50, tokens_per_second=WORDS_S) for c in cameras))
-    return heard
+            answers += await asyncio.gather(*(ask(http, c, 50, tokens_per_second=WORDS_S) for c in cameras))
+    return answers
 
 
 def cpu_s() -> dict[str, float]:
     """CPU seconds so far of all that this benchmark started, by what it is."""
     used: dict[str, float] = {}
-    for process in family(psutil.Process())[1:]:
+    for process in process_tree(psutil.Process())[1:]:
         with contextlib.suppress(psutil.Error):
             title = " ".join(process.cmdline())
             name = next((each for each in PARTS if each in title), "others").removeprefix("--")
@@ -121,14 +121,14 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
     return {name: after[name] - before.get(name, 0.0) for name in sorted(after)}
 
 
-def level(up: Served, cameras: Sequence[str], fps: float, seconds: float) -> dict[str, Any]:
+def level(up: LiveService, cameras: Sequence[str], fps: float, seconds: float) -> dict[str, Any]:
     """One row: so many cameras that are live already."""
     counter, store = FrameCounter(up.redis, cameras, fps), Redis.from_url(up.redis)
     try:
         used, dropped, began_s = cpu_s(), left_out(up.url), time.time()
         written: Any = store.info("stats")
         psutil.cpu_percent()  # from here on
-        heard = asyncio.run(talk(up.url, cameras[:NUM_DIALOGS], seconds))
+        answers = asyncio.run(talk(up.url, cameras[:NUM_DIALOGS], seconds))
         machine = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         ended_s, used = time.time(), difference(cpu_s(), used)
         dropped = difference(left_out(up.url), dropped)
@@ -137,23 +137,23 @@ def level(up: Served, cameras: Sequence[str], fps: float, seconds: float) -> dic
     finally:
         counter.stop()
     took_s = ended_s - began_s
-    ages = [age for each in heard for age in each.ages_ms]
-    first = [1000 * (each.arrived_s[0] - each.asked_s) for each in heard]
+    ages = [age for each in answers for age in each.ages_ms]
+    first = [1000 * (each.arrived_s[0] - each.asked_s) for each in answers]
     stored_mb = (taken["total_net_input_bytes"] - written["total_net_input_bytes"]) / 1e6
     return {
         "cameras": len(cameras),
         "frames/s": round(came / took_s, 1),
         "lost": lost,
-        "age p50 ms": round(share(ages, 0.5)),
-        "age p95 ms": round(share(ages, 0.95)),
+        "age p50 ms": round(percentile(ages, 0.5)),
+        "age p95 ms": round(percentile(ages, 0.95)),
         "age max ms": round(max(ages)),
-        "first word p95 ms": round(share(first, 0.95)),
+        "first word p95 ms": round(percentile(first, 0.95)),
         "words/s": round(len(ages) / took_s, 1),
         "machine cores": round(machine, 2),
         "cores": {name: round(seconds_ / took_s, 2) for name, seconds_ in used.items()},
         "dropped": {name: round(number) for name, number in dropped.items() if number},
         "Redis MB/s": round(stored_mb / took_s, 2),
-        "MB": round(sum(p.memory_full_info().pss for p in family(up.process)) / 2**20),
+        "MB": round(sum(p.memory_full_info().pss for p in process_tree(up.process)) / 2**20),
     }
 
 
@@ -177,12 +177,12 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         clip = film(folder, given.fps, (given.size[0], given.size[1]))
-        up = stack.enter_context(served())
+        up = stack.enter_context(live_service())
         cameras: list[str] = []
         for num in given.cameras:
             new = [f"camera-{number:03d}" for number in range(len(cameras), num)]
             words = [sys.executable, __file__, "--publish", str(clip), up.kafka, *new]
-            stack.enter_context(running(words, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL))
+            stack.enter_context(running_process(words, cwd=PROJECT_ROOT, stderr=subprocess.DEVNULL))
             cameras += new
             try:
                 wait_live(up.url, cameras)

@@ -29,9 +29,9 @@ from model.network.streamchat import StreamChat
 from model.network.vision import VisionTower
 from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.vision_encoder.vision_encoder import VisionEncoder
-from tests.bench.crowd import FPS
-from tests.bench.machine import median_s
-from tests.bench.report import Plot, keep, numbers, parser, setup, table
+from tests.bench.measure.loaded_engine import FPS
+from tests.bench.measure.machine import median_s
+from tests.bench.measure.report import Plot, keep, numbers, parser, setup, table
 
 VISION = {
     "tiny": preset("tiny").vision,

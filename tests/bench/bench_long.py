@@ -24,10 +24,10 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
-from tests.bench.crowd import FPS, Crowd
-from tests.bench.machine import seconds
-from tests.bench.report import Plot, keep, name_of, parser, setup, table
-from tests.bench.shapes import SHAPES, make_config, make_model, make_text
+from tests.bench.measure.loaded_engine import FPS, LoadedEngine
+from tests.bench.measure.machine import seconds
+from tests.bench.measure.report import Plot, keep, name_of, parser, setup, table
+from tests.bench.measure.shapes import SHAPES, make_config, make_model, make_text
 
 QUESTION, ANSWER = 12, 40  # tokens
 SILENT = 20  # frames that come between an answer and the next question
@@ -50,8 +50,8 @@ class Audience:
 
     def __init__(self, model: StreamChat, cameras: int, dialogs: int) -> None:
         window = model.config.max_position_embeddings
-        self.crowd = Crowd(model, cameras=cameras, dialogs=dialogs, prompt=window, answer=0)
-        self.engine, self.names = self.crowd.engine, self.crowd.names
+        self.loaded = LoadedEngine(model, cameras=cameras, dialogs=dialogs, prompt=window, answer=0)
+        self.engine, self.names = self.loaded.engine, self.loaded.names
         self.questions = [make_text(model, QUESTION, seed=number) for number in range(7)]
         self.num_asked = 0
         self.silent = {
@@ -62,7 +62,7 @@ class Audience:
         """A frame at every camera, questions that are due, one token for each dialog that is being answered."""
         device = self.engine.device
         minute.frames_s += [
-            seconds(lambda camera=camera: self.crowd.see(camera), device) for camera in self.crowd.cameras
+            seconds(lambda camera=camera: self.loaded.see(camera), device) for camera in self.loaded.cameras
         ]
         for name in self.names:
             if self.silent[name] > 0:
@@ -83,7 +83,7 @@ class Audience:
         if name in self.engine.dialogs:
             self.engine.start_turn(name, question)
             return
-        camera = self.crowd.cameras[self.names.index(name) % len(self.crowd.cameras)]
+        camera = self.loaded.cameras[self.names.index(name) % len(self.loaded.cameras)]
         self.engine.open_dialog(name, camera, question, DialogOptions(max_tokens=ANSWER))
 
     def answer(self, speaking: Sequence[str]) -> None:

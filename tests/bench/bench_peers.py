@@ -24,21 +24,21 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
-from tests.bench.crowd import FPS, Crowd
-from tests.bench.machine import seconds
-from tests.bench.peers import Llava, generate, hugging_face
-from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
-from tests.bench.shapes import make_config, make_frames, make_model, make_text, with_frames
+from tests.bench.measure.loaded_engine import FPS, LoadedEngine
+from tests.bench.measure.machine import seconds
+from tests.bench.measure.peers import Llava, generate, hugging_face
+from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.shapes import make_config, make_frames, make_model, make_text, with_frames
 
 PROMPT = 64  # tokens of the question
 PACES = (1, 5)  # tokens a frame: 5 and 25 a second at 5 FPS
 
 
-def answer(crowd: Crowd, name: str, prompt: list[int], num: int) -> list[int]:
+def answer(loaded: LoadedEngine, name: str, prompt: list[int], num: int) -> list[int]:
     """A question and its answer by our engine, with the camera's frames as they are."""
-    crowd.engine.open_dialog(name, crowd.cameras[0], prompt, DialogOptions(max_tokens=num))
-    made = [crowd.engine.step([name])[0].token_id for _ in range(num)]
-    crowd.engine.close_dialog(name)
+    loaded.engine.open_dialog(name, loaded.cameras[0], prompt, DialogOptions(max_tokens=num))
+    made = [loaded.engine.step([name])[0].token_id for _ in range(num)]
+    loaded.engine.close_dialog(name)
     return made
 
 
@@ -71,17 +71,17 @@ def against_generate(model: StreamChat, shape: str, num: int, rounds: int) -> di
     """Whole answers, the question's reading included, and what each further token costs."""
     peer, prompt = hugging_face(model), make_text(model, PROMPT)
     set_gates(model, 0.0)
-    crowd = Crowd(model, cameras=1, dialogs=1, prompt=PROMPT, answer=num)
-    equal = answer(crowd, "same", prompt, num) == generate(peer, prompt, num)
+    loaded = LoadedEngine(model, cameras=1, dialogs=1, prompt=PROMPT, answer=num)
+    equal = answer(loaded, "same", prompt, num) == generate(peer, prompt, num)
     set_gates(model, model.config.gate_init)
-    crowd = Crowd(model, cameras=1, dialogs=1, prompt=PROMPT, answer=num)
+    loaded = LoadedEngine(model, cameras=1, dialogs=1, prompt=PROMPT, answer=num)
     calls = [
-        lambda: answer(crowd, "long", prompt, num),
+        lambda: answer(loaded, "long", prompt, num),
         lambda: generate(peer, prompt, num),
-        lambda: answer(crowd, "short", prompt, 1),
+        lambda: answer(loaded, "short", prompt, 1),
         lambda: generate(peer, prompt, 1),
     ]
-    ours, theirs, first, their_first = in_turn(calls, crowd.engine.device, rounds)
+    ours, theirs, first, their_first = in_turn(calls, loaded.engine.device, rounds)
     decode = [(a - b) / (num - 1) for a, b in zip(ours, first, strict=True)]
     their_decode = [(a - b) / (num - 1) for a, b in zip(theirs, their_first, strict=True)]
     return {
@@ -117,20 +117,20 @@ def looking_again(model: StreamChat, shape: str, frames: int, rounds: int) -> li
     """Cost of a token when a new frame comes before every token, and before every fifth."""
     model = with_frames(model, frames)
     prompt, features = make_text(model, PROMPT), make_frames(model, frames)
-    crowd = Crowd(model, cameras=1, dialogs=1, prompt=PROMPT)
-    crowd.ask()
+    loaded = LoadedEngine(model, cameras=1, dialogs=1, prompt=PROMPT)
+    loaded.ask()
     llava = Llava(model, hugging_face(model), prompt)
     for frame in features:
         llava.see(frame)
-    calls = per_frame(lambda: crowd.see(crowd.cameras[0]), crowd.step, crowd.step)
+    calls = per_frame(lambda: loaded.see(loaded.cameras[0]), loaded.step, loaded.step)
     calls += per_frame(lambda: llava.see(features[0]), llava.look_again, llava.go_on)
 
     def naively() -> None:
         chain_of(model, features)
-        crowd.step()
+        loaded.step()
 
     calls += per_frame(lambda: None, naively, naively)
-    times = in_turn(calls, crowd.engine.device, rounds)
+    times = in_turn(calls, loaded.engine.device, rounds)
     rows: list[dict[str, Any]] = []
     for pace, ours, theirs, slow in zip(PACES, times[:2], times[2:4], times[4:], strict=True):
         row = {

@@ -21,10 +21,10 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.network.streamchat import StreamChat
-from tests.bench.crowd import Crowd
-from tests.bench.machine import limits, median_s, wait_for
-from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
-from tests.bench.shapes import SHAPES, decode_bytes, make_config, make_model
+from tests.bench.measure.loaded_engine import LoadedEngine
+from tests.bench.measure.machine import limits, median_s, wait_for
+from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.shapes import SHAPES, decode_bytes, make_config, make_model
 
 # What an operation belongs to, by a part of its name; the first that fits.
 KINDS = {
@@ -68,18 +68,18 @@ def kind(name: str) -> str:
     return "other operations"
 
 
-def where(crowd: Crowd, steps: int, step_s: float) -> list[dict[str, Any]]:
+def where(loaded: LoadedEngine, steps: int, step_s: float) -> list[dict[str, Any]]:
     """Shares of a step by groups of operations; what no operation accounts for is Python between them.
 
     The profiler slows what it watches, so its times are scaled to those of a step that nobody watches.
     """
-    cuda = crowd.engine.device.type == "cuda"
+    cuda = loaded.engine.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, acc_events=True) as seen:
         start = time.perf_counter()  # the profiler knows no other clock
         for _ in range(steps):
-            crowd.step()
-        wait_for(crowd.engine.device)
+            loaded.step()
+        wait_for(loaded.engine.device)
         watched_s = (time.perf_counter() - start) / steps
     times: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
@@ -100,12 +100,12 @@ def where(crowd: Crowd, steps: int, step_s: float) -> list[dict[str, Any]]:
     ]
 
 
-def floor(model: StreamChat, crowd: Crowd, dialogs: int, step_s: float) -> dict[str, Any]:
+def floor(model: StreamChat, loaded: LoadedEngine, dialogs: int, step_s: float) -> dict[str, Any]:
     """What a step must read and multiply, and how long this machine needs for that at least."""
     weights = decode_bytes(model)
-    read = weights + crowd.engine.frame_bytes + crowd.text_read_bytes
+    read = weights + loaded.engine.frame_bytes + loaded.text_read_bytes
     multiplied = 2 * dialogs * weights // next(model.language.parameters()).element_size()
-    device, dtype = crowd.engine.device, model.dtype
+    device, dtype = loaded.engine.device, model.dtype
     found = limits(device, dtype, read)
     fits = weights < 24 * 2**20 and device.type == "cpu"
     speed = found["bandwidth_at_step_gb_s"] if fits else found["bandwidth_memory_gb_s"]
@@ -139,13 +139,13 @@ def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     rounds = options.rounds or (5 if options.quick else 50)
     found: dict[int, Any] = {}
     for dialogs in options.dialogs:
-        crowd = Crowd(model, cameras=1, dialogs=dialogs)
-        crowd.ask()
-        crowd.step()
-        step_s = median_s(crowd.step, device, rounds)
+        loaded = LoadedEngine(model, cameras=1, dialogs=dialogs)
+        loaded.ask()
+        loaded.step()
+        step_s = median_s(loaded.step, device, rounds)
         found[dialogs] = {
-            "floor": floor(model, crowd, dialogs, step_s),
-            "parts": where(crowd, rounds, step_s),
+            "floor": floor(model, loaded, dialogs, step_s),
+            "parts": where(loaded, rounds, step_s),
         }
         table([found[dialogs]["floor"]])
         table(found[dialogs]["parts"])

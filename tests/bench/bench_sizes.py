@@ -34,7 +34,7 @@ from services.local.embedded_servers import Store, start_store
 from services.messages.video import VisualTokens
 from services.ports.frame_store import BEFORE_ALL
 from services.video.sampled_frame import SampledFrame, sample_frame
-from tests.bench.report import Plot, keep, parser, setup, table
+from tests.bench.measure.report import Plot, keep, parser, setup, table
 from tests.services.h264 import encoded
 
 DIALOG_TOKENS = 2048  # of a dialog: its question, what it says, turns before

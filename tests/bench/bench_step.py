@@ -20,10 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.network.streamchat import StreamChat
-from tests.bench.crowd import FPS, Crowd
-from tests.bench.machine import median_s, seconds
-from tests.bench.report import Plot, keep, name_of, numbers, parser, setup, table
-from tests.bench.shapes import SHAPES, make_config, make_model, with_frames
+from tests.bench.measure.loaded_engine import FPS, LoadedEngine
+from tests.bench.measure.machine import median_s, seconds
+from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.shapes import SHAPES, make_config, make_model, with_frames
 
 MANY_CAMERAS = 64  # dialogs when cameras are counted
 
@@ -37,21 +37,21 @@ class Case:
     frames: int
 
 
-def interleaved(crowds: Sequence[Crowd], steps: int, rounds: int) -> list[float]:
-    """Median seconds of a step of each crowd: they take turns, so that a busy moment falls on all alike."""
-    device = crowds[0].engine.device
-    for crowd in crowds:
-        crowd.ask()
+def interleaved(loaded_engines: Sequence[LoadedEngine], steps: int, rounds: int) -> list[float]:
+    """Median seconds of a step of each engine. They take turns, so that other load on the machine hits all alike."""
+    device = loaded_engines[0].engine.device
+    for loaded in loaded_engines:
+        loaded.ask()
         for _ in range(3):
-            crowd.step()
-    times: list[list[float]] = [[] for _ in crowds]
+            loaded.step()
+    times: list[list[float]] = [[] for _ in loaded_engines]
     for _ in range(rounds):
-        for found, crowd in zip(times, crowds, strict=True):
-            found += [seconds(crowd.step, device) for _ in range(steps)]
+        for found, loaded in zip(times, loaded_engines, strict=True):
+            found += [seconds(loaded.step, device) for _ in range(steps)]
     return [statistics.median(found) for found in times]
 
 
-def row(case: Case, crowd: Crowd, step_s: float) -> dict[str, Any]:
+def row(case: Case, loaded: LoadedEngine, step_s: float) -> dict[str, Any]:
     """A line of the table."""
     return {
         "dialogs": case.dialogs,
@@ -59,30 +59,32 @@ def row(case: Case, crowd: Crowd, step_s: float) -> dict[str, Any]:
         "frames": case.frames,
         "ms/step": round(step_s * 1e3, 3),
         "tokens/s": round(case.dialogs / step_s, 1),
-        "visual MB": round(crowd.engine.frame_bytes / 1e6, 3),
-        "text MB/dialog": round(crowd.engine.text_bytes / max(case.dialogs, 1) / 1e6, 3),
+        "visual MB": round(loaded.engine.frame_bytes / 1e6, 3),
+        "text MB/dialog": round(loaded.engine.text_bytes / max(case.dialogs, 1) / 1e6, 3),
     }
 
 
 def sweep(model: StreamChat, cases: Sequence[Case], steps: int, rounds: int) -> list[dict[str, Any]]:
     """All points of one sweep, on the same weights."""
-    crowds = [Crowd(with_frames(model, c.frames), cameras=c.cameras, dialogs=c.dialogs) for c in cases]
-    times = interleaved(crowds, steps, rounds)
-    return [row(*each) for each in zip(cases, crowds, times, strict=True)]
+    loaded_engines = [
+        LoadedEngine(with_frames(model, c.frames), cameras=c.cameras, dialogs=c.dialogs) for c in cases
+    ]
+    times = interleaved(loaded_engines, steps, rounds)
+    return [row(*each) for each in zip(cases, loaded_engines, times, strict=True)]
 
 
 def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: int) -> dict[str, Any]:
     """Time between tokens with frames arriving at 5 FPS a camera, and without, in turn."""
-    crowd = Crowd(model, cameras=cameras, dialogs=dialogs, answer=2048)
-    crowd.speak(span_s / 4, FPS)
-    frame_s = median_s(crowd.see_all, crowd.engine.device, rounds) / cameras
+    loaded = LoadedEngine(model, cameras=cameras, dialogs=dialogs, answer=2048)
+    loaded.speak(span_s / 4, FPS)
+    frame_s = median_s(loaded.see_all, loaded.engine.device, rounds) / cameras
     found: dict[float, list[float]] = {0.0: [], FPS: []}
     waits: list[float] = []
     for number in range(rounds * 2):
         rate = (0.0, FPS)[(number + number // 2) % 2]  # without, with, with, without, ...
-        flow = crowd.speak(span_s, rate)
-        found[rate] += flow.gaps_s
-        waits += flow.waits_s
+        times = loaded.speak(span_s, rate)
+        found[rate] += times.gaps_s
+        waits += times.waits_s
     without, with_frames = (torch.tensor(found[rate], dtype=torch.float64) * 1e3 for rate in (0.0, FPS))
     p99 = [float(times.quantile(0.99)) for times in (without, with_frames)]
     return {

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.checkpoint.folder import save_folder
 from model.config import preset
 from model.network.streamchat import StreamChat
-from tests.bench.report import Plot, keep, numbers, parser, setup, table
+from tests.bench.measure.report import Plot, keep, numbers, parser, setup, table
 from tests.training.worker_pool import WorkerPool
 from training.data.row_micro_batches import write_row_table
 from training.live_world.smoke_clips import question_rows

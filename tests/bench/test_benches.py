@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.bench import bench_encode, bench_long, bench_peers, bench_profile, bench_sizes, bench_step
-from tests.bench.machine import arithmetic, bandwidth
-from tests.bench.peers import generate, hugging_face
-from tests.bench.shapes import decode_bytes, make_config, make_model, make_text, with_frames
+from tests.bench.measure.machine import arithmetic, bandwidth
+from tests.bench.measure.peers import generate, hugging_face
+from tests.bench.measure.shapes import decode_bytes, make_config, make_model, make_text, with_frames
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from services.processes.child_processes import end_process, spawn
 from services.processes.polling import wait_until
 from tests.helm.cluster import PATIENCE_S, cluster
 from tests.helm.rendered_chart import CASES, Object, Rendered, render
-from tests.live.live_stack import asking, look_at, tokens_of
+from tests.live.clients.live_stack import camera_part, question_about, tokens_of
 from tests.secured_servers import SecuredServers
 from tests.services.h264 import clip_file
 
@@ -170,7 +170,7 @@ def test_a_published_camera_is_talked_about(service: Service, tmp_path: Path) ->
         stream = client.chat.completions.create(
             model="streamchat-tiny",
             stream=True,
-            messages=asking(look_at("front-door")),
+            messages=question_about(camera_part("front-door")),
             max_completion_tokens=12,
         )
         tokens = [token for chunk in stream for token in tokens_of(chunk)]

@@ -10,10 +10,10 @@ import pytest
 
 from services.local.background_command import BackgroundCommand
 from services.local.embedded_servers import HOST, free_port
-from tests.live.bystander import Bystander
-from tests.live.deaf_client import deaf_to_pictures
-from tests.live.kafka_camera import DeadLetters
-from tests.live.live_stack import MAX_DIALOGS, LiveStack
+from tests.live.clients.continuous_client import ContinuousClient
+from tests.live.clients.kafka_camera import DeadLetters
+from tests.live.clients.live_stack import MAX_DIALOGS, LiveStack
+from tests.live.clients.stalled_client import stalled_pictures
 from tests.random_folder import make_random_folder
 from tests.services.h264 import clip_file
 
@@ -54,16 +54,16 @@ def live(up: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
 
 
 @pytest.fixture(scope="session")
-def talker(live: LiveStack) -> Iterator[Bystander]:
+def talker(live: LiveStack) -> Iterator[ContinuousClient]:
     """Somebody who talks with the yard all the while, beside others who do not listen."""
-    with deaf_to_pictures(live), deaf_to_pictures(live):
-        talker = Bystander(live, "yard")
+    with stalled_pictures(live), stalled_pictures(live):
+        talker = ContinuousClient(live, "yard")
         yield talker
         talker.close()
 
 
 @pytest.fixture
-def undisturbed(talker: Bystander) -> Iterator[None]:
+def undisturbed(talker: ContinuousClient) -> Iterator[None]:
     """Whatever the test does, the one at the yard hears no break and sees ever newer frames."""
     with talker.undisturbed():
         yield

@@ -14,8 +14,15 @@ import pytest
 from confluent_kafka import Producer
 
 from services.messages.video import VideoPacket
-from tests.live.kafka_camera import SILENT, DeadLetters, KafkaCamera, send, waiting_packets
-from tests.live.live_stack import MODEL, PATIENCE_S, LiveStack, asking, look_at, until
+from tests.live.clients.kafka_camera import SILENT, DeadLetters, KafkaCamera, send, waiting_packets
+from tests.live.clients.live_stack import (
+    MODEL,
+    PATIENCE_S,
+    LiveStack,
+    camera_part,
+    eventually,
+    question_about,
+)
 from tests.services.h264 import mjpeg_bomb
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("undisturbed")]
@@ -70,7 +77,7 @@ def test_a_camera_with_a_truncated_packet_goes_on_with_the_next_keyframe(
     with KafkaCamera(live.kafka, "shaky", change=change):
         assert "cannot be decoded" in dead_letters.reason("shaky", PATIENCE_S)
         over_s = time.time()
-        until(lambda: live.cameras()["shaky"]["newest_captured_s"] > over_s, "it did not go on")
+        eventually(lambda: live.cameras()["shaky"]["newest_captured_s"] > over_s, "it did not go on")
 
 
 def test_a_camera_without_a_frame_is_no_unknown_one(live: LiveStack) -> None:
@@ -79,13 +86,15 @@ def test_a_camera_without_a_frame_is_no_unknown_one(live: LiveStack) -> None:
 
     def refusal() -> str | None:
         with live.client() as client, pytest.raises(openai.APIStatusError) as caught:
-            client.chat.completions.create(model=MODEL, messages=asking(look_at("blind")), max_tokens=5)
+            client.chat.completions.create(
+                model=MODEL, messages=question_about(camera_part("blind")), max_tokens=5
+            )
         refusals.append(caught.value)
         return caught.value.code
 
     refusals: list[openai.APIStatusError] = []
     with KafkaCamera(live.kafka, "blind", change=never_whole):
-        until(lambda: refusal() == "no_frame", "it stayed unknown")
+        eventually(lambda: refusal() == "no_frame", "it stayed unknown")
         assert isinstance(refusals[-1], openai.ConflictError)
         assert {one.code for one in refusals} <= {"unknown_camera", "no_frame"}
         picture = httpx.get(f"{live.url}/v1/cameras/blind/frame.jpg", timeout=PATIENCE_S, trust_env=False)

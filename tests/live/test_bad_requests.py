@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live.live_stack import MODEL, PATIENCE_S, LiveStack, asking, look_at
+from tests.live.clients.live_stack import MODEL, PATIENCE_S, LiveStack, camera_part, question_about
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("undisturbed")]
 
-DOOR = asking(look_at("door"))
+DOOR = question_about(camera_part("door"))
 AUDIO = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
 URL = "messages[0].content[0].video_url.url"
 
@@ -34,14 +34,19 @@ def options(**ours: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("request_", "status", "code", "param"),
     [
-        ({"messages": asking(look_at("nowhere"))}, 404, "unknown_camera", URL),
-        ({"messages": asking(look_at("clip-of-another"))}, 404, "unknown_camera", URL),
-        ({"messages": asking(look_at("x" * 5000))}, 404, "unknown_camera", URL),
-        ({"messages": asking(look_at("door"), "  \n")}, 400, "empty_question", "messages"),
+        ({"messages": question_about(camera_part("nowhere"))}, 404, "unknown_camera", URL),
+        ({"messages": question_about(camera_part("clip-of-another"))}, 404, "unknown_camera", URL),
+        ({"messages": question_about(camera_part("x" * 5000))}, 404, "unknown_camera", URL),
+        ({"messages": question_about(camera_part("door"), "  \n")}, 400, "empty_question", "messages"),
         ({"messages": []}, 400, "invalid_option", "messages"),
-        ({"messages": asking(look_at("door"), "why? " * 20_000)}, 400, "prompt_too_long", "messages"),
-        ({"messages": asking(look_at("door"), "zq? " * 3_000)}, 400, "prompt_too_long", None),
-        ({"messages": asking(AUDIO)}, 400, "unknown_content_part", "messages[0].content[0]"),
+        (
+            {"messages": question_about(camera_part("door"), "why? " * 20_000)},
+            400,
+            "prompt_too_long",
+            "messages",
+        ),
+        ({"messages": question_about(camera_part("door"), "zq? " * 3_000)}, 400, "prompt_too_long", None),
+        ({"messages": question_about(AUDIO)}, 400, "unknown_content_part", "messages[0].content[0]"),
         ({"temperature": "hot"}, 400, "invalid_option", "temperature"),
         ({"max_tokens": "ten"}, 400, "invalid_option", "max_tokens"),
         ({"max_tokens": 10**9}, 400, "invalid_option", "max_tokens"),

@@ -12,7 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.live.live_stack import MODEL, LiveStack, asking, tokens_of
+from tests.live.clients.live_stack import MODEL, LiveStack, question_about, tokens_of
 from tests.services.h264 import clip, picture
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.usefixtures("undisturbed")]
@@ -55,7 +55,7 @@ def test_a_picture_is_answered(live: LiveStack, kind: str) -> None:
     uri = data_uri(as_picture(kind, Image.fromarray(picture(3))), f"image/{kind.lower()}")
     with live.client() as client:
         answer = client.chat.completions.create(
-            model=MODEL, messages=asking(part("image", uri)), max_tokens=5
+            model=MODEL, messages=question_about(part("image", uri)), max_tokens=5
         )
     assert answer.choices[0].message.content
     assert len({token["frame_id"] for token in tokens_of(answer)}) == 1
@@ -66,7 +66,7 @@ def test_a_clip_is_answered_from_its_end(live: LiveStack) -> None:
     uri = data_uri(clip(45), "video/mp4")
     with live.client() as client:
         stream = client.chat.completions.create(
-            model=MODEL, messages=asking(part("video", uri)), max_tokens=5, stream=True
+            model=MODEL, messages=question_about(part("video", uri)), max_tokens=5, stream=True
         )
         tokens = [token for chunk in stream for token in tokens_of(chunk)]
         known = live.cameras()
@@ -99,7 +99,7 @@ def test_a_clip_is_answered_from_its_end(live: LiveStack) -> None:
 )
 def test_what_cannot_be_looked_at_is_told(live: LiveStack, kind: str, url: str, code: str) -> None:
     with live.client() as client, pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=MODEL, messages=asking(part(kind, url)), max_tokens=5)
+        client.chat.completions.create(model=MODEL, messages=question_about(part(kind, url)), max_tokens=5)
     assert caught.value.code == code
     assert caught.value.param == f"messages[0].content[0].{kind}_url.url"
 
@@ -107,5 +107,5 @@ def test_what_cannot_be_looked_at_is_told(live: LiveStack, kind: str, url: str, 
 def test_a_body_that_is_too_large_is_refused(live: LiveStack) -> None:
     uri = data_uri(bytes(25 * 2**20), "video/mp4")
     with live.client() as client, pytest.raises(openai.APIStatusError) as caught:
-        client.chat.completions.create(model=MODEL, messages=asking(part("video", uri)), max_tokens=5)
+        client.chat.completions.create(model=MODEL, messages=question_about(part("video", uri)), max_tokens=5)
     assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")

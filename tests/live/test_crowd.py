@@ -9,18 +9,18 @@ from contextlib import ExitStack
 import openai
 import pytest
 
-from tests.live.bystander import Bystander
-from tests.live.deaf_client import deaf_to_an_answer
-from tests.live.live_stack import (
+from tests.live.clients.continuous_client import ContinuousClient
+from tests.live.clients.live_stack import (
     MAX_DIALOGS,
     MODEL,
     PATIENCE_S,
     LiveStack,
-    asking,
-    look_at,
+    camera_part,
+    eventually,
+    question_about,
     tokens_of,
-    until,
 )
+from tests.live.clients.stalled_client import stalled_answer
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -30,12 +30,12 @@ MAX_GAP_S = 8.0  # of the one who speaks, when all of them come at once and this
 
 
 @pytest.fixture(scope="module", autouse=True)
-def deaf(live: LiveStack, talker: Bystander) -> Iterator[None]:
+def deaf(live: LiveStack, talker: ContinuousClient) -> Iterator[None]:
     """Some ask for answers and do not listen; their connections stay open. The one at the yard talks on."""
     talker.ask_again()
     with talker.undisturbed(MAX_GAP_S), ExitStack() as ending:
         for _ in range(NUM_DEAF):
-            ending.enter_context(deaf_to_an_answer(live, "door", num_tokens=200))
+            ending.enter_context(stalled_answer(live, "door", num_tokens=200))
         yield
 
 
@@ -51,7 +51,7 @@ async def test_of_a_crowd_those_who_fit_are_answered_and_the_others_know_when_to
             try:
                 stream = await client.chat.completions.create(
                     model=MODEL,
-                    messages=asking(look_at("door")),
+                    messages=question_about(camera_part("door")),
                     max_tokens=num_tokens,
                     stream=True,
                     extra_body={"streamchat": {"tokens_per_second": 5}},
@@ -73,8 +73,8 @@ async def test_of_a_crowd_those_who_fit_are_answered_and_the_others_know_when_to
 
 def test_those_who_do_not_listen_keep_no_place(live: LiveStack) -> None:
     running = "streamchat_requests_running"
-    until(lambda: live.metric(running) <= 1, "their dialogs go on")  # the talker's own may
+    eventually(lambda: live.metric(running) <= 1, "their dialogs go on")  # the talker's own may
 
 
 def test_those_who_do_not_take_their_pictures_are_cut_off(live: LiveStack) -> None:
-    until(lambda: live.metric("streamchat_picture_viewers") == 0, "they are still served")
+    eventually(lambda: live.metric("streamchat_picture_viewers") == 0, "they are still served")

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.live.kafka_camera import KafkaCamera
-from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of, until
+from tests.live.clients.kafka_camera import KafkaCamera
+from tests.live.clients.live_stack import (
+    MODEL,
+    LiveStack,
+    camera_part,
+    eventually,
+    in_order,
+    question_about,
+    tokens_of,
+)
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -17,11 +25,13 @@ def test_a_new_camera_on_a_new_topic_appears_by_itself_and_is_talked_about(live:
         live.wait_for_frames("porch")
         answer = client.chat.completions.create(
             model=MODEL,
-            messages=asking(look_at("porch")),
+            messages=question_about(camera_part("porch")),
             max_tokens=20,
             extra_body={"streamchat": {"tokens_per_second": 10}},
         )
-        until(lambda: live.cameras()["porch"]["fps"] == pytest.approx(5, abs=0.5), "not five frames a second")
+        eventually(
+            lambda: live.cameras()["porch"]["fps"] == pytest.approx(5, abs=0.5), "not five frames a second"
+        )
     ids = [token["frame_id"] for token in tokens_of(answer)]
     assert in_order(ids)
     assert len(set(ids)) >= 4

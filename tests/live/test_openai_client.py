@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from services.ports.frame_store import parse_frame_id
-from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of
+from tests.live.clients.live_stack import MODEL, LiveStack, camera_part, in_order, question_about, tokens_of
 
 pytestmark = pytest.mark.timeout(400)  # the first test here starts everything
 
@@ -19,7 +19,7 @@ def speak(live: LiveStack, camera: str, num_tokens: int, **options: Any) -> list
     with live.client() as client:
         stream = client.chat.completions.create(
             model=MODEL,
-            messages=asking(look_at(camera)),
+            messages=question_about(camera_part(camera)),
             max_tokens=num_tokens,
             stream=True,
             extra_body={"streamchat": options},
@@ -32,7 +32,7 @@ def test_a_whole_answer(live: LiveStack) -> None:
     with live.client() as client:
         assert [model.id for model in client.models.list()] == [MODEL]
         answer = client.chat.completions.create(
-            model=MODEL, messages=asking(look_at("door")), max_tokens=20, seed=1
+            model=MODEL, messages=question_about(camera_part("door")), max_tokens=20, seed=1
         )
     tokens = tokens_of(answer)
     assert answer.choices[0].finish_reason == "length"
@@ -51,7 +51,7 @@ def test_a_streamed_answer_comes_word_by_word(live: LiveStack) -> None:
     with live.client() as client:
         stream = client.chat.completions.create(
             model=MODEL,
-            messages=asking(look_at("door")),
+            messages=question_about(camera_part("door")),
             max_tokens=20,
             stream=True,
             stream_options={"include_usage": True},
@@ -109,14 +109,14 @@ def test_refusals_are_openais_exceptions(live: LiveStack) -> None:
     with live.client() as client:
         ask = client.chat.completions.create
         with pytest.raises(openai.NotFoundError) as caught:
-            ask(model=MODEL, messages=asking(look_at("nowhere")))
+            ask(model=MODEL, messages=question_about(camera_part("nowhere")))
         assert caught.value.code == "unknown_camera"
         assert caught.value.param == "messages[0].content[0].video_url.url"
         with pytest.raises(openai.NotFoundError) as caught:
-            ask(model="gpt-4o", messages=asking(look_at("door")))
+            ask(model="gpt-4o", messages=question_about(camera_part("door")))
         assert caught.value.code == "model_not_found"
         with pytest.raises(openai.BadRequestError) as malformed:
-            ask(model=MODEL, messages=asking(look_at("door")), temperature=9)
+            ask(model=MODEL, messages=question_about(camera_part("door")), temperature=9)
         assert malformed.value.param == "temperature"
         with pytest.raises(openai.BadRequestError) as malformed:
             ask(model=MODEL, messages=[{"role": "user", "content": "What is happening?"}])

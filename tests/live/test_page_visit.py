@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from model.config import PROJECT_ROOT
-from tests.live.live_stack import QUESTION, LiveStack, in_order, until
+from tests.live.clients.live_stack import QUESTION, LiveStack, eventually, in_order
 from tests.services.page_driver import (
     ANSWERED,
     COUNT_WORDS,
@@ -35,7 +35,7 @@ def see_them_move(page: Page, *cameras: str) -> None:
                 shown[camera].add(frame_id)
         return all(len(frame_ids) >= 3 for frame_ids in shown.values())
 
-    until(moved, f"the cameras do not move: {shown}")
+    eventually(moved, f"the cameras do not move: {shown}")
 
 
 def test_a_visit(live: LiveStack) -> None:

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 
-from tests.live.live_stack import MODEL, PATIENCE_S, QUESTION, LiveStack, in_order, tokens_of
+from tests.live.clients.live_stack import MODEL, PATIENCE_S, QUESTION, LiveStack, in_order, tokens_of
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.live.live_stack import LiveStack
+from tests.live.clients.live_stack import LiveStack
 from training.evaluation.streaming_eval import main
 from training.live_world.world import TEST_SEEDS
 from training.live_world.write_clips import write_clips

@@ -19,8 +19,8 @@ import pytest
 from model.checkpoint.folder import load_model
 from services.local.embedded_servers import HOST
 from tests.helm.queries import Asked, of_panels
-from tests.live.live_stack import until
-from tests.live.scraper import Scraper, check_picture
+from tests.live.clients.live_stack import eventually
+from tests.live.clients.prometheus_server import PrometheusServer, check_picture
 from tests.runs.submitted_job import SubmittedJob
 from tests.runs.training_job import TrainingJob
 
@@ -37,7 +37,7 @@ class Watched:
 
     job: TrainingJob
     follower: psutil.Process
-    scraper: Scraper
+    prometheus: PrometheusServer
     before: tuple[float, float]  # done, and tokens, when it stood still for the first time
     first: int
     second: int
@@ -50,20 +50,20 @@ def watched(undisturbed: SubmittedJob, tmp_path_factory: pytest.TempPathFactory)
         environment.setenv("RAY_metrics_report_interval_ms", "1000")
         out = tmp_path_factory.mktemp("killed") / "out"
         job = TrainingJob(out, "--workers", "2", *undisturbed.options)
-    scraper = Scraper(tmp_path_factory.mktemp("prometheus"))
+    prometheus = PrometheusServer(tmp_path_factory.mktemp("prometheus"))
     try:
         job.wait_for_step(1)
         (follower := job.follower()).suspend()
-        until(lambda: bool(telling(job)), "no agent of the training's Ray tells its metrics")
-        scraper.scrape(telling(job)[0])
-        until(lambda: bool(scraper.values(DONE) and scraper.values(TOKENS)), "nothing is told")
-        before = scraper.values(DONE)[0], scraper.values(TOKENS)[0]
+        eventually(lambda: bool(telling(job)), "no agent of the training's Ray tells its metrics")
+        prometheus.scrape(telling(job)[0])
+        eventually(lambda: bool(prometheus.values(DONE) and prometheus.values(TOKENS)), "nothing is told")
+        before = prometheus.values(DONE)[0], prometheus.values(TOKENS)[0]
         follower.resume()
         job.wait_for_step(first)
         follower.suspend()
-        yield Watched(job, follower, scraper, before, first, second)
+        yield Watched(job, follower, prometheus, before, first, second)
     finally:
-        scraper.close()
+        prometheus.close()
         if job.process.poll() is None:
             job.kill_everything()
 
@@ -91,17 +91,17 @@ def page(address: str) -> str:
 
 def test_a_run_goes_on_and_is_told(watched: Watched) -> None:
     done, tokens = watched.before
-    until(lambda: watched.scraper.values(DONE)[0] > done, "the run stands still")
-    until(lambda: watched.scraper.values(TOKENS)[0] > tokens, "no tokens are told")
+    eventually(lambda: watched.prometheus.values(DONE)[0] > done, "the run stands still")
+    eventually(lambda: watched.prometheus.values(TOKENS)[0] > tokens, "no tokens are told")
 
 
 @pytest.mark.parametrize("asked", QUERIES)
 def test_every_query_returns_data(watched: Watched, asked: Asked) -> None:
-    until(lambda: bool(watched.scraper.values(asked.expr)), f"nothing comes of {asked.expr}")
+    eventually(lambda: bool(watched.prometheus.values(asked.expr)), f"nothing comes of {asked.expr}")
 
 
 def test_picture_of_the_dashboard(watched: Watched, tmp_path: Path) -> None:
-    check_picture("training", watched.scraper, tmp_path / "training.png")
+    check_picture("training", watched.prometheus, tmp_path / "training.png")
 
 
 def test_killed_workers_and_a_killed_job_leave_no_trace_in_the_curve(
@@ -109,7 +109,7 @@ def test_killed_workers_and_a_killed_job_leave_no_trace_in_the_curve(
 ) -> None:
     job, first, second = watched.job, watched.first, watched.second
     watched.follower.resume()
-    until(job.has_checkpoint, "no checkpoint after three steps")
+    eventually(job.has_checkpoint, "no checkpoint after three steps")
     stops = [job.log()[-1]["step"]]
     watched.follower.send_signal(signal.SIGKILL)
     job.wait_for_step(second, beyond=len(job.log()))

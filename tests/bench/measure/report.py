@@ -11,13 +11,13 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-from tests.bench.machine import choose_clock, describe, device_of
+from tests.bench.measure.machine import choose_clock, describe, device_of
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -14,7 +14,7 @@ from helm.boards import pictures
 from services.local.embedded_servers import HOST, free_port
 from services.processes.child_processes import end_process, spawn
 from tests.helm.queries import dashboards, panels
-from tests.live.live_stack import until
+from tests.live.clients.live_stack import eventually
 from tests.prometheus import PROMETHEUS
 
 WITHOUT_RAYS_PREFIX = {  # as docs/metrics.md tells it
@@ -25,7 +25,7 @@ WITHOUT_RAYS_PREFIX = {  # as docs/metrics.md tells it
 }
 
 
-class Scraper:
+class PrometheusServer:
     """Debian's Prometheus; `scrape` adds targets (HOST:PORT)."""
 
     def __init__(self, folder: Path) -> None:
@@ -53,12 +53,12 @@ class Scraper:
         words = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
         with self._said.open("wb") as said:
             self._process = spawn(words, output=said)
-        until(self._ready, "Prometheus does not start")
+        eventually(self._ready, "Prometheus does not start")
 
     def scrape(self, *targets: str) -> None:
         """From now on these, and wait until each has been scraped."""
         self._targets.write_text(json.dumps([{"targets": [target]} for target in targets]))
-        until(lambda: self.values("sum(up)") == [len(targets)], f"not all of {targets} are scraped")
+        eventually(lambda: self.values("sum(up)") == [len(targets)], f"not all of {targets} are scraped")
 
     def values(self, query: str) -> list[float]:
         """The query's values now; those that are no numbers left out."""
@@ -80,7 +80,7 @@ class Scraper:
             return False
 
 
-def check_picture(name: str, scraper: Scraper, path: Path) -> None:
+def check_picture(name: str, scraper: PrometheusServer, path: Path) -> None:
     """Draw a dashboard; each of its panels must show something."""
     board = dashboards()[name]
     figure = pictures.drawn(board, scraper.url, 60.0)

@@ -11,7 +11,15 @@ from itertools import pairwise
 
 import openai
 
-from tests.live.live_stack import MODEL, LiveStack, asking, in_order, look_at, tokens_of, until
+from tests.live.clients.live_stack import (
+    MODEL,
+    LiveStack,
+    camera_part,
+    eventually,
+    in_order,
+    question_about,
+    tokens_of,
+)
 
 TOKENS_PER_S = 10.0
 MAX_GAP_S = 3.0  # between two tokens: thirty times the pace, for machines with other work
@@ -27,7 +35,7 @@ class Heard:
     frame_id: str
 
 
-class Bystander:
+class ContinuousClient:
     """Asks, listens to the end, asks again; from a thread, until closed."""
 
     def __init__(self, live: LiveStack, camera: str) -> None:
@@ -37,7 +45,7 @@ class Bystander:
         self._ended, self._again = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._talk, name="bystander", daemon=True)
         self._thread.start()
-        until(lambda: bool(self.heard or self.problems), "the bystander hears nothing")
+        eventually(lambda: bool(self.heard or self.problems), "the bystander hears nothing")
 
     @contextmanager
     def undisturbed(self, max_gap_s: float = MAX_GAP_S) -> Generator[None]:
@@ -45,7 +53,7 @@ class Bystander:
         began = len(self.heard)
         yield
         over_s = time.time()
-        until(lambda: bool(self.problems) or self.heard[-1].captured_s > over_s, "no new frame came")
+        eventually(lambda: bool(self.problems) or self.heard[-1].captured_s > over_s, "no new frame came")
         assert self.problems == []
         heard = self.heard[max(0, began - 1) :]
         assert in_order([token.frame_id for token in heard])
@@ -58,7 +66,9 @@ class Bystander:
         """Begin a new answer, which lasts for a while: one who asks while a crowd is there may be refused."""
         self._again.set()
         began = len(self.heard)
-        until(lambda: not self._again.is_set() and len(self.heard) > began, "the bystander hears nothing")
+        eventually(
+            lambda: not self._again.is_set() and len(self.heard) > began, "the bystander hears nothing"
+        )
 
     def close(self) -> None:
         """Stop listening."""
@@ -77,7 +87,7 @@ class Bystander:
     def _listen(self, client: openai.OpenAI) -> None:
         self._again.clear()
         options = {"streamchat": {"tokens_per_second": TOKENS_PER_S}}
-        messages = asking(look_at(self._camera))
+        messages = question_about(camera_part(self._camera))
         with client.chat.completions.create(
             model=MODEL, messages=messages, stream=True, max_tokens=1000, extra_body=options
         ) as stream:

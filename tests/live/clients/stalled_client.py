@@ -6,18 +6,23 @@ import json
 import socket
 from urllib.parse import urlsplit
 
-from tests.live.live_stack import MODEL, PATIENCE_S, LiveStack, asking, look_at
+from tests.live.clients.live_stack import MODEL, PATIENCE_S, LiveStack, camera_part, question_about
 
 
-def deaf_to_an_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socket.socket:
+def stalled_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socket.socket:
     """Deaf to an answer about the camera."""
-    question = {"model": MODEL, "messages": asking(look_at(camera)), "max_tokens": num_tokens, "stream": True}
+    question = {
+        "model": MODEL,
+        "messages": question_about(camera_part(camera)),
+        "max_tokens": num_tokens,
+        "stream": True,
+    }
     body = json.dumps(question)
     headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
     return _ask(live, "POST /v1/chat/completions", f"{headers}\r\n\r\n{body}")
 
 
-def deaf_to_pictures(live: LiveStack) -> socket.socket:
+def stalled_pictures(live: LiveStack) -> socket.socket:
     """Deaf to the pictures of all cameras, which never end."""
     return _ask(live, "GET /v1/pictures", "\r\n")
 

@@ -53,20 +53,20 @@ class LiveStack:
                 for camera in cameras
             )
 
-        until(there, f"no frames of {cameras}: {self.cameras()}")
+        eventually(there, f"no frames of {cameras}: {self.cameras()}")
 
 
-def until(condition: Callable[[], bool], otherwise: str) -> None:
+def eventually(condition: Callable[[], bool], otherwise: str) -> None:
     """Wait for something to become true; what it was is in the failure."""
     assert wait_until(condition, PATIENCE_S, every_s=0.1), otherwise
 
 
-def look_at(camera: str) -> dict[str, Any]:
+def camera_part(camera: str) -> dict[str, Any]:
     """The content part that names a camera."""
     return {"type": "video_url", "video_url": {"url": f"camera://{camera}"}}
 
 
-def asking(part: dict[str, Any], text: str = QUESTION) -> list[Any]:
+def question_about(part: dict[str, Any], text: str = QUESTION) -> list[Any]:
     """A question about what the part shows."""
     return [{"role": "user", "content": [part, {"type": "text", "text": text}]}]
 

@@ -9,15 +9,15 @@ from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.engine.pages import camera_bytes, token_bytes
 from model.network.streamchat import StreamChat
-from tests.bench.machine import now
-from tests.bench.shapes import make_frames, make_text
+from tests.bench.measure.machine import now
+from tests.bench.measure.shapes import make_frames, make_text
 
 FPS = 5.0
 PAGE = 64  # tokens of text in a page
 
 
 @dataclass(slots=True)
-class Flow:
+class DecodeTimes:
     """What was seen of a while of speaking."""
 
     gaps_s: list[float] = field(default_factory=list[float])  # between tokens
@@ -26,7 +26,7 @@ class Flow:
     )  # from a frame's arrival to the first word after it
 
 
-class Crowd:
+class LoadedEngine:
     """`dialogs` spread evenly over `cameras` whose rings are full; each step makes one token for every dialog."""
 
     def __init__(
@@ -87,10 +87,10 @@ class Crowd:
         self.engine.step(self.names)
         self.num_steps += 1
 
-    def speak(self, seconds: float, frames_per_second: float) -> Flow:
+    def speak(self, seconds: float, frames_per_second: float) -> DecodeTimes:
         """Ask, then speak flat out, with frames that come at this rate at every camera (0: none)."""
         self.ask()
-        flow = Flow()
+        times = DecodeTimes()
         begin = last = time.perf_counter()
         before = now()
         share = 1 / max(frames_per_second * len(self.cameras), 1e-9)
@@ -104,11 +104,11 @@ class Crowd:
             self.engine.run_background(0.5 * self.engine.step_s)
             made = self.engine.step(self.names)
             self.num_steps += 1
-            flow.gaps_s.append(now() - before)
+            times.gaps_s.append(now() - before)
             before, last = now(), time.perf_counter()
             seen = {token.frame_id for token in made}
-            flow.waits_s += [last - arrived.pop(frame) for frame in seen if frame in arrived]
-        return flow
+            times.waits_s += [last - arrived.pop(frame) for frame in seen if frame in arrived]
+        return times
 
     def _offer(self, camera: str) -> str:
         frame_id = f"{self.num_frames}"
