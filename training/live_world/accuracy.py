@@ -86,10 +86,12 @@ class AccuracyEvaluator:
         for module in (model.language, model.adapter):  # the services run the encoder apart, in float32
             module.to(dtype_of(weights, "cpu"))
         self.rate = model.config.frames_per_second
-        self.maker = DialogTokenizer(tokenizer, model.config.fifo_frames)
-        self.stop_id = self.maker.end_id
-        self.state_ids = {self.maker.pieces(space + word)[0] for word in SLOTS for space in ("", " ")}
-        self.end_ids = {self.maker.pieces(mark)[0] for mark in SENTENCE_ENDS}
+        self.dialog_tokenizer = DialogTokenizer(tokenizer, model.config.fifo_frames)
+        self.stop_id = self.dialog_tokenizer.end_id
+        self.state_ids = {
+            self.dialog_tokenizer.pieces(space + word)[0] for word in SLOTS for space in ("", " ")
+        }
+        self.end_ids = {self.dialog_tokenizer.pieces(mark)[0] for mark in SENTENCE_ENDS}
 
     @torch.inference_mode()
     def ask(
@@ -123,7 +125,7 @@ class AccuracyEvaluator:
         return dialogs
 
     def _open(self, engine: Engine, dialog: EvalDialog) -> None:
-        prompt = self.maker.prompt((dialog.question.instruction,))
+        prompt = self.dialog_tokenizer.prompt((dialog.question.instruction,))
         options = DialogOptions(
             visual_context="frozen" if dialog.context == "frozen" else "live",
             max_tokens=MAX_TOKENS,
@@ -157,9 +159,15 @@ class AccuracyEvaluator:
             ask_s = next_step_s(row["ask_s"])
             seen = lambda time_s: float(times[np.searchsorted(times, time_s + 1e-9, side="right") - 1])  # noqa: E731
             right = reference_answer(
-                question_of(row), clip.world, ask_s, 1 / STEP_S, MAX_TOKENS, seen, self.maker.num_pieces
+                question_of(row),
+                clip.world,
+                ask_s,
+                1 / STEP_S,
+                MAX_TOKENS,
+                seen,
+                self.dialog_tokenizer.num_pieces,
             )
-            dialog_rows.append(self.maker.row(row["instruction"], right, times))
+            dialog_rows.append(self.dialog_tokenizer.row(row["instruction"], right, times))
         batch = collate(dialog_rows, [0] * len(dialog_rows), 0)
         tensors = (batch.token_ids, batch.text_index, batch.clip_of_row, batch.frame_index, batch.visible)
         ids, index, clip_of_row, frame_index, visible = (torch.from_numpy(t) for t in tensors)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,42 +67,13 @@ def read_frames(
     return np.array(times), np.stack(pictures)
 
 
-def read_all(clips: list[Clip], frames_per_second: float, size: int, out: Path) -> npt.NDArray[np.uint8]:
-    """Decode all clips into a memory-mapped file of pictures [clips, N, size, size, 3], unless the file exists.
-
-    The sampling phase alternates between clips, so that the data set has frames at all times of a clip. Shows progress
-    on stderr. Raises ValueError when the file exists and does not fit the clips.
-    """
-    num = int(min(c.world.duration_s for c in clips) * frames_per_second)
-    shape = (len(clips), num, size, size, 3)
-    if out.is_file():
-        frames = np.lib.format.open_memmap(out, mode="r")
-        if frames.shape != shape:
-            raise ValueError(
-                f"{out}: got frames of shape {frames.shape}, wanted {shape}: the file is of other clips"
-            )
-        return frames
-    partial = out.with_suffix(f".{os.getpid()}.part.npy")  # another process may write the same file
-    frames = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    for number, clip in enumerate(clips):
-        _, pictures = read_frames(clip.path, frames_per_second, size, phase_of(number))
-        pictures = pictures[:num]
-        frames[number, : len(pictures)] = pictures
-        frames[number, len(pictures) :] = pictures[-1:]
-        print(f"\rdecoded {number + 1}/{len(clips)} clips", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    frames.flush()
-    partial.rename(out)
-    return np.lib.format.open_memmap(out, mode="r")
-
-
 def phase_of(number: int) -> float:
     """Sampling phase of a data set's clip, in seconds (the clips have 10 frames a second)."""
     return 0.1 * (number % 2)
 
 
 def frame_times(number: int, num: int, frames_per_second: float) -> npt.NDArray[np.float64]:
-    """Capture times [num] of the frames that `read_all` took from a clip."""
+    """Capture times [num] of the frames that `clip_frames.decode_all` takes from a clip."""
     return phase_of(number) + np.arange(num) / frames_per_second
 
 
@@ -130,7 +99,7 @@ def clip_labels(clip: Clip, times: npt.NDArray[np.float64]) -> npt.NDArray[np.in
 
 
 def dataset_labels(clips: Sequence[Clip], num_frames: int, frames_per_second: float) -> npt.NDArray[np.int8]:
-    """`place_labels` of the frames that `read_all` takes: [clips, N, 9, 3]."""
+    """`place_labels` of the frames that `clip_frames.decode_all` takes: [clips, N, 9, 3]."""
     return np.stack(
         [clip_labels(clip, frame_times(i, num_frames, frames_per_second)) for i, clip in enumerate(clips)]
     )

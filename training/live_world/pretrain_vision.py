@@ -21,7 +21,8 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.config import preset
 from model.network.vision import VisionTower
-from training.live_world.clips import Clip, dataset_labels, find_clips, read_all, training_clips
+from training.live_world.clip_frames import decode_all
+from training.live_world.clips import Clip, dataset_labels, find_clips, training_clips
 from training.live_world.world import COLOURS, HAPPENINGS, PLACES, THINGS
 from training.monitoring.run_log import RunLog
 from training.optimise.learning_rate import learning_rate, set_learning_rate
@@ -88,9 +89,9 @@ def train(
     config = preset("tiny")
     rate = config.frames_per_second
     # In memory, not memory-mapped: every step reads random frames.
-    frames = np.array(read_all(clips, rate, config.vision.image_size, out / "frames.npy"))
+    frames = np.array(decode_all(clips, rate, config.vision.image_size, out / "frames.npy"))
     labels = dataset_labels(clips, frames.shape[1], rate)
-    test_frames = read_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
+    test_frames = decode_all(held_out, rate, config.vision.image_size, out / "held_out.npy")
     test_labels = dataset_labels(held_out, test_frames.shape[1], rate)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

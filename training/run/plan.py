@@ -18,7 +18,7 @@ class Plan:
     table: Path | None = None  # checked rows (`row_parts.write_table`)
     num_rows: int = 0
     clips: tuple[Path, ...] = ()  # folders of live-world clips
-    seen: Path | None = None  # their pictures or features (`world_parts.seen_file`)
+    seen: Path | None = None  # their pictures or features (`live_world/clip_frames.py`)
     frame_cache: Path | None = None
     threads: int = 1
 

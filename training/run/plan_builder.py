@@ -18,7 +18,7 @@ from training.data.bad_row import BadRowCounter
 from training.data.row_files import read_rows
 from training.data.row_micro_batches import write_row_table
 from training.data.training_row import TrainingRow, windows
-from training.live_world.clip_frames import seen_file
+from training.live_world.clip_frames import frame_file
 from training.live_world.clips import training_clips
 from training.live_world.smoke_clips import smoke_rows
 from training.optimise.trainable import set_trainable
@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, options: argparse.Namespace) -> Plan:
     if clips:
         still = not rows and not {"all", "vision"} & set(recipe.trainable)
         tower = load_vision(start) if still else None  # its output never changes: encoded once
-        seen = seen_file(clips, StreamChatConfig.load(start), tower, cache)
+        seen = frame_file(clips, StreamChatConfig.load(start), tower, cache)
     return Plan(
         recipe=recipe, start=start.resolve(), out=out, table=table, num_rows=num_rows, seen=seen,
         clips=tuple(folder.resolve() for folder in options.clips), threads=options.threads,

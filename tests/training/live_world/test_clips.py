@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.training.sample_worlds import STORY
+from training.live_world.clip_frames import decode_all
 from training.live_world.clips import (
     Clip,
     dataset_labels,
     find_clips,
     frame_times,
     place_labels,
-    read_all,
     read_frames,
 )
 from training.live_world.world import COLOURS, HAPPENINGS, THINGS
@@ -50,21 +50,21 @@ def test_frames_show_the_moment_of_their_time(clips: list[Clip]) -> None:
 
 
 def test_all_frames_of_a_data_set_are_read_once(clips: list[Clip], tmp_path: Path) -> None:
-    made = read_all(clips, RATE, 48, tmp_path / "frames.npy")
+    made = decode_all(clips, RATE, 48, tmp_path / "frames.npy")
     assert made.shape == (2, 100, 48, 48, 3)
     for number, clip in enumerate(clips):
         _, pictures = read_frames(clip.path, RATE, 48, phase_s=0.1 * number)
         np.testing.assert_array_equal(made[number], pictures)
     gone = [Clip(path=Path("gone.mp4"), world=c.world) for c in clips]
-    np.testing.assert_array_equal(read_all(gone, RATE, 48, tmp_path / "frames.npy"), made)
+    np.testing.assert_array_equal(decode_all(gone, RATE, 48, tmp_path / "frames.npy"), made)
 
 
 def test_frames_of_other_clips_are_refused(clips: list[Clip], tmp_path: Path) -> None:
-    read_all(clips[:1], RATE, 24, tmp_path / "frames.npy")
+    decode_all(clips[:1], RATE, 24, tmp_path / "frames.npy")
     with pytest.raises(
         ValueError, match=r"got frames of shape \(1, 100, 24, 24, 3\), wanted \(2, 100, 24, 24, 3\)"
     ):
-        read_all(clips, RATE, 24, tmp_path / "frames.npy")
+        decode_all(clips, RATE, 24, tmp_path / "frames.npy")
 
 
 def test_what_there_is_to_see_in_each_place() -> None:

@@ -1,4 +1,4 @@
-"""From a clip's truth to training rows: words with times, their indices, what each may see, and what counts."""
+"""Make token rows of live-world questions and answers: tokens, times, visible frames, and loss weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from training.live_world.answers import SLOTS, ReferenceAnswer, Word
 from training.live_world.questions import Question
 from training.live_world.world import PLACES
 
-REPEAT_WEIGHT = 0.2  # of a sentence that says what the one before it said: copying it teaches little
-FIRST_WEIGHT = 3.0  # of the first word of any sentence: it decides what the sentence tells
-SLIPS = 0.5  # share of the answers in whose past some words are wrong, so that copying the past does not pay
-SLIP_WORDS = 0.3  # share of such an answer's state-bearing words
+REPEAT_WEIGHT = 0.2  # loss weight of a sentence that repeats the one before it
+FIRST_WEIGHT = 3.0  # loss weight of the first word of a sentence: it decides what the sentence states
+# Some answers are read with wrong words in them, so that copying earlier words gives no lower loss.
+CORRUPTED_ANSWERS = 0.5  # share of the answers
+CORRUPTED_WORDS = 0.3  # share of such an answer's state-bearing words
 
 
 class DialogTokenizer:
-    """Makes rows: speaks as the perfect observer, puts times to tokens (paper section 2.3), and indices to both."""
+    """Makes token rows of questions and reference answers; words get their times as in section 2.3 of the paper."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, capacity: int) -> None:
         self.tokenizer = tokenizer
@@ -31,44 +32,43 @@ class DialogTokenizer:
         self.end_id = end
         self._word_ids: dict[str, list[int]] = {}
         self._prompt_ids: dict[tuple[str, ...], list[int]] = {}
-        self._slips: dict[
-            int, list[int]
-        ] = {}  # by token of a state-bearing word: all of its slot, as spelt there
+        # By token of a state-bearing word: the tokens of all words of its slot, with or without a leading space.
+        self._same_slot: dict[int, list[int]] = {}
         for space in ("", " "):
             for slot in set(SLOTS.values()):
                 tokens = [self.pieces(space + word) for word, of in SLOTS.items() if of == slot]
                 single = [ids[0] for ids in tokens if len(ids) == 1]
-                self._slips |= dict.fromkeys(single, single)
+                self._same_slot |= dict.fromkeys(single, single)
 
     def row(
         self,
         question: str,
-        said: ReferenceAnswer,
+        answer: ReferenceAnswer,
         frame_times: Floats,
         history: Sequence[str] = (),
         rng: np.random.Generator | None = None,
         capacity: int | None = None,
     ) -> TokenRow:
-        """A question asked at `said.start_s` after `history` (user and assistant texts in turn), and its answer.
+        """The row of a question that is asked at `answer.start_s`, and its answer.
 
-        With `rng`, some answers are heard with slips (`with_slips`); what is to be said stays right. `capacity`:
-        frames that can be seen at once, if fewer than the FIFO holds.
+        history: earlier user and assistant texts in alternation. rng: if given, some answers are read with wrong words
+        (`corrupt`); the words to predict stay right. capacity: visible frames, if fewer than the FIFO holds.
         """
         prompt = self.prompt((*history, question))
-        words = [w.text for w in said.words]
-        times = word_times(said.start_s, said.end_s, sum(said.word_steps))
-        ids, token_times = list(prompt), [said.start_s] * len(prompt)
+        words = [w.text for w in answer.words]
+        times = word_times(answer.start_s, answer.end_s, sum(answer.word_steps))
+        ids, token_times = list(prompt), [answer.start_s] * len(prompt)
         weights = [1.0] * len(prompt)
         step = 0
         for number, (word, steps, weight) in enumerate(
-            zip(words, said.word_steps, word_weights(words), strict=True)
+            zip(words, answer.word_steps, word_weights(words), strict=True)
         ):
             pieces = self.pieces(word if number == 0 else " " + word)
             ids += pieces
             token_times += [times[step + min(piece, steps - 1)] for piece in range(len(pieces))]
             weights += [weight] * len(pieces)
             step += steps
-        if said.complete:
+        if answer.complete:
             ids.append(self.end_id)
             token_times.append(times[-1])
             weights.append(1.0)
@@ -78,8 +78,9 @@ class DialogTokenizer:
         counts = np.arange(len(ids)) >= len(prompt) - 1
         counts[-1] = False  # nothing comes after the last token
         heard = np.array(ids)
-        if rng is not None and said.question.kind != "list":  # a list goes on from what it named last
-            heard = self.with_slips(heard, len(prompt), rng)
+        # Lists stay right: the next sentence of a list depends on the one before.
+        if rng is not None and answer.question.kind != "list":
+            heard = self.corrupt(heard, len(prompt), rng)
         return TokenRow(
             token_ids=np.array(ids),
             weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
@@ -88,28 +89,28 @@ class DialogTokenizer:
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, capacity or self.capacity)),
             counts=counts,
-            topic=self.topic(said.question),
+            topic=self.topic(answer.question),
         )
 
     def topic(self, question: Question) -> int:
-        """The token of what a question is about; -1 when it is about all there is."""
+        """First token of the thing or place that a question is about; -1 for questions about everything."""
         if question.kind in ("tell", "list", "count"):
             return -1
         return self.pieces(" " + (PLACES[question.place] if question.kind == "what" else question.thing))[0]
 
-    def with_slips(self, ids: Ints, num_prompt: int, rng: np.random.Generator) -> Ints:
-        """Replace some state-bearing words of the answer by others of the same slot."""
-        if rng.random() >= SLIPS:
+    def corrupt(self, ids: Ints, num_prompt: int, rng: np.random.Generator) -> Ints:
+        """Replace some state-bearing words of the answer by other words of the same slot."""
+        if rng.random() >= CORRUPTED_ANSWERS:
             return ids
         heard = ids.copy()
-        for place in range(num_prompt, len(ids)):
-            others = self._slips.get(int(ids[place]))
-            if others and rng.random() < SLIP_WORDS:
-                heard[place] = others[int(rng.integers(len(others)))]
+        for index in range(num_prompt, len(ids)):
+            others = self._same_slot.get(int(ids[index]))
+            if others and rng.random() < CORRUPTED_WORDS:
+                heard[index] = others[int(rng.integers(len(others)))]
         return heard
 
     def prompt(self, texts: tuple[str, ...]) -> list[int]:
-        """Token ids of the chat so far, up to where the assistant speaks."""
+        """Token ids of the chat so far, up to the start of the assistant's turn."""
         if texts not in self._prompt_ids:
             roles = ("user", "assistant")
             messages = [{"role": roles[i % 2], "content": t} for i, t in enumerate(texts)]
@@ -120,18 +121,18 @@ class DialogTokenizer:
         return self._prompt_ids[texts]
 
     def num_pieces(self, word: Word) -> int:
-        """Tokens of a word."""
+        """Number of tokens of a word."""
         return len(self.pieces(" " + word.text))
 
     def pieces(self, word: str) -> list[int]:
-        """Token ids of a word with its leading space, if it has one."""
+        """Token ids of a word, which may begin with a space."""
         if word not in self._word_ids:
             self._word_ids[word] = self.tokenizer(word, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
         return self._word_ids[word]
 
 
 def word_weights(words: Sequence[str]) -> list[float]:
-    """A weight for each word: `FIRST_WEIGHT` begins a sentence; the rest of one that repeats the last weighs little."""
+    """Loss weight of each word: `FIRST_WEIGHT` for first words, `REPEAT_WEIGHT` for the rest of a repeated sentence."""
     weights: list[float] = []
     before: list[str] = []
     rest = list(words)

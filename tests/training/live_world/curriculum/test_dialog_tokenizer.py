@@ -38,7 +38,7 @@ from training.live_world.curriculum.dialog_tokenizer import (
     word_weights,
 )
 from training.live_world.curriculum.micro_batches import LiveWorldMicroBatches
-from training.live_world.curriculum.tasks import flip_book_row, random_rows
+from training.live_world.curriculum.tasks import dialog_rows, flip_book_row
 from training.live_world.questions import Question
 from training.live_world.world import make_world
 from training.run.recipe import SFT_RECIPES
@@ -202,7 +202,7 @@ def test_slips_are_heard_and_never_said(maker: DialogTokenizer) -> None:
 
 def test_random_rows_ask_in_the_window_and_hold_whole_answers(maker: DialogTokenizer) -> None:
     times = frame_times(0, 100, 5.0)[20:76]
-    rows = random_rows(np.random.default_rng(0), maker, make_world(3, 1), times, 60, 8.0, 20)
+    rows = dialog_rows(np.random.default_rng(0), maker, make_world(3, 1), times, 60, 8.0, 20)
     assert len(rows) == 60
     for row in rows:
         first = int(np.argmax(row.counts))
@@ -330,9 +330,9 @@ def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
         torch.testing.assert_close(served, answered, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("length", "in_turn"), [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("length", "num_successive"), [(1, 1), (3, 1), (3, 2)])
 def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(
-    maker: DialogTokenizer, length: int, in_turn: int
+    maker: DialogTokenizer, length: int, num_successive: int
 ) -> None:
     """Told is what is so in the newest picture when the sentence begins, whatever its place in the batch."""
     world = make_world(3, 1)
@@ -341,7 +341,7 @@ def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(
     rng = np.random.default_rng(2)
     changed = 0
     for _ in range(120):
-        row = flip_book_row(rng, maker, world, scenes, 28, in_turn=in_turn)
+        row = flip_book_row(rng, maker, world, scenes, 28, num_successive=num_successive)
         newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
         assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"
         text = str(maker.tokenizer.decode(row.token_ids[row.counts.argmax() + 1 :]))

@@ -1,4 +1,4 @@
-"""Parts of the live world's own questions: repeatable, in the order of the curriculum, on the right frames."""
+"""Micro-batches of live-world questions: repeatable, in the order of the curriculum, on the right frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import preset
 from model.network.vision import VisionTower
 from training.data.micro_batch import MicroBatch
-from training.live_world.clip_frames import seen_file
+from training.live_world.clip_frames import frame_file
 from training.live_world.clips import Clip, dataset_labels, training_clips
 from training.live_world.curriculum import micro_batches
 from training.live_world.curriculum.micro_batches import LiveWorldMicroBatches, Numbers
@@ -85,7 +85,7 @@ def test_scenes_that_follow_each_other_meet_where_something_changes(
 def test_captions_end_where_something_has_just_changed(
     clips: list[Clip], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(micro_batches, "CHANGED", 1.0)
+    monkeypatch.setattr(micro_batches, "CHANGE_SHARE", 1.0)
     parts = parts_of(clips, tokenizer)
     changed: set[int] = set()
     for seed in range(8):
@@ -144,15 +144,15 @@ def test_frames_are_decoded_and_encoded_once(clips: list[Clip], tmp_path: Path) 
     config = preset("tiny")
     torch.manual_seed(0)
     tower = VisionTower(config.vision).eval()
-    pictures = seen_file(clips, config, None, tmp_path)
-    features = seen_file(clips, config, tower, tmp_path)
+    pictures = frame_file(clips, config, None, tmp_path)
+    features = frame_file(clips, config, tower, tmp_path)
     with torch.inference_mode():
         wanted = tower(torch.from_numpy(np.load(pictures)[1, 7:9]))
     torch.testing.assert_close(torch.from_numpy(np.load(features)[1, 7:9]), wanted)
     made = features.stat().st_mtime_ns
-    assert seen_file(clips, config, tower, tmp_path).stat().st_mtime_ns == made
+    assert frame_file(clips, config, tower, tmp_path).stat().st_mtime_ns == made
     torch.nn.init.ones_(tower.encoder.post_layernorm.bias)
-    assert seen_file(clips, config, tower, tmp_path) != features
+    assert frame_file(clips, config, tower, tmp_path) != features
 
 
 def test_held_out_clips_are_refused(held_out: list[Clip]) -> None:
