@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from model.runtime.packed_model import Quantise
+from model.runtime.packed_weights import Quantise
 
 Weights = Literal["auto", "float32", "bfloat16", "int8", "float8"]
 

@@ -8,8 +8,8 @@ import torch
 
 from model.engine.frame_ring import FrameRing
 from model.engine.retention import Retention
-from model.runtime.frame_ingest import Chain, NewFrame
-from model.runtime.kv_cache import FrameStore
+from model.runtime.frame_ingest import FrameChain, NewFrame
+from model.runtime.kv_cache import FrameKVCache
 
 
 class EngineFull(RuntimeError):
@@ -19,7 +19,7 @@ class EngineFull(RuntimeError):
 class Cameras:
     """Rings by camera, those least recently asked about first."""
 
-    def __init__(self, store: FrameStore, retention: Retention) -> None:
+    def __init__(self, store: FrameKVCache, retention: Retention) -> None:
         """A ring is a page of `store`."""
         self.store, self.retention = store, retention
         self.rings: dict[str, FrameRing] = {}
@@ -55,7 +55,7 @@ class Cameras:
             self.store.pages.release(snapshot)
         self.store.pages.release(camera)
 
-    def add_frame(self, frame: NewFrame, chain: Chain) -> int | None:
+    def add_frame(self, frame: NewFrame, chain: FrameChain) -> int | None:
         """A frame takes its place, by slot; None: its camera was dropped meanwhile."""
         ring = self.rings.get(frame.camera)
         if ring is None:

@@ -27,11 +27,12 @@ from model.engine.retention import Retention
 from model.engine.sampling import SamplerState, TokenLogprobs, sample
 from model.engine.work_budget import WorkBudget
 from model.network.streamchat import StreamChat
-from model.runtime.decode_step import Step
-from model.runtime.frame_ingest import Intake, NewFrame
-from model.runtime.kv_cache import FrameStore, TextStore
-from model.runtime.packed_model import Decoding, Quantise
-from model.runtime.prefill import Chunks
+from model.runtime.decode_step import DecodeStep
+from model.runtime.frame_ingest import FrameIngest, NewFrame
+from model.runtime.kv_cache import FrameKVCache, TextKVCache
+from model.runtime.packed_model import PackedModel
+from model.runtime.packed_weights import Quantise
+from model.runtime.prefill import PrefillBatch
 
 DIALOG_TOKENS = 2048  # of text, for each dialog, if nobody says how much memory there is
 
@@ -89,13 +90,13 @@ class Engine:
             sizes = {"cache_bytes": cache_bytes, "max_cameras": max_cameras, "page_tokens": page_tokens}
             num_pages = num_text_pages(self.config, self.dtype.itemsize, **sizes)
         with torch.inference_mode():
-            self._frames = FrameStore(self.config, max_cameras, self.dtype, self.device)
-            self._text = TextStore(self.config, num_pages, page_tokens, self.dtype, self.device)
+            self._frames = FrameKVCache(self.config, max_cameras, self.dtype, self.device)
+            self._text = TextKVCache(self.config, num_pages, page_tokens, self.dtype, self.device)
         self._cameras = Cameras(self._frames, retention or Retention(self.config.fifo_frames))
-        self._decoding = Decoding(model, quantise)
-        self._intake = Intake(model, self._decoding)
+        self._packed = PackedModel(model, quantise)
+        self._ingest = FrameIngest(model, self._packed)
         self._prompts = WorkBudget(8, max_prefill_tokens)
-        self._step: Step | None = None
+        self._step: DecodeStep | None = None
         self.step_s = 0.0  # how long a step takes, lately
 
     # Memory
@@ -158,7 +159,7 @@ class Engine:
             raise ValueError(f"camera: {camera!r} still has dialogs: {', '.join(speaking[:5])}")
         for user in users:
             self.close_dialog(user)
-        self._intake.forget(camera)
+        self._ingest.drop_camera(camera)
         self._cameras.drop(camera)
 
     def add_frame(self, camera: str, frame_id: str, captured_s: float, features: Tensor) -> None:
@@ -168,7 +169,7 @@ class Engine:
     def add_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
         """Frames arrive, oldest first, and are taken in at once, with all that waited before them."""
         self.enqueue_frames(camera, frames)
-        while self._intake.busy:
+        while self._ingest.busy:
             self._take_frames(math.inf)
 
     def enqueue_frames(self, camera: str, frames: Sequence[tuple[str, float, Tensor]]) -> None:
@@ -182,7 +183,7 @@ class Engine:
                 )
         if frames:
             new = [NewFrame(camera, *frame) for frame in frames]
-            self._intake.put(new, self._cameras.retention.capacity)
+            self._ingest.add(new, self._cameras.retention.capacity)
 
     # Dialogs
 
@@ -336,11 +337,11 @@ class Engine:
         """
         end_s = time.perf_counter() + allowed_s
         while True:
-            if self._intake.busy:
+            if self._ingest.busy:
                 self._take_frames(allowed_s)
             if any(dialog.pending_tokens for dialog in self._dialogs.values()):
                 self._read_some(allowed_s)
-            waits = self._intake.busy or any(dialog.pending_tokens for dialog in self._dialogs.values())
+            waits = self._ingest.busy or any(dialog.pending_tokens for dialog in self._dialogs.values())
             if not waits or time.perf_counter() >= end_s:
                 return waits
 
@@ -362,7 +363,7 @@ class Engine:
     def _forward(self, rows: Sequence[Dialog]) -> Tensor:
         """Logits [B, vocabulary] of the rows; the next forward writes over them."""
         if self._step is None or not self._step.advance(rows):
-            self._step = Step(self._decoding, self._text, self._frames, rows)
+            self._step = DecodeStep(self._packed, self._text, self._frames, rows)
         self._step.run()
         return self._step.logits
 
@@ -386,7 +387,7 @@ class Engine:
     @torch.inference_mode()
     def _take_frames(self, allowed_s: float) -> None:
         """One piece of the frames' way."""
-        for frame, chain in self._intake.piece(allowed_s):
+        for frame, chain in self._ingest.run_piece(allowed_s):
             slot = self._cameras.add_frame(frame, chain)
             for dialog in self._dialogs.values():
                 if slot is not None and dialog.camera == frame.camera:
@@ -413,7 +414,8 @@ class Engine:
         for dialog, num in chunks:
             self._make_room(dialog, num)
         parts = [(dialog, dialog.pending_tokens[:num]) for dialog, num in chunks]
-        self._decoding.read(Chunks(self._decoding, self._text, self._frames, parts))
+        batch = PrefillBatch(self._packed, self._text, self._frames, parts)
+        self._packed.forward(batch.buffers, batch)
         for dialog, num in chunks:
             dialog.mark_computed(num)
 

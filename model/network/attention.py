@@ -1,22 +1,26 @@
-"""Attention: text to text, and text to frames.
+"""Attention over whole texts and their clips: what training uses, and prefill for frames.
 
-Letters: B rows, T text tokens, L text keys, C clips, F frames of a clip, W frames that some token of a row sees,
-P visual tokens a frame, H query heads, G key/value heads, d head size.
+Letters: B rows, T text tokens of a row, N = B * T packed tokens, L text keys, C clips, F frames of a clip, W frames
+that some token of a row sees, P visual tokens a frame, H query heads, G key/value heads, d head size.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.network.rope import Rope, rotate
+from model.network.rope import RotaryEmbedding, rotate
+
+KeysValues = tuple[
+    Tensor, Tensor
+]  # of frames in one cross layer, each [..., P, G, d]; keys rotated by (0, y, x)
 
 
 @cache
@@ -39,152 +43,141 @@ def _flex_module() -> Any:
 
 
 def self_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Text to text: query [B, H, T, d], keys and values [B, G, L, d] -> [B, H, T, d].
+    """Text to text: query [B, T, H, d], keys and values [B, L, G, d] -> [B, T, H, d].
 
     `mask` is additive, [B, 1, T, L]; None means causal when T = L, and everything visible when T = 1.
     """
-    num_tokens = query.shape[2]
+    num_tokens = query.shape[1]
     causal = mask is None and num_tokens > 1
-    assert not causal or num_tokens == keys.shape[2]
+    assert not causal or num_tokens == keys.shape[1]
     if causal and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and (flash := _flash()):
-        heads_last = (part.transpose(1, 2) for part in (query, keys, values))
-        return flash(*heads_last, causal=True).transpose(1, 2)
+        return flash(query, keys, values, causal=True)
     return _fused(query, keys, values, attn_mask=mask, is_causal=causal)
 
 
 def _fused(query: Tensor, keys: Tensor, values: Tensor, **how: Any) -> Tensor:
-    """Torch's attention; under autocast on a CPU in float32, which is faster there."""
+    """Torch's attention, heads before the last dimension; under autocast on a CPU in float32: faster there."""
+    query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
     if not torch.is_autocast_enabled("cpu"):
-        return scaled_dot_product_attention(query, keys, values, enable_gqa=True, **how)
-    with torch.autocast("cpu", enabled=False):
-        return scaled_dot_product_attention(
-            query.float(), keys.float(), values.float(), enable_gqa=True, **how
-        )
+        out = scaled_dot_product_attention(query, keys, values, enable_gqa=True, **how)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            out = scaled_dot_product_attention(
+                query.float(), keys.float(), values.float(), enable_gqa=True, **how
+            )
+    return out.transpose(1, 2)
 
 
-def additive(visible: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A bool mask [..., keys] as numbers to add to scores, and which queries see anything [...].
 
-    A query that sees nothing gets an even mask, so that neither its output nor any gradient is NaN: whoever cares
-    multiplies its output by the second answer.
+    A query that sees nothing gets a mask of zeros, so that neither its output nor any gradient is NaN; its output must
+    be multiplied by the second result.
     """
     sees = visible.any(-1)
     hidden = ~visible & sees.unsqueeze(-1)
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        hidden, -torch.inf
-    ), sees
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(hidden, -torch.inf), sees
 
 
-class FrameView:
-    """What some rows see of some clips' frames: made once per forward, used by each cross layer.
+class FrameAttention:
+    """Text to frames, for many tokens: made once per forward, used by each cross layer.
 
-    Keys are kept turned by (0, y, x) only. The rest of the rotation, p - f, is relative, so either side can carry it:
-    - "keys": keys are turned by f for each row, queries by p, and fused attention does the rest. For many tokens.
-    - "queries": the query is turned by p - f for each frame, and keys are read as they lie, so rows that look at one
-      clip share its one copy. For decoding, where there is one query and many keys.
+    Keys are kept rotated by (0, y, x) only. Here they are rotated by f for each row, and queries come rotated by p.
     """
 
     def __init__(
         self,
-        rope: Rope,
-        text_index: Tensor,
+        rope: RotaryEmbedding,
         frame_index: Tensor,
         visible: Tensor,
         clip_of_row: Tensor | None = None,
         *,
-        turn: Literal["keys", "queries"] | None = None,
         dtype: torch.dtype = torch.float32,
         flex: bool = False,
     ) -> None:
-        """text_index [B, T], frame_index [B, F], visible bool [B, T, F], clip_of_row [B] (None: all see clip 0).
+        """frame_index [B, F] on the rows' clocks, visible bool [B, T, F], clip_of_row [B] (None: all see clip 0).
 
-        `turn` None chooses by T. `dtype` is the model's. `flex`: with "keys", FlexAttention instead of a whole mask.
+        `dtype` is the model's. `flex`: FlexAttention instead of a whole mask.
         """
-        self.flex = flex
-        alone = clip_of_row is None
-        self.turn = turn or ("queries" if alone and text_index.shape[1] == 1 else "keys")
-        assert alone or self.turn == "keys", "rows of several clips share no keys"
-        if self.turn == "queries":
-            self._query_turn = rope.turn(
-                text_index.unsqueeze(-1) - frame_index.unsqueeze(1)
-            )  # [B, T, F, d/2]
-            mask, sees = additive(visible, torch.float32)
-            self._mask = mask.permute(2, 0, 1)[:, :, None, :, None]  # [F, B, 1, T, 1]
-        else:
-            self._crop(rope, text_index, frame_index, visible, clip_of_row)
-            mask, sees = additive(self._visible, dtype)
-            self._mask = mask[:, None]  # [B, 1, T, W]
-        self._sees = sees[:, None, :, None].to(dtype)
-
-    def _crop(
-        self, rope: Rope, text_index: Tensor, frame_index: Tensor, visible: Tensor, clip_of_row: Tensor | None
-    ) -> None:
-        """Keep, of each row's frames, the W around those that some token of it sees: the others cost nothing."""
         num_rows, num_frames = frame_index.shape
-        seen = visible.any(1)
-        number = torch.arange(num_frames, device=seen.device)
-        last = torch.where(seen, number, -1).amax(1)
-        first = torch.where(seen, number, num_frames).amin(1)
-        width = max(int((last - first).max()) + 1, 1)
-        first = first.clamp(max=num_frames - width).unsqueeze(1)
-        frames = first + torch.arange(width, device=seen.device)  # [B, W]
-        self._visible = visible.gather(2, frames.unsqueeze(1).expand(-1, visible.shape[1], -1))
+        frames = _seen_frames(visible)  # [B, W]
         clips = clip_of_row.unsqueeze(1) if clip_of_row is not None else 0
-        self._frames = (clips * num_frames + frames).flatten()
-        self._rows = num_rows
-        cos, sin = rope.turn(frame_index.gather(1, frames))
-        self._key_turn = cos[:, :, None, None], sin[:, :, None, None]  # [B, W, 1, 1, d/2]
-        cos, sin = rope.turn(text_index)
-        self._text_turn = cos.unsqueeze(1), sin.unsqueeze(1)  # [B, 1, T, d/2]
-        self._wide_mask: Tensor | None = None
-        self._block_mask: Any = None
+        self._picked = (clips * num_frames + frames).flatten()  # of all clips' frames
+        self._num_rows = num_rows
+        self._visible = visible.gather(2, frames.unsqueeze(1).expand(-1, visible.shape[1], -1))  # [B, T, W]
+        self._rotation = rope.rotation(frame_index.gather(1, frames))[
+            :, :, :, None, None
+        ]  # [2, B, W, 1, 1, d]
+        mask, sees = additive_mask(self._visible, dtype)
+        self._sees = sees[:, :, None, None].to(dtype)
+        self._num_patches = rope.grid**2
+        self._block_mask = self._make_block_mask() if flex else None
+        self._mask = (
+            None if flex else mask.repeat_interleave(self._num_patches, -1)[:, None]
+        )  # [B, 1, T, W * P]
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """query [B, H, T, d], not yet turned; keys and values [C, F, P, G, d] of one layer -> [B, H, T, d].
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """query [B, T, H, d], rotated by p; keys and values [C, F, P, G, d] of one layer -> [B, T, H, d].
 
         A token that sees no frame gets zero.
         """
-        out = (self._by_queries if self.turn == "queries" else self._by_keys)(query, keys, values)
-        return out * self._sees
+        keys, values = (
+            part.flatten(0, 1).index_select(0, self._picked).unflatten(0, (self._num_rows, -1))
+            for part in (keys, values)
+        )  # [B, W, P, G, d]
+        keys, values = rotate(keys, self._rotation).flatten(1, 2), values.flatten(1, 2)
+        if self._block_mask is None:
+            return _fused(query, keys, values, attn_mask=self._mask) * self._sees
+        # On a CPU there is no kernel to compile: the reference shows that the masks are the same.
+        attend = _flex() if query.is_cuda else _flex_module().flex_attention
+        heads_first = (part.transpose(1, 2) for part in (query, keys, values))
+        out = attend(*heads_first, block_mask=self._block_mask, enable_gqa=True)
+        return out.transpose(1, 2) * self._sees
 
-    def _by_keys(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        num_patches, num_groups, head_dim = keys.shape[2:]
-        picked = (self._rows, -1, num_patches, num_groups, head_dim)
-        flat = (self._rows, -1, num_groups, head_dim)
-        row_keys = rotate(keys.flatten(0, 1).index_select(0, self._frames).view(picked), self._key_turn)
-        row_values = values.flatten(0, 1).index_select(0, self._frames)
-        turned = rotate(query, self._text_turn)
-        row_keys, row_values = row_keys.view(flat).transpose(1, 2), row_values.view(flat).transpose(1, 2)
-        if self.flex:
-            return self._staircase(turned, row_keys, row_values, num_patches)
-        if self._wide_mask is None:
-            self._wide_mask = self._mask.repeat_interleave(num_patches, -1)  # [B, 1, T, W * P]
-        return _fused(turned, row_keys, row_values, attn_mask=self._wide_mask)
-
-    def _staircase(self, query: Tensor, keys: Tensor, values: Tensor, num_patches: int) -> Tensor:
-        """The same without a mask in memory: query [B, H, T, d], keys and values [B, G, W * P, d] -> [B, H, T, d]."""
-        visible = self._visible
+    def _make_block_mask(self) -> Any:
+        """The same mask without a score each in memory."""
+        visible, num_patches = self._visible, self._num_patches
 
         def shown(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return visible[b, q, k // num_patches]
 
-        if self._block_mask is None:
-            sizes = (query.shape[0], None, query.shape[2], keys.shape[2])
-            self._block_mask = _flex_module().create_block_mask(shown, *sizes, device=query.device)
-        # On a CPU there is no kernel to compile: the reference shows that the masks are the same.
-        attend = _flex() if query.is_cuda else _flex_module().flex_attention
-        return attend(query, keys, values, block_mask=self._block_mask, enable_gqa=True)
+        sizes = (len(visible), None, visible.shape[1], visible.shape[2] * num_patches)
+        return _flex_module().create_block_mask(shown, *sizes, device=visible.device)
 
-    def _by_queries(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        num_rows, num_heads, num_tokens, head_dim = query.shape
-        _, num_frames, _, num_groups, _ = keys.shape
-        shape = (num_groups, num_frames, num_rows, num_heads // num_groups, num_tokens)
-        turned = query.view(num_rows, num_groups, -1, 1, num_tokens, head_dim).permute(1, 3, 0, 2, 4, 5)
-        cos, sin = (part.permute(2, 0, 1, 3).unsqueeze(2) for part in self._query_turn)  # [F, B, 1, T, d/2]
-        turned = rotate(turned.expand(*shape, head_dim), (cos, sin)).flatten(2, 4)  # [G, F, rest, d]
-        scores = turned @ keys[0].permute(2, 0, 3, 1)  # [G, F, rest, P]
-        scores = scores.view(*shape, -1).float().mul(head_dim**-0.5).add(self._mask)
-        joint = scores.movedim(1, -2).flatten(-2).softmax(-1)  # [G, B, H/G, T, F * P]
-        read = joint.to(values.dtype).flatten(1, 3) @ values[0].permute(2, 0, 1, 3).flatten(1, 2)
-        read = read.view(num_groups, num_rows, -1, num_tokens, head_dim).transpose(0, 1)
-        return read.reshape(num_rows, num_heads, num_tokens, head_dim)
+
+def _seen_frames(visible: Tensor) -> Tensor:
+    """Of each row's frames [B, T, F] the W around those that some token of it sees, [B, W]: the others cost nothing."""
+    num_frames = visible.shape[2]
+    seen = visible.any(1)
+    number = torch.arange(num_frames, device=seen.device)
+    last = torch.where(seen, number, -1).amax(1)
+    first = torch.where(seen, number, num_frames).amin(1)
+    width = max(int((last - first).max()) + 1, 1)
+    return first.clamp(max=num_frames - width).unsqueeze(1) + torch.arange(width, device=seen.device)
+
+
+class TrainingAttention:
+    """The back end for whole texts: all of them and their clips are here."""
+
+    def __init__(
+        self, rotation: Tensor, text_mask: Tensor | None, frames: FrameAttention, chain: Sequence[KeysValues]
+    ) -> None:
+        """rotation [2, B, T, d], `text_mask` as in `self_attention`, `chain` of the clips: [C, F, P, G, d]."""
+        self._shape = rotation.shape[1:3]
+        self._rotation = rotation.flatten(1, 2).unsqueeze(2)  # [2, N, 1, d]
+        self._text_mask, self._frames, self._chain = text_mask, frames, chain
+
+    def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """query [N, H, d] and keys [N, G, d] of the texts' tokens, by their positions."""
+        return rotate(query, self._rotation), rotate(keys, self._rotation)
+
+    def attend_text(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `AttentionBackend`."""
+        query, keys, values = (part.unflatten(0, self._shape) for part in (query, keys, values))
+        return self_attention(query, keys, values, self._text_mask).flatten(2).flatten(0, 1)
+
+    def attend_frames(self, cross: int, query: Tensor) -> Tensor:
+        """See `AttentionBackend`."""
+        query = rotate(query, self._rotation).unflatten(0, self._shape)
+        return self._frames(query, *self._chain[cross]).flatten(2).flatten(0, 1)

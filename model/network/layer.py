@@ -1,61 +1,160 @@
 """One layer of the network (paper, section 2.1): a Qwen2 layer, and what makes some of them cross layers.
 
-Letters: B rows, T text tokens, L text keys, C clips, F frames of a clip, P visual tokens a frame, D the language
-model's width, H query heads, G key/value heads, d head size.
-
-One cross layer, with text states `hidden` [B, T, D] and visual states `visual` [..., P, D]:
+With text states `hidden` [N, D] and visual states `visual` [..., P, D], a cross layer is
 
     hidden = hidden + gate_cross * CrossAttention(norm(hidden), norm(visual))   self-attention's own weights and norm
     visual = visual + gate_visual * visual_ffn(visual_norm(visual))             starts as a copy of this layer's FFN
     hidden = hidden + SelfAttention(norm(hidden))
     hidden = hidden + FFN(post_norm(hidden))
+
+`run_layer` and `run_frame_layer` are its only definition. `Layer` computes their operations under autograd,
+`model.runtime.packed_model` computes them in place.
+
+Letters: N packed tokens, P visual tokens a frame, D the language model's width, I the FFN's width, H query heads,
+G key/value heads, d head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 from model.config import StreamChatConfig
-from model.network.attention import FrameView, self_attention
-from model.network.rope import Turn, rotate
-
-KeysValues = tuple[Tensor, Tensor]  # of one cross layer, each [..., P, G, d]; keys turned by (0, y, x)
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """What whole texts read: all of them and their clips are here (training)."""
-
-    turn: Turn  # [B, 1, T, d/2]
-    mask: Tensor | None  # see `self_attention`
-    view: FrameView
-    chain: Sequence[KeysValues]  # of the clips, [C, F, P, G, d] per cross layer
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Text to text: query [B, H, T, d], and the same tokens' keys and values [B, G, T, d] -> [B, H, T, d]."""
-        return self_attention(query, keys, values, self.mask)
-
-    def look(self, cross: int, query: Tensor) -> Tensor:
-        """Text to frames: query [B, H, T, d], not yet turned -> [B, H, T, d]; `cross` counts cross layers."""
-        return self.view.attend(query, *self.chain[cross])
+from model.network.attention import KeysValues
+from model.network.norm import RMSNorm
+from model.network.rope import rotate
 
 
-class Norm(nn.Module):
-    """RMSNorm."""
+class AttentionBackend(Protocol):
+    """How packed tokens read what is around them: there is one for training, one for prefill and one for decode.
 
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+    It knows each token's position, and which text and which frames the token may see.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """query [N, H, d] and keys [N, G, d], rotated by the tokens' positions."""
+        ...
+
+    def attend_text(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Text to text: query [N, H, d], keys and values [N, G, d] of the same tokens -> [N, H * d]."""
+        ...
+
+    def attend_frames(self, cross: int, query: Tensor) -> Tensor:
+        """Text to frames: query [N, H, d], not rotated -> [N, H * d]; `cross` counts cross layers."""
+        ...
+
+
+class LayerOperations(Protocol):
+    """What a layer's weights compute. Each operation may return memory that the next one writes over."""
+
+    @property
+    def index(self) -> int:
+        """Which layer it is."""
+        ...
+
+    @property
+    def cross(self) -> int | None:
+        """Which cross layer it is; None: it does not look at frames."""
+        ...
+
+    def input_layernorm(self, hidden: Tensor, /) -> Tensor:
+        """[N, D] -> [N, D]."""
+        ...
+
+    def post_attention_layernorm(self, hidden: Tensor, /) -> Tensor:
+        """[N, D] -> [N, D]."""
+        ...
+
+    def frame_query(self, x: Tensor) -> Tensor:
+        """[N, D] -> query for frames [N, H, d]."""
+        ...
+
+    def query_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, D] -> query [N, H, d], keys and values [N, G, d]."""
+        ...
+
+    def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """hidden [N, D] plus the gated projection of what was read from frames [N, H * d]."""
+        ...
+
+    def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """hidden [N, D] plus the projection of what was read from text [N, H * d]."""
+        ...
+
+    def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """hidden [N, D] plus the FFN of x [N, D]."""
+        ...
+
+
+class VisualExpert(NamedTuple):
+    """The V-FFN of a cross layer, with its norm and its gate [D]."""
+
+    gate: Tensor
+    norm: Callable[[Tensor], Tensor]
+    feed_forward: Callable[[Tensor], Tensor]
+
+
+class FrameOperations(Protocol):
+    """What a cross layer's weights compute for frames."""
+
+    @property
+    def visual_expert(self) -> VisualExpert | None:
+        """None: the visual states stay as they are."""
+        ...
+
+    def input_layernorm(self, visual: Tensor, /) -> Tensor:
         """[..., D] -> [..., D]."""
-        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+        ...
+
+    def frame_keys_values(self, x: Tensor) -> KeysValues:
+        """[..., D] -> keys and values, each [..., G, d], not rotated."""
+        ...
+
+
+def run_layer(layer: LayerOperations, hidden: Tensor, attention: AttentionBackend) -> Tensor:
+    """Text states hidden [N, D] -> [N, D]."""
+    if layer.cross is not None:
+        query = layer.frame_query(layer.input_layernorm(hidden))
+        hidden = layer.add_cross_attention(hidden, attention.attend_frames(layer.cross, query))
+    query, keys, values = layer.query_keys_values(layer.input_layernorm(hidden))
+    query, keys = attention.rotate(query, keys)
+    hidden = layer.add_self_attention(hidden, attention.attend_text(layer.index, query, keys, values))
+    return layer.add_feed_forward(hidden, layer.post_attention_layernorm(hidden))
+
+
+def run_frame_layer(layer: FrameOperations, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
+    """visual [..., P, D] -> this layer's keys and values [..., P, G, d], and the next cross layer's visual.
+
+    `rotation` [2, P, 1, d]: by the visual tokens' (0, y, x).
+    """
+    keys, values = layer.frame_keys_values(layer.input_layernorm(visual))
+    if (expert := layer.visual_expert) is not None:
+        visual = torch.addcmul(visual, expert.gate, expert.feed_forward(expert.norm(visual)))
+    return (rotate(keys, rotation), values), visual
+
+
+class FrameLayer(Protocol):
+    """A cross layer's way for frames."""
+
+    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
+        """See `run_frame_layer`."""
+        ...
+
+
+def frame_chain(layers: Sequence[FrameLayer], visual: Tensor, rotation: Tensor) -> Iterator[KeysValues]:
+    """All that text ever reads of frames, one cross layer after the other: adapted frames visual [..., P, D]."""
+    for layer in layers:
+        keys_values, visual = layer.forward_frames(visual, rotation)
+        yield keys_values
+
+
+def swiglu(gate: Tensor, up: Tensor, *, in_place: bool = False) -> Tensor:
+    """silu(gate) * up, [..., I]; `in_place`: written to `gate`."""
+    return silu(gate, inplace=True).mul_(up) if in_place else silu(gate) * up
 
 
 class FeedForward(nn.Module):
@@ -69,10 +168,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
-class Attention(nn.Module):
+class AttentionProjections(nn.Module):
     """The four projections; the same ones serve self-attention and cross-attention."""
 
     def __init__(self, config: StreamChatConfig) -> None:
@@ -85,23 +184,14 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, groups, bias=config.attention_bias)
         self.o_proj = nn.Linear(heads, width, bias=False)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, d]."""
-        return self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def turned(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> queries [B, H, T, d], keys and values [B, G, T, d], the first two turned."""
-        keys, values = (part.transpose(1, 2) for part in self.keys_values(x))
-        return rotate(self.queries(x), turn), rotate(keys, turn), values
+    def query(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., H, d]."""
+        return self.q_proj(x).unflatten(-1, (-1, self.head_dim))
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """[..., D] -> keys and values, each [..., G, d]."""
         shape = (-1, self.head_dim)
         return self.k_proj(x).unflatten(-1, shape), self.v_proj(x).unflatten(-1, shape)
-
-    def output(self, read: Tensor) -> Tensor:
-        """[B, H, T, d] -> [B, T, D]."""
-        return self.o_proj(read.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -110,28 +200,27 @@ class Layer(nn.Module):
     def __init__(self, config: StreamChatConfig, index: int) -> None:
         super().__init__()
         self.index = index
-        self.cross = index // config.cross_attention_every  # which of the cross layers it is, if it is one
-        self.self_attn = Attention(config)
+        self.cross = config.cross_layers.index(index) if index in config.cross_layers else None
+        self.self_attn = AttentionProjections(config)
         self.mlp = FeedForward(config)
-        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.tanh = config.gate == "tanh"
         self.gate_cross: nn.Parameter | None = None
         self.gate_visual: nn.Parameter | None = None
         self.visual_ffn: FeedForward | None = None
-        self.visual_norm: Norm | None = None
-        self.cross_attn: Attention | None = None
-        if index not in config.cross_layers:
+        self.visual_norm: RMSNorm | None = None
+        self.cross_attn: AttentionProjections | None = None
+        if self.cross is None:
             return
         self.gate_cross = nn.Parameter(torch.full((config.hidden_size,), config.gate_init))
         if not config.share_attention_parameters:
-            self.cross_attn = Attention(config)
-        if (
-            config.visual_ffn and index != config.cross_layers[-1]
-        ):  # nobody reads what the last one would make
+            self.cross_attn = AttentionProjections(config)
+        is_last = index == config.cross_layers[-1]  # no layer reads the visual states after it
+        if config.visual_ffn and not is_last:
             self.gate_visual = nn.Parameter(torch.full((config.hidden_size,), config.gate_init))
             self.visual_ffn = FeedForward(config)
-            self.visual_norm = Norm(config.hidden_size, config.rms_norm_eps)
+            self.visual_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def copy_experts(self) -> None:
         """Start what belongs to frames as copies of what belongs to text."""
@@ -141,25 +230,57 @@ class Layer(nn.Module):
             self.visual_ffn.load_state_dict(self.mlp.state_dict())
             self.visual_norm.load_state_dict(self.post_attention_layernorm.state_dict())
 
-    def see(self, visual: Tensor, place: Turn) -> tuple[KeysValues, Tensor]:
-        """visual [..., P, D] -> this layer's keys and values [..., P, G, d], and the next cross layer's visual."""
-        keys, values = (self.cross_attn or self.self_attn).keys_values(self.input_layernorm(visual))
-        cos, sin = place
-        keys = rotate(keys, (cos.unsqueeze(1), sin.unsqueeze(1)))
-        if self.visual_ffn is not None and self.visual_norm is not None:
-            visual = visual + self._gate(self.gate_visual) * self.visual_ffn(self.visual_norm(visual))
-        return (keys, values), visual
+    def forward(self, hidden: Tensor, attention: AttentionBackend) -> Tensor:
+        """See `run_layer`."""
+        return run_layer(self, hidden, attention)
 
-    def forward(self, hidden: Tensor, reader: Whole) -> Tensor:
-        """hidden [B, T, D] -> [B, T, D]."""
-        if self.gate_cross is not None:
-            cross = self.cross_attn or self.self_attn
-            read = reader.look(self.cross, cross.queries(self.input_layernorm(hidden)))
-            hidden = torch.addcmul(hidden, self._gate(self.gate_cross), cross.output(read))
-        query, keys, values = self.self_attn.turned(self.input_layernorm(hidden), reader.turn)
-        hidden = hidden + self.self_attn.output(reader.attend(query, keys, values))
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
+        """See `run_frame_layer`."""
+        return run_frame_layer(self, visual, rotation)
 
-    def _gate(self, scale: nn.Parameter | None) -> Tensor:
-        assert scale is not None
-        return scale.tanh() if self.tanh else scale
+    @property
+    def cross_projections(self) -> AttentionProjections:
+        """The projections of cross-attention."""
+        return self.cross_attn or self.self_attn
+
+    @property
+    def cross_gate(self) -> Tensor | None:
+        """What cross-attention's output is multiplied by, [D]; None: no cross layer."""
+        return self._gate(self.gate_cross)
+
+    @property
+    def visual_expert(self) -> VisualExpert | None:
+        """See `FrameOperations`."""
+        gate = self._gate(self.gate_visual)
+        if gate is None or self.visual_norm is None or self.visual_ffn is None:
+            return None
+        return VisualExpert(gate, self.visual_norm, self.visual_ffn)
+
+    def frame_query(self, x: Tensor) -> Tensor:
+        """See `LayerOperations`."""
+        return self.cross_projections.query(x)
+
+    def frame_keys_values(self, x: Tensor) -> KeysValues:
+        """See `FrameOperations`."""
+        return self.cross_projections.keys_values(x)
+
+    def query_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `LayerOperations`."""
+        return self.self_attn.query(x), *self.self_attn.keys_values(x)
+
+    def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """See `LayerOperations`."""
+        gate = self.cross_gate
+        assert gate is not None
+        return torch.addcmul(hidden, gate, self.cross_projections.o_proj(read))
+
+    def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
+        """See `LayerOperations`."""
+        return hidden + self.self_attn.o_proj(read)
+
+    def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """See `LayerOperations`."""
+        return hidden + self.mlp(x)
+
+    def _gate(self, scale: Tensor | None) -> Tensor | None:
+        return scale.tanh() if scale is not None and self.tanh else scale

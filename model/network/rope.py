@@ -1,9 +1,11 @@
-"""Parallel 3D-RoPE (paper, section 2.1): rotations by (time, height, width).
+"""Parallel 3D-RoPE (paper, section 2.1): rotary embeddings of (time, height, width).
 
-Letters: P visual tokens a frame, d head size. Pairs are (i, i + d/2), as in Hugging Face's Qwen2, and the first pairs
-turn with time, the next with height, the last with width: for d = 128, 16, 24 and 24 of 64 pairs.
-A text token at p turns by (p, p, p), a visual token by (f, f + y, f + x) = (f, f, f) + (0, y, x). So a text index and a
-frame's f are the same kind of turn, and what is left of a visual token, (0, y, x), never changes.
+Letters: P visual tokens a frame, d head size. Pairs are (i, i + d/2), as in Hugging Face's Qwen2. The first pairs
+rotate with time, the next with height, the last with width: for d = 128, 16, 24 and 24 of 64 pairs.
+A text token at position p rotates by (p, p, p), a visual token by (f, f + y, f + x) = (f, f, f) + (0, y, x). So a text
+position and a frame's f are the same kind of rotation, and the rest of a visual token, (0, y, x), never changes.
+
+A rotation is one float32 tensor [2, ..., d]: the cosines, and the sines as (-sin, sin).
 """
 
 from __future__ import annotations
@@ -15,75 +17,68 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-NEAR = 4096  # indices in the table of turns
-
-Turn = tuple[Tensor, Tensor]  # cos and sin, float32 [..., d/2]
+TABLE_SIZE = 4096  # positions whose rotations are kept in a table
 
 
-def is_near(index: npt.ArrayLike) -> bool:
-    """Whether the turns of all these indices lie in the table."""
-    return bool(np.min(index) >= 0 and np.max(index) < NEAR)
+def in_table(positions: npt.ArrayLike) -> bool:
+    """Whether the rotations of all these positions are in the table."""
+    return bool(np.min(positions) >= 0 and np.max(positions) < TABLE_SIZE)
 
 
 def sections(head_dim: int) -> tuple[int, int, int]:
-    """Pairs that turn with time, height and width."""
+    """Pairs that rotate with time, height and width."""
     pairs = head_dim // 2
     time = pairs // 4
     height = (pairs - time) // 2
     return time, height, pairs - time - height
 
 
-class Rope:
-    """Turns for indices. Not a module: it has no weights, and its small tables are made where they are used."""
+class RotaryEmbedding:
+    """Rotations of positions. Not a module: it has no weights, and its small tables are made where they are used."""
 
     def __init__(self, *, head_dim: int, theta: float, grid: int) -> None:
         """`grid`: visual tokens along one side of a frame."""
         self.head_dim, self.theta, self.grid = head_dim, theta, grid
         self._frequencies: dict[torch.device, Tensor] = {}
-        self._places: dict[torch.device, Turn] = {}
+        self._grids: dict[torch.device, Tensor] = {}
         self._tables: dict[torch.device, Tensor] = {}
 
-    def turn(self, index: Tensor) -> Turn:
-        """The turn of temporal indices [...], equal in all three sections: cos and sin [..., d/2].
+    def rotation(self, positions: Tensor) -> Tensor:
+        """Temporal positions [...], equal in all three sections -> rotation [2, ..., d].
 
-        Angles are float64: an index may be large after days, and float32 would lose the fast pairs.
+        Angles are float64: a position may be large after days, and float32 would lose the fast pairs.
         """
-        return _turn(index.unsqueeze(-1) * self._frequency(index.device))
+        return self._rotation(positions.unsqueeze(-1) * self._frequency(positions.device))
 
-    def turns(self, index: Tensor, out: Tensor, *, near: bool) -> None:
-        """The same for whole heads, as `TurnInPlace` takes them: cos, and sin as (-sin, sin), into `out` [2, ..., d].
+    def write_rotation(self, positions: Tensor, out: Tensor, *, in_table: bool) -> None:
+        """The same, written to `out` [2, ..., d], for positions [...].
 
-        `near`: all indices [...] are from 0 to below NEAR, as most are; their turns lie in a table.
+        `in_table`: all positions are from 0 to below TABLE_SIZE, as most are, and are looked up.
         """
-        if near:
-            for part, table in zip(out, self._near(index.device), strict=True):
-                torch.index_select(table, 0, index, out=part)
-            return
-        half = self._frequency(index.device)
-        angle = index.unsqueeze(-1) * torch.cat([-half, half])
-        torch.cos(angle, out=out[0])
-        torch.sin(angle, out=out[1])
+        if in_table:
+            for part, table in zip(out, self._table(positions.device), strict=True):
+                torch.index_select(table, 0, positions, out=part)
+        else:
+            out.copy_(self.rotation(positions))
 
-    def _near(self, device: torch.device) -> Tensor:
-        if device not in self._tables:
-            table = torch.empty(2, NEAR, self.head_dim, device=device, dtype=torch.float32)
-            self.turns(torch.arange(NEAR, device=device), table, near=False)
-            self._tables[device] = table
-        return self._tables[device]
-
-    def place(self, device: torch.device) -> Turn:
-        """The turn (0, y, x) of a frame's visual tokens: cos and sin [P, d/2]."""
-        if device not in self._places:
-            self._places[device] = self._place(device)
-        return self._places[device]
+    def grid_rotation(self, device: torch.device) -> Tensor:
+        """The rotation by (0, y, x) of a frame's visual tokens, [2, P, d]."""
+        if device not in self._grids:
+            self._grids[device] = self._grid_rotation(device)
+        return self._grids[device]
 
     @torch.inference_mode(False)  # kept, and used in training as well
-    def _place(self, device: torch.device) -> Turn:
+    def _grid_rotation(self, device: torch.device) -> Tensor:
         time, height, width = sections(self.head_dim)
         number = torch.arange(self.grid**2, device=device)
         zero, y, x = number * 0, number // self.grid, number % self.grid
         steps = torch.stack([zero] * time + [y] * height + [x] * width, -1)
-        return _turn(steps * self._frequency(device))
+        return self._rotation(steps * self._frequency(device))
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = self.rotation(torch.arange(TABLE_SIZE, device=device))
+        return self._tables[device]
 
     @torch.inference_mode(False)
     def _frequency(self, device: torch.device) -> Tensor:
@@ -92,54 +87,51 @@ class Rope:
             self._frequencies[device] = self.theta ** (-pairs / self.head_dim)
         return self._frequencies[device]
 
+    @staticmethod
+    def _rotation(angles: Tensor) -> Tensor:
+        cos, sin = angles.cos(), angles.sin()
+        return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).float()
 
-def _turn(angle: Tensor) -> Turn:
-    return angle.cos().float(), angle.sin().float()
+
+class RotateInto:
+    """The rotation itself: reads `x`, writes `out`, as often as it is called. Nothing is allocated by a call."""
+
+    def __init__(self, x: Tensor, rotation: Tensor, out: Tensor) -> None:
+        """x [..., d] and `rotation` [2, ..., d] broadcast to `out`, which may be `x` itself."""
+        swapped = torch.empty_like(x)
+        self._x, self._swapped, self._out = x, swapped, out
+        self._halves, self._swapped_halves = x.chunk(2, -1), swapped.chunk(2, -1)
+        self._cos, self._sin = rotation
+        exact = torch.promote_types(out.dtype, rotation.dtype)  # bfloat16 is rounded once, at the end
+        apart = out is not x and out.dtype == exact
+        self._product = out if apart else torch.empty_like(out, dtype=exact)
+
+    def __call__(self) -> Tensor:
+        """Rotate what `x` and the rotation hold now; returns `out`."""
+        (first, second), (left, right) = self._halves, self._swapped_halves
+        left.copy_(second)
+        right.copy_(first)
+        torch.mul(self._swapped, self._sin, out=self._product)
+        return torch.addcmul(self._product, self._x, self._cos, out=self._out)
 
 
-def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """`x` [..., d] turned pair by pair; `turn` [..., d/2] broadcasts to it. Contiguous, of x's dtype."""
-    cos, sin = turn
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x [..., d], rotated by `rotation` [2, ..., d], which broadcasts to it. Contiguous, of x's dtype."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Rotation.apply(x, cos, sin)  # type: ignore[no-any-return]
-    return _rotated(x, cos, sin)
+        return _Rotate.apply(x, rotation)  # type: ignore[no-any-return]
+    return RotateInto(x, rotation, torch.empty(x.shape, dtype=x.dtype, device=x.device))()
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    dtype = torch.promote_types(x.dtype, cos.dtype)  # bf16 is rounded once, at the end
-    first, second = x.to(dtype).chunk(2, -1)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    left, right = out.chunk(2, -1)
-    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=right).addcmul_(first, sin)
-    return out.to(x.dtype)
-
-
-class _Rotation(torch.autograd.Function):
-    """Autograd's own way through `_rotated` keeps four halves of x; a rotation's gradient needs none of them."""
+class _Rotate(torch.autograd.Function):
+    """The gradient is the opposite rotation and needs no `x`: autograd's own would keep four halves of it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin)
+    def forward(ctx: Any, x: Tensor, rotation: Tensor) -> Tensor:
+        ctx.save_for_backward(rotation)
+        return rotate(x, rotation)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(grads[0], cos, -sin), None, None
-
-
-class TurnInPlace:
-    """Turns x [..., d] where it lies, again and again; `cos` and `sin` [..., d] broadcast to it (`Rope.turns`)."""
-
-    def __init__(self, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-        partner = torch.empty_like(x, dtype=torch.float32)  # bf16 is rounded once, at the end
-        self._whole, self._partner, self._cos = x, partner, cos
-        (self._first, self._second), (self._left, self._right) = x.chunk(2, -1), partner.chunk(2, -1)
-        self._minus_sin, self._sin = sin.chunk(2, -1)
-
-    def __call__(self) -> None:
-        """Once, with the numbers that x, cos and sin hold now."""
-        torch.mul(self._second, self._minus_sin, out=self._left)
-        torch.mul(self._first, self._sin, out=self._right)
-        torch.addcmul(self._partner, self._whole, self._cos, out=self._whole)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rotation,) = ctx.saved_tensors
+        cos, sin = rotation
+        return rotate(grads[0], torch.stack([cos, -sin])), None

@@ -1,7 +1,7 @@
 """StreamChat's network (paper, section 2.1): a Qwen2-shaped language model some of whose layers look at frames.
 
-Letters: B rows, T text tokens, C clips, F frames of a clip, P visual tokens a frame, Dv the vision encoder's width,
-D the language model's width, G key/value heads, d head size.
+Letters: B rows, T text tokens of a row, N packed tokens, C clips, F frames of a clip, P visual tokens a frame,
+Dv the vision encoder's width, D the language model's width, G key/value heads, d head size.
 
 Visual states never depend on text. So a frame's keys and values are made by `visual_chain`, once, for whoever looks.
 """
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from model.config import StreamChatConfig
-from model.network.attention import FrameView, additive
-from model.network.layer import KeysValues, Layer, Norm, Whole
-from model.network.rope import Rope
+from model.network.attention import FrameAttention, KeysValues, TrainingAttention, additive_mask
+from model.network.layer import AttentionBackend, Layer, frame_chain
+from model.network.norm import RMSNorm
+from model.network.rope import RotaryEmbedding
 from model.network.vision import VisionTower
 
 
@@ -26,7 +27,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -46,8 +47,10 @@ class StreamChat(nn.Module):
             nn.Linear(config.hidden_size, config.hidden_size),
         )
         self.language = LanguageModel(config)
-        self.rope = Rope(head_dim=config.head_dim, theta=config.rope_theta, grid=config.vision.grid)
-        self._start()
+        self.rope = RotaryEmbedding(
+            head_dim=config.head_dim, theta=config.rope_theta, grid=config.vision.grid
+        )
+        self._initialise()
 
     def forward(
         self,
@@ -73,15 +76,16 @@ class StreamChat(nn.Module):
                 (`model.network.clock.visibility`). A position that sees none gets nothing from the cross layers.
             text_mask: bool [B, T, T], what each position may read; None: all up to itself.
         """
-        origin = text_index[:, :1]  # only differences matter, and small numbers turn most exactly
+        origin = text_index[:, :1]  # only differences matter, and small numbers rotate most exactly
         text_index, frame_index = text_index - origin, frame_index - origin
-        view = FrameView(
-            self.rope, text_index, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
+        frames = FrameAttention(
+            self.rope, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
         )
-        cos, sin = self.rope.turn(text_index)
-        mask = None if text_mask is None else additive(text_mask, self.dtype)[0].unsqueeze(1)
-        turn = cos.unsqueeze(1), sin.unsqueeze(1)
-        return self.logits(self.read(token_ids, Whole(turn, mask, view, self.visual_chain(frame_features))))
+        mask = None if text_mask is None else additive_mask(text_mask, self.dtype)[0].unsqueeze(1)
+        chain = self.visual_chain(frame_features)
+        attention = TrainingAttention(self.rope.rotation(text_index), mask, frames, chain)
+        hidden = self.hidden_states(token_ids.flatten(), attention)
+        return self.logits(hidden).unflatten(0, token_ids.shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,18 +95,14 @@ class StreamChat(nn.Module):
     def visual_chain(self, features: Tensor) -> list[KeysValues]:
         """All that text ever reads of frames: features [..., P, Dv] -> per cross layer keys, values [..., P, G, d]."""
         visual = self.adapter(features.to(self.dtype)).to(self.dtype)  # under autocast it comes as bfloat16
-        place = self.rope.place(features.device)
-        chain: list[KeysValues] = []
-        for index in self.config.cross_layers:
-            keys_values, visual = self.layer(index).see(visual, place)
-            chain.append(keys_values)
-        return chain
+        layers = [self.layer(index) for index in self.config.cross_layers]
+        return list(frame_chain(layers, visual, self.rope.grid_rotation(features.device).unsqueeze(2)))
 
-    def read(self, token_ids: Tensor, reader: Whole) -> Tensor:
-        """Final hidden states [B, T, D] of tokens [B, T]."""
+    def hidden_states(self, token_ids: Tensor, attention: AttentionBackend) -> Tensor:
+        """Final hidden states [N, D] of packed tokens [N]."""
         hidden = self.language.embed_tokens(token_ids)
         for layer in self.language.layers:
-            hidden = layer(hidden, reader)
+            hidden = layer(hidden, attention)
         return self.language.norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ class StreamChat(nn.Module):
         assert isinstance(layer, Layer)
         return layer
 
-    def _start(self) -> None:
-        """Linear layers keep torch's start, which suits any width; embeddings are as small as Qwen2's."""
+    def _initialise(self) -> None:
+        """Linear layers keep torch's initialisation, which suits any width; embeddings are as small as Qwen2's."""
         nn.init.normal_(self.language.embed_tokens.weight, std=0.02)
         for index in range(self.config.num_hidden_layers):
             layer = self.layer(index)

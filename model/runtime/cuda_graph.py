@@ -1,4 +1,4 @@
-"""A computation on memory that stays, run again and again: on a GPU it is recorded, and launched as one thing."""
+"""A computation on memory that stays, run again and again: on a GPU it is captured as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ log = logging.getLogger(__name__)
 
 Run = Callable[[], None]
 
-ENOUGH = 4  # runs after which it seems to go on: recording costs about as much as some runs
+WARMUP_RUNS = 4  # capturing costs about as much as some runs: only what goes on for this long is captured
 
 
-class Replay:
-    """Calls `run`; from the fifth call on what `record` made of it, if it could."""
+class GraphRunner:
+    """Calls `run`; after the warm-up runs it calls the graph that `capture` made of it, if it could."""
 
-    def __init__(self, run: Run, record: Callable[[Run], Run] | None) -> None:
-        """`record` None: there is nothing to be won by recording."""
-        self._run, self._record, self._num_runs = run, record, 0
+    def __init__(self, run: Run, capture: Callable[[Run], Run] | None) -> None:
+        """`capture` None: nothing is gained by capturing (on a CPU)."""
+        self._run, self._capture, self._num_runs = run, capture, 0
 
     def __call__(self) -> None:
-        """Once more, with what the memory holds now."""
-        if self._record is not None and self._num_runs >= ENOUGH:
-            record, self._record = self._record, None
+        """Run once more, with what the memory holds now."""
+        if self._capture is not None and self._num_runs >= WARMUP_RUNS:
+            capture, self._capture = self._capture, None
             try:
-                self._run = record(self._run)
+                self._run = capture(self._run)
             except RuntimeError:
-                log.exception("a step could not be recorded; it is launched piece by piece")
+                log.exception(
+                    "a step could not be captured as a CUDA graph; its operations are launched one by one"
+                )
         self._num_runs += 1
         self._run()
 
 
-def cuda_graph(run: Run) -> Run:
-    """Records `run`, which reads and writes nothing but memory that stays, and never waits for the GPU."""
+def capture_graph(run: Run) -> Run:
+    """Captures `run`, which reads and writes nothing but memory that stays, and never waits for the GPU."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()

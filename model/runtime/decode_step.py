@@ -1,44 +1,49 @@
-"""One token for each of some dialogs.
+"""Decode: one token for each of some dialogs.
 
-Where things lie is worked out, and what is written on the way is made, once for the same dialogs; a step is made again
-only when who speaks or where things lie has changed. Running one is arithmetic on memory that stays.
+Where things lie is worked out, and all memory is allocated, once for the same dialogs. A step is made again only when
+the dialogs or their layout have changed. Running it is arithmetic on memory that stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from model.engine.dialog import Dialog
-from model.network.rope import is_near
-from model.runtime.batch_layout import Numbers
-from model.runtime.cuda_graph import Replay, cuda_graph
-from model.runtime.frame_attention import FrameRows
-from model.runtime.kv_cache import FrameStore, TextStore
-from model.runtime.packed_model import Decoding
-from model.runtime.text_attention import TextRows
+from model.network.rope import in_table
+from model.runtime.batch_layout import HostDeviceTensor
+from model.runtime.cuda_graph import GraphRunner, capture_graph
+from model.runtime.frame_attention import DecodeFrameAttention
+from model.runtime.kv_cache import FrameKVCache, TextKVCache
+from model.runtime.packed_model import PackedModel
+from model.runtime.text_attention import DecodeTextAttention
 
 
-class Step:
-    """See `Reader`."""
+class DecodeStep:
+    """A step of some dialogs, and its attention back end (`AttentionBackend`).
+
+    The tensors that the back end is given are its buffers' own: what it does with them was prepared in advance.
+    """
 
     def __init__(
-        self, decoding: Decoding, text: TextStore, frames: FrameStore, rows: Sequence[Dialog]
+        self, model: PackedModel, text: TextKVCache, frames: FrameKVCache, rows: Sequence[Dialog]
     ) -> None:
-        self._decoding, self._rows = decoding, rows
-        self._where, self._lengths = self._places(rows), [dialog.num_computed_tokens for dialog in rows]
-        self.buffers = decoding.buffers(len(rows))
-        self._newest = Numbers((2, len(rows)), text.device)  # tokens, and their indices
-        self.buffers.tokens, self._index = self._newest.device
-        self._text = TextRows(text, rows, self.buffers)
-        self._frames = FrameRows(decoding.rope, frames, rows, self.buffers)
-        self.logits = decoding.logits_buffer(len(rows))  # [N, V]
-        self.run = Replay(self._run, cuda_graph if text.device.type == "cuda" else None)  # writes `logits`
+        self._model, self._rows = model, rows
+        self._layout, self._lengths = self._layout_of(rows), [dialog.num_computed_tokens for dialog in rows]
+        self.buffers = model.buffers(len(rows))
+        self._newest = HostDeviceTensor((2, len(rows)), text.device)  # tokens, and their positions
+        self.buffers.token_ids, self._positions = self._newest.device
+        self._text = DecodeTextAttention(text, rows, self.buffers)
+        self._frames = DecodeFrameAttention(model.rope, frames, rows, self.buffers)
+        self.logits = model.logits_buffer(len(rows))  # [N, V]
+        self.run = GraphRunner(self._run, capture_graph if text.device.type == "cuda" else None)
         self._advance()
 
     def advance(self, rows: Sequence[Dialog]) -> bool:
-        """The same dialogs' next tokens; False if anything else has changed, and a new Step must be made."""
+        """Prepare the same dialogs' next tokens; False if anything else has changed: a new step must be made."""
         lengths = [dialog.num_computed_tokens for dialog in rows]
-        same = len(rows) == len(self._rows) and self._places(rows) == self._where
+        same = len(rows) == len(self._rows) and self._layout_of(rows) == self._layout
         if not same or any(not 0 <= new - old <= 1 for new, old in zip(lengths, self._lengths, strict=True)):
             return False
         self._lengths = lengths
@@ -48,8 +53,8 @@ class Step:
         return True
 
     @staticmethod
-    def _places(rows: Sequence[Dialog]) -> object:
-        """What stays the same while the same turns go on on the same pages: those are only added to."""
+    def _layout_of(rows: Sequence[Dialog]) -> object:
+        """What stays the same while the same turns go on on the same pages, to which tokens are only added."""
         return [
             (dialog, dialog.ring, dialog.turns[-1], dialog.dropped_tokens, len(dialog.pages))
             for dialog in rows
@@ -58,18 +63,23 @@ class Step:
     def _advance(self) -> None:
         self._text.advance()
         self._newest.host[0] = [dialog.input_token_id for dialog in self._rows]
-        self._newest.host[1] = index = [dialog.last_temporal_index for dialog in self._rows]
-        self._newest.send()
-        self._decoding.rope.turns(self._index, self.buffers.turns, near=is_near(index))
+        self._newest.host[1] = positions = [dialog.last_temporal_index for dialog in self._rows]
+        self._newest.copy_to_device()
+        self._model.rope.write_rotation(self._positions, self.buffers.rotation, in_table=in_table(positions))
 
     def _run(self) -> None:
-        self._decoding.read(self)
-        self._decoding.logits(self, self.logits)
+        """Writes `logits`."""
+        self._model.forward(self.buffers, self)
+        self._model.logits(self.buffers, self.logits)
 
-    def attend(self, layer: int) -> None:
-        """See `TextRows.attend`."""
-        self._text.attend(layer)
+    def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AttentionBackend`."""
+        return self.buffers.rotate(query, keys)
 
-    def look(self, cross: int) -> None:
-        """See `FrameRows.look`."""
-        self._frames.look(cross)
+    def attend_text(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `AttentionBackend`."""
+        return self._text.attend(layer)
+
+    def attend_frames(self, cross: int, query: Tensor) -> Tensor:
+        """See `AttentionBackend`."""
+        return self._frames.attend(cross)

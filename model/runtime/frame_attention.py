@@ -1,6 +1,7 @@
-"""One token for each of some dialogs looks at its camera's ring; dialogs on one camera read the one copy.
+"""Decode's attention to frames: one token for each row, over its ring; rows on one camera read the one copy.
 
-The keys lie turned by (0, y, x); a row's query is turned by p - f for each frame.
+Keys are kept rotated by (0, y, x). The rest of the rotation, p - f, is relative: here the query is rotated by it, for
+each frame, and the keys are read as they are.
 
 Letters: N rows (dialogs), H query heads, G key/value heads, R = H / G, d head size, C rings, M rows of the ring that
 has most, F frames, P visual tokens a frame.
@@ -15,124 +16,119 @@ import torch
 from torch import Tensor
 
 from model.engine.dialog import Dialog
-from model.network.rope import Rope, is_near
-from model.runtime.batch_layout import Numbers, Span
-from model.runtime.kv_cache import FrameStore
+from model.network.rope import RotaryEmbedding, RotateInto, in_table
+from model.runtime.batch_layout import HostDeviceTensor, PageSelection
+from model.runtime.kv_cache import FrameKVCache
 from model.runtime.packed_model import Buffers
 
 
-class Places:
-    """Which row is where among the rows of its ring. Rings with fewer rows read for the first row too, in vain."""
+class RingLayout:
+    """The rows sorted by their rings, each ring filled up to M rows; row 0 is computed once more where one misses."""
 
-    def __init__(self, rows: Sequence[Dialog], span: Span) -> None:
-        members: list[list[int]] = [[] for _ in range(span.count)]
+    def __init__(self, rows: Sequence[Dialog], selection: PageSelection) -> None:
+        members: list[list[int]] = [[] for _ in range(selection.num_pages)]
         for row, dialog in enumerate(rows):
-            members[span.number[dialog.ring.page]].append(row)
+            members[selection.number[dialog.ring.page]].append(row)
         self.width = width = max(map(len, members))
-        self.order = [row for group in members for row in (group + [0] * width)[:width]]
-        self.back = [0] * len(rows)
+        self.rows = [row for group in members for row in (group + [0] * width)[:width]]  # by ring, [C * M]
+        self.by_row = [0] * len(rows)  # where each row is in `rows`
         for ring, group in enumerate(members):
             for column, row in enumerate(group):
-                self.back[row] = ring * width + column
-        self.straight = self.order == list(range(len(rows)))
+                self.by_row[row] = ring * width + column
+        self.unchanged = self.rows == list(range(len(rows)))  # the rows lie like this already
 
 
-class FrameRows:
-    """The rings of some dialogs, and what is written on the way from their queries to what is read."""
+class DecodeFrameAttention:
+    """The rows' rings, and all memory between their queries and what is read. `buffers` hold the queries."""
 
-    def __init__(self, rope: Rope, store: FrameStore, rows: Sequence[Dialog], buffers: Buffers) -> None:
-        self._rope, self._buffers, self._device = rope, buffers, store.device
-        self._span = Span(store.layers, sorted({dialog.ring.page for dialog in rows}), store.device)
-        self._places = Places(rows, self._span)
-        self._rows = [rows[row] for row in self._places.order]
-        _, self._groups, self._frames, self._patches, self._head_dim = store.layers[0][0].shape
+    def __init__(
+        self, rope: RotaryEmbedding, cache: FrameKVCache, rows: Sequence[Dialog], buffers: Buffers
+    ) -> None:
+        self._rope, self._buffers, self._device = rope, buffers, cache.device
+        rings = sorted({dialog.ring.page for dialog in rows})
+        self._selection = PageSelection(cache.layers, rings, cache.device)
+        self._layout = RingLayout(rows, self._selection)
+        self._rows = [rows[row] for row in self._layout.rows]
+        self._num_rings, self._width = self._selection.num_pages, self._layout.width
+        _, self._groups, self._frames, self._patches, self._head_dim = cache.layers[0][0].shape
         self._ratio = buffers.query.shape[1] // self._groups
         self._make_queries()
         self._make_scores()
-        self._ages = Numbers((self._span.count, self._frames, self._places.width, self._ratio), self._device)
-        self._arrived: list[int] = []  # frames that had come to each row's ring
+        ages = (self._num_rings, self._frames, self._width, self._ratio)
+        self._ages = HostDeviceTensor(ages, self._device)  # p - f
+        self._num_arrived: list[int] = []  # frames that have arrived at each row's ring
         self._masked = False  # whether some row does not see all of a ring
         self.advance()
 
     def _make_queries(self) -> None:
-        """Rows as they lie by ring, and their queries turned for each frame."""
-        rings, groups, frames, width = self._span.count, self._groups, self._frames, self._places.width
-        size, wide = self._ratio * self._head_dim, groups * self._ratio * self._head_dim
-        straight = self._places.straight
-        self._order = torch.tensor(self._places.order, device=self._device)
-        self._back = torch.tensor(self._places.back, device=self._device)
-        self._query = self._buffers.looking if straight else self._made(rings * width, wide)
-        self._filled = self._buffers.read if straight else self._made(rings * width, wide)
-        partner = torch.empty_like(self._query)
-        self._halves, self._partners = (
-            part.view(rings * width, -1, 2, self._head_dim // 2).unbind(2) for part in (self._query, partner)
-        )
-        by_ring = (rings, width, groups, 1, size)
-        self._queries, self._swapped = (
-            part.view(by_ring).permute(0, 2, 3, 1, 4) for part in (self._query, partner)
-        )  # [C, G, 1, M, R * d]
-        turns = self._made(2, rings, 1, frames, width, size, dtype=torch.float32)
-        self._cos, self._sin = turns
-        self._turns = turns.view(2, -1, self._head_dim)
-        self._turned = self._made(rings, groups, frames, width, size)
-        exact = self._turned.dtype == torch.float32  # if not, it is rounded once, at the end
-        self._half_turned = self._turned if exact else torch.empty_like(self._turned, dtype=torch.float32)
+        """The queries by ring, and each one rotated for each frame."""
+        rings, groups, frames, width = self._num_rings, self._groups, self._frames, self._width
+        heads, unchanged = groups * self._ratio * self._head_dim, self._layout.unchanged
+        self._rows_by_ring = torch.tensor(self._layout.rows, device=self._device)
+        self._by_row = torch.tensor(self._layout.by_row, device=self._device)
+        self._query = self._buffers.frame_heads if unchanged else self._zeros(rings * width, heads)
+        self._read_by_ring = self._buffers.read if unchanged else self._zeros(rings * width, heads)
+        shape = (self._ratio, self._head_dim)
+        query = self._query.view(rings, width, groups, 1, *shape).permute(0, 2, 3, 1, 4, 5)
+        self._rotation = self._zeros(2, rings, 1, frames, width, *shape, dtype=torch.float32)
+        self._rotated = self._zeros(rings, groups, frames, width, *shape)
+        self._rotate = RotateInto(query, self._rotation, self._rotated)
 
     def _make_scores(self) -> None:
         """The longer one of a ring's queries and a frame's patches lies innermost: that is faster."""
-        rings, groups, frames, patches = self._span.count, self._groups, self._frames, self._patches
-        lines, size = self._places.width * self._ratio, self._head_dim
-        self._many = lines >= patches
-        by_frame = (rings * groups * frames, lines, size)
-        self._turned_lines = self._turned.view(by_frame)
-        views = self._span.views()
+        rings, groups, frames, patches = self._num_rings, self._groups, self._frames, self._patches
+        lines, size = self._width * self._ratio, self._head_dim
+        self._lines_innermost = lines >= patches
+        self._lines = self._rotated.view(rings * groups * frames, lines, size)
+        views = self._selection.views()
         self._layers = [
             (keys.flatten(0, 2), values.flatten(2, 3).flatten(0, 1)) for keys, values in views
         ]  # [C * G * F, P, d], [C * G, F * P, d]
-        self._mask_of_lines = self._made(rings, frames, lines)
-        self._sees = self._made(len(self._buffers.read), 1)
-        if self._many:
-            self._scores = self._made(rings * groups * frames, patches, lines)
+        self._mask_of_lines = self._zeros(rings, frames, lines)
+        self._sees = self._zeros(len(self._buffers.read), 1)
+        if self._lines_innermost:
+            self._scores = self._zeros(rings * groups * frames, patches, lines)
             self._by_patch = self._scores.view(rings, groups, frames, patches, lines)
             self._mask = self._mask_of_lines[:, None, :, None]
             self._joint = self._scores.view(rings * groups, frames * patches, lines)
             self._joint_weights = torch.empty_like(self._joint)
             self._weights = self._joint_weights.mT
         else:
-            self._scores = self._made(rings * groups * frames, lines, patches)
+            self._scores = self._zeros(rings * groups * frames, lines, patches)
             self._by_patch = self._scores.view(rings, groups, frames, lines, patches).transpose(2, 3)
             self._mask = self._mask_of_lines.mT[:, None, :, :, None]
-            self._joint = self._made(rings * groups, lines, frames * patches)
-            self._side_by_side = self._joint.view(rings, groups, lines, frames, patches)
+            self._joint = self._zeros(rings * groups, lines, frames * patches)
+            self._by_line = self._joint.view(rings, groups, lines, frames, patches)
             self._weights = self._joint_weights = torch.empty_like(self._joint)
         # With one row a ring, what is read lies as the rows do.
-        alone = self._places.width == 1
-        read = self._filled if alone else self._made(rings, groups, lines, size)
+        single = self._width == 1
+        read = self._read_by_ring if single else self._zeros(rings, groups, lines, size)
         self._read = read.view(rings * groups, lines, size)
-        self._read_by_row = (
-            None if alone else read.view(rings, groups, -1, self._ratio * size).transpose(1, 2)
-        )
+        by_row = (rings, groups, self._width, self._ratio * size)
+        self._read_rows_first = None if single else read.view(by_row).transpose(1, 2)
 
     def advance(self) -> bool:
-        """The rows' next tokens: where they are on their clocks, and which frames they see.
+        """Prepare the rows' next tokens: their positions, and which frames they see.
 
         Returns whether they see as before: all of full rings, or not all.
         """
-        arrived = [dialog.ring.num_arrived for dialog in self._rows]
-        before = self._masked if self._arrived else None
-        if arrived != self._arrived:
-            self._arrived, self._index = arrived, np.stack([dialog.ring_frame_index for dialog in self._rows])
-            self._see()
-        ages = np.array([dialog.last_temporal_index for dialog in self._rows])[:, None] - self._index
+        num_arrived = [dialog.ring.num_arrived for dialog in self._rows]
+        before = self._masked if self._num_arrived else None
+        if num_arrived != self._num_arrived:
+            self._num_arrived = num_arrived
+            self._frame_index = np.stack([dialog.ring_frame_index for dialog in self._rows])
+            self._update_mask()
+        ages = np.array([dialog.last_temporal_index for dialog in self._rows])[:, None] - self._frame_index
         if self._masked:
             ages[self._hidden] = 0
-        rings, width = self._span.count, self._places.width
-        self._ages.host[:] = ages.reshape(rings, width, -1).transpose(0, 2, 1)[..., None]
-        self._ages.send()
-        self._rope.turns(self._ages.device.view(-1), self._turns, near=is_near(ages))
+        by_ring = ages.reshape(self._num_rings, self._width, -1)
+        self._ages.host[:] = by_ring.transpose(0, 2, 1)[..., None]
+        self._ages.copy_to_device()
+        out = self._rotation.view(2, -1, self._head_dim)
+        self._rope.write_rotation(self._ages.device.view(-1), out, in_table=in_table(ages))
         return before is None or before == self._masked
 
-    def _see(self) -> None:
+    def _update_mask(self) -> None:
         self._masked = not all(dialog.sees_whole_ring for dialog in self._rows)
         if not self._masked:
             return
@@ -140,47 +136,40 @@ class FrameRows:
         self._hidden = ~visible
         sees = np.asarray(visible.any(1))
         mask = torch.from_numpy(np.where(visible | ~sees[:, None], 0.0, -np.inf)).to(self._mask.device)
-        own = mask.view(self._span.count, -1, 1, self._frames).expand(-1, -1, self._ratio, -1)
+        own = mask.view(self._num_rings, -1, 1, self._frames).expand(-1, -1, self._ratio, -1)
         self._mask_of_lines.copy_(own.flatten(1, 2).mT)
-        self._sees.copy_(torch.from_numpy(sees[self._places.back])[:, None])
+        self._sees.copy_(torch.from_numpy(sees[self._layout.by_row])[:, None])
 
-    def look(self, cross: int) -> None:
-        """See `Reader.look`."""
-        self._span.gather(cross)
-        self._turn()
+    def attend(self, cross: int) -> Tensor:
+        """The buffers' frame queries, not rotated, read their rings -> [N, H * d]."""
+        self._selection.gather(cross)
+        if not self._layout.unchanged:
+            torch.index_select(self._buffers.frame_heads, 0, self._rows_by_ring, out=self._query)
+        self._rotate()
         keys, values = self._layers[cross]
-        if self._many:
-            self._score(keys, self._turned_lines.mT)
+        if self._lines_innermost:
+            self._score(keys, self._lines.mT)
             if self._masked:
                 self._by_patch.add_(self._mask)
         else:
-            self._score(self._turned_lines, keys.mT)
+            self._score(self._lines, keys.mT)
             if self._masked:
-                torch.add(self._by_patch, self._mask, out=self._side_by_side)
+                torch.add(self._by_patch, self._mask, out=self._by_line)
             else:
-                self._side_by_side.copy_(self._by_patch)
-        torch.softmax(self._joint, 1 if self._many else -1, out=self._joint_weights)
+                self._by_line.copy_(self._by_patch)
+        torch.softmax(self._joint, 1 if self._lines_innermost else -1, out=self._joint_weights)
         torch.bmm(self._weights, values, out=self._read)
-        if self._read_by_row is not None:
-            self._filled.view(self._read_by_row.shape).copy_(self._read_by_row)
-        if not self._places.straight:
-            torch.index_select(self._filled, 0, self._back, out=self._buffers.read)
+        if self._read_rows_first is not None:
+            self._read_by_ring.view(self._read_rows_first.shape).copy_(self._read_rows_first)
+        if not self._layout.unchanged:
+            torch.index_select(self._read_by_ring, 0, self._by_row, out=self._buffers.read)
         if self._masked:
             self._buffers.read.mul_(self._sees)
+        return self._buffers.read
 
     def _score(self, left: Tensor, right: Tensor) -> None:
         scale = self._head_dim**-0.5
         torch.baddbmm(self._scores, left, right, beta=0, alpha=scale, out=self._scores)
 
-    def _turn(self) -> None:
-        """Each row's query, turned for each frame."""
-        if not self._places.straight:
-            torch.index_select(self._buffers.looking, 0, self._order, out=self._query)
-        (first, second), (left, right) = self._halves, self._partners
-        left.copy_(second)
-        right.copy_(first)
-        torch.mul(self._swapped, self._sin, out=self._half_turned)
-        torch.addcmul(self._half_turned, self._queries, self._cos, out=self._turned)
-
-    def _made(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(*shape, dtype=dtype or self._buffers.read.dtype, device=self._device)

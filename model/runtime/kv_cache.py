@@ -17,10 +17,10 @@ from torch import Tensor
 
 from model.config import StreamChatConfig
 from model.engine.pages import PagePool, ring_shape
-from model.network.layer import KeysValues
+from model.network.attention import KeysValues
 
 
-class FrameStore:
+class FrameKVCache:
     """Keys and values of all rings' frames, computed once, read by all dialogs. A page holds a ring."""
 
     def __init__(
@@ -29,23 +29,23 @@ class FrameStore:
         self.pages, self.device = PagePool(num_rings), device
         shape = (num_rings, *ring_shape(config))
         self.layers: list[KeysValues] = [
-            (_lasting(shape, dtype, device), _lasting(shape, dtype, device)) for _ in config.cross_layers
+            (_allocate(shape, dtype, device), _allocate(shape, dtype, device)) for _ in config.cross_layers
         ]  # each [rings, G, F, P, d]
 
-    def write(self, place: int, slot: int, chain: Sequence[KeysValues]) -> None:
+    def write(self, page: int, slot: int, chain: Sequence[KeysValues]) -> None:
         """A frame's chain, [P, G, d] per cross layer."""
         for (all_keys, all_values), (keys, values) in zip(self.layers, chain, strict=True):
-            all_keys[place, :, slot] = keys.transpose(0, 1)
-            all_values[place, :, slot] = values.transpose(0, 1)
+            all_keys[page, :, slot] = keys.transpose(0, 1)
+            all_values[page, :, slot] = values.transpose(0, 1)
 
-    def copy(self, place: int, target: int) -> None:
-        """All of a ring's numbers."""
+    def copy(self, page: int, target: int) -> None:
+        """Copy a ring's keys and values to another page."""
         for keys, values in self.layers:
-            keys[target] = keys[place]
-            values[target] = values[place]
+            keys[target] = keys[page]
+            values[target] = values[page]
 
 
-class TextStore:
+class TextKVCache:
     """Keys and values of all dialogs' text, in pages of S tokens."""
 
     def __init__(
@@ -59,25 +59,25 @@ class TextStore:
         self.pages, self.page_tokens, self.device = PagePool(num_pages), page_tokens, device
         self.num_groups = config.num_key_value_heads
         shape = (2, num_pages, self.num_groups, page_tokens, config.head_dim)
-        whole = [_lasting(shape, dtype, device) for _ in range(config.num_hidden_layers)]
-        self.layers: list[KeysValues] = [(keys, values) for keys, values in whole]  # each [pages, G, S, d]
-        self._lines = [each.flatten(0, 3) for each in whole]  # [2 * pages * G * S, d]
+        joined = [_allocate(shape, dtype, device) for _ in range(config.num_hidden_layers)]
+        self.layers: list[KeysValues] = [(keys, values) for keys, values in joined]  # each [pages, G, S, d]
+        self._lines = [each.flatten(0, 3) for each in joined]  # [2 * pages * G * S, d]
         groups = np.arange(self.num_groups) * page_tokens
-        self._parts = np.concatenate([groups, groups + num_pages * self.num_groups * page_tokens])
+        self._line_offsets = np.concatenate([groups, groups + num_pages * self.num_groups * page_tokens])
 
     def lines(self, pages: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where the keys and values of N tokens lie, [N, 2 * G], by their pages and the offsets there, both [N]."""
+        """The cache lines of N tokens' keys and values, [N, 2 * G], by their pages and the offsets there, both [N]."""
         first = pages * (self.num_groups * self.page_tokens) + offsets
-        return first[:, None] + self._parts
+        return first[:, None] + self._line_offsets
 
     def write(self, layer: int, lines: Tensor, keys_values: Tensor) -> None:
-        """keys_values [N, 2 * G, d] go to `lines` [N, 2 * G]."""
+        """keys_values [N, 2 * G, d] -> cache lines `lines` [N, 2 * G]."""
         self._lines[layer].index_put_((lines,), keys_values)
 
 
-def _lasting(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On a CPU their memory is promised now and taken page by page when it is first written."""
+def _allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. A CPU's memory is reserved now and taken page by page when it is first written."""
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    promised = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(promised).view(dtype).view(*shape)
+    reserved = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(reserved).view(dtype).view(*shape)

@@ -46,7 +46,7 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
     # Rotations stay float32: so nothing that goes into a layer is cast on its way.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in repeated_layers(objective.model):
-        methods = ("forward", "see") if isinstance(layer, Layer) else ("forward",)
+        methods = ("forward", "forward_frames") if isinstance(layer, Layer) else ("forward",)
         if recipe.checkpoint_activations:
             for name in methods:
                 again = functools.partial(checkpoint, getattr(layer, name), use_reentrant=False)
@@ -55,8 +55,8 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
             layer.compile()
         if shares:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
-            if "see" in methods:
-                register_fsdp_forward_method(layer, "see")
+            if "forward_frames" in methods:
+                register_fsdp_forward_method(layer, "forward_frames")
     if shares:
         fully_shard(objective, mesh=mesh, mp_policy=policy)
 

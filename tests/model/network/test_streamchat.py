@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from model.checkpoint.assemble import language_name
 from model.config import StreamChatConfig
-from model.network.attention import FrameView, self_attention
-from model.network.layer import Layer, Whole
+from model.network.attention import FrameAttention, TrainingAttention, self_attention
+from model.network.layer import Layer
 from model.network.rope import rotate
 from model.network.streamchat import StreamChat
 from tests.model.scenes import SHAPES, make_config, make_model, make_scene
@@ -206,20 +206,17 @@ def cross_layer_by_the_paper(model: StreamChat, inputs: dict[str, Tensor]) -> tu
     hidden = model.language.embed_tokens(inputs["token_ids"])
     visual = model.adapter(inputs["frame_features"])
     x, v = norm(hidden, "input_layernorm"), norm(visual, "input_layernorm")
-    cos, sin = model.rope.place(x.device)
-    keys = rotate(heads(cross.k_proj(v)), (cos[:, None], sin[:, None]))
-    view = FrameView(
-        model.rope, inputs["text_index"], inputs["frame_index"], inputs["visible"], turn="queries"
-    )
-    read = view.attend(heads(cross.q_proj(x)).transpose(1, 2), keys, heads(cross.v_proj(v)))
-    hidden = hidden + gate["gate_cross"] * cross.o_proj(read.transpose(1, 2).flatten(2))
+    keys = rotate(heads(cross.k_proj(v)), model.rope.grid_rotation(x.device).unsqueeze(2))
+    rotation = model.rope.rotation(inputs["text_index"]).unsqueeze(3)
+    attend_frames = FrameAttention(model.rope, inputs["frame_index"], inputs["visible"])
+    read = attend_frames(rotate(heads(cross.q_proj(x)), rotation), keys, heads(cross.v_proj(v)))
+    hidden = hidden + gate["gate_cross"] * cross.o_proj(read.flatten(2))
     if "visual_ffn" in part:
         visual = visual + gate["gate_visual"] * ffn(norm(visual, "visual_norm"), "visual_ffn")
     x = norm(hidden, "input_layernorm")
-    turn = model.rope.turn(inputs["text_index"].unsqueeze(1))
-    query, key, value = (heads(p(x)).transpose(1, 2) for p in (own.q_proj, own.k_proj, own.v_proj))
-    read = self_attention(rotate(query, turn), rotate(key, turn), value, None)
-    hidden = hidden + own.o_proj(read.transpose(1, 2).flatten(2))
+    query, key, value = (heads(p(x)) for p in (own.q_proj, own.k_proj, own.v_proj))
+    read = self_attention(rotate(query, rotation), rotate(key, rotation), value, None)
+    hidden = hidden + own.o_proj(read.flatten(2))
     return hidden + ffn(norm(hidden, "post_attention_layernorm"), "mlp"), visual
 
 
@@ -228,14 +225,13 @@ def test_one_cross_layer_by_the_paper(model: StreamChat):
     assert isinstance(layer, Layer)
     with torch.no_grad():
         hidden, visual = cross_layer_by_the_paper(model, inputs)
-        place = model.rope.place(torch.device("cpu"))
-        keys_values, got_visual = layer.see(model.adapter(inputs["frame_features"]), place)
-        names = ("text_index", "frame_index", "visible", "clip_of_row")
-        view = FrameView(model.rope, *(inputs[name] for name in names))
-        turn = model.rope.turn(inputs["text_index"].unsqueeze(1))
-        reader = Whole(turn, None, view, [keys_values])
-        got = layer(model.language.embed_tokens(inputs["token_ids"]), reader)
-    torch.testing.assert_close(got, hidden, **CLOSE)
+        rotation = model.rope.grid_rotation(torch.device("cpu")).unsqueeze(2)
+        keys_values, got_visual = layer.forward_frames(model.adapter(inputs["frame_features"]), rotation)
+        frames = FrameAttention(model.rope, inputs["frame_index"], inputs["visible"], inputs["clip_of_row"])
+        text_rotation = model.rope.rotation(inputs["text_index"])
+        attention = TrainingAttention(text_rotation, None, frames, [keys_values])
+        got = layer(model.language.embed_tokens(inputs["token_ids"].flatten()), attention)
+    torch.testing.assert_close(got.view_as(hidden), hidden, **CLOSE)
     torch.testing.assert_close(got_visual, visual, **CLOSE)
 
 

@@ -1,4 +1,4 @@
-"""Recording: when it begins, that it is used, and that a failure stops nobody."""
+"""Capturing: when it begins, that the graph is used, and that a failure stops nothing."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import logging
 
 import pytest
 
-from model.runtime.cuda_graph import ENOUGH, Replay, Run
+from model.runtime.cuda_graph import WARMUP_RUNS, GraphRunner, Run
 
 
-def test_it_is_recorded_once_it_goes_on():
+def test_it_is_captured_after_the_warm_up():
     said: list[str] = []
 
-    def record(run: Run) -> Run:
-        assert len(said) == ENOUGH
-        run()  # a recording runs nothing on a GPU; here it shows what was recorded
-        assert said.pop() == "piece by piece"
-        return lambda: said.append("recorded")
+    def capture(run: Run) -> Run:
+        assert len(said) == WARMUP_RUNS
+        run()  # capturing runs nothing on a GPU; here it shows what was captured
+        assert said.pop() == "one by one"
+        return lambda: said.append("graph")
 
-    replay = Replay(lambda: said.append("piece by piece"), record)
-    for _ in range(ENOUGH + 2):
-        replay()
-    assert said == ["piece by piece"] * ENOUGH + ["recorded"] * 2
+    runner = GraphRunner(lambda: said.append("one by one"), capture)
+    for _ in range(WARMUP_RUNS + 2):
+        runner()
+    assert said == ["one by one"] * WARMUP_RUNS + ["graph"] * 2
 
 
-def test_what_cannot_be_recorded_is_run_as_before(caplog: pytest.LogCaptureFixture):
+def test_what_cannot_be_captured_is_run_as_before(caplog: pytest.LogCaptureFixture):
     said: list[str] = []
     num_tries = 0
 
-    def record(run: Run) -> Run:
+    def capture(run: Run) -> Run:
         nonlocal num_tries
         num_tries += 1
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    replay = Replay(lambda: said.append("run"), record)
+    runner = GraphRunner(lambda: said.append("run"), capture)
     with caplog.at_level(logging.ERROR):
-        for _ in range(ENOUGH + 3):
-            replay()
-    assert len(said) == ENOUGH + 3
+        for _ in range(WARMUP_RUNS + 3):
+            runner()
+    assert len(said) == WARMUP_RUNS + 3
     assert num_tries == 1
-    assert "could not be recorded" in caplog.text
+    assert "could not be captured" in caplog.text

@@ -11,9 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
-from model.runtime.batch_layout import Span
-from model.runtime.kv_cache import TextStore
-from model.runtime.packed_model import WIDE
+from model.runtime.batch_layout import PageSelection
+from model.runtime.kv_cache import TextKVCache
+from model.runtime.packed_model import COLUMN_MAJOR_ROWS
 from tests.model.engine.test_engine import CLOSE, PROMPT, features, watch, with_cameras
 from tests.model.scenes import make_model
 
@@ -61,10 +61,10 @@ def test_the_same_dialogs_go_on_in_the_same_memory(small: StreamChat):
     assert engine._step is not step  # pyright: ignore[reportPrivateUsage]
 
 
-def test_many_are_told_what_one_alone_is_told(model: StreamChat):
-    """From WIDE rows on, states lie by columns."""
+def test_many_get_what_one_alone_gets(model: StreamChat):
+    """From COLUMN_MAJOR_ROWS rows on, states lie by columns."""
     engine = with_cameras(model, "a", "b", page_tokens=8)
-    names = [f"{number}" for number in range(WIDE + 3)]
+    names = [f"{number}" for number in range(COLUMN_MAJOR_ROWS + 3)]
     for number, name in enumerate(names):
         engine.open_dialog(name, "ab"[number % 2], PROMPT[number % 3 :] * 5, DialogOptions())
     for name in (names[0], names[-1]):
@@ -88,7 +88,7 @@ def test_who_lies_far_apart_is_read_as_who_lies_together(model: StreamChat):
 
 
 def test_frames_that_are_very_old_are_seen_as_in_training(small: StreamChat):
-    """Beyond the table of turns."""
+    """Beyond the table of rotations."""
     engine = with_cameras(small, "a", num_frames=5)
     engine.open_dialog("d", "a", PROMPT, DialogOptions(), prefill_now=False)
     dialog = engine.dialogs["d"]
@@ -106,16 +106,16 @@ def test_frames_that_are_very_old_are_seen_as_in_training(small: StreamChat):
     torch.testing.assert_close(engine.logits(["d"])[0], wanted, **CLOSE)
 
 
-def test_a_span_is_read_where_it_lies_or_gathered(small: StreamChat):
-    store = TextStore(small.config, 9, 4, torch.float32, torch.device("cpu"))
-    for keys, values in store.layers:
+def test_selected_pages_are_read_in_place_or_gathered(small: StreamChat):
+    cache = TextKVCache(small.config, 9, 4, torch.float32, torch.device("cpu"))
+    for keys, values in cache.layers:
         keys.copy_(torch.arange(9.0)[:, None, None, None].expand_as(keys))
         values.copy_(-keys)
-    dense, sparse = (Span(store.layers, places, store.device) for places in ([2, 4, 5], [1, 8]))
-    assert (dense.count, dense.number) == (4, {2: 0, 4: 2, 5: 3})
-    assert dense.views()[1][0].data_ptr() == store.layers[1][0][2].data_ptr()
-    assert (sparse.count, sparse.number) == (2, {1: 0, 8: 1})
-    store.layers[3][1][8] = 100.0
+    dense, sparse = (PageSelection(cache.layers, pages, cache.device) for pages in ([2, 4, 5], [1, 8]))
+    assert (dense.num_pages, dense.number) == (4, {2: 0, 4: 2, 5: 3})
+    assert dense.views()[1][0].data_ptr() == cache.layers[1][0][2].data_ptr()
+    assert (sparse.num_pages, sparse.number) == (2, {1: 0, 8: 1})
+    cache.layers[3][1][8] = 100.0
     sparse.gather(3)
     keys, values = sparse.views()[3]
     assert (keys[:, 0, 0, 0].tolist(), values[:, 0, 0, 0].tolist()) == ([1.0, 8.0], [-1.0, 100.0])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.engine.work_budget import WorkBudget
 from model.network.streamchat import StreamChat
-from model.runtime.frame_ingest import Chain, Intake, NewFrame
-from model.runtime.packed_model import Decoding
+from model.runtime.frame_ingest import FrameChain, FrameIngest, NewFrame
+from model.runtime.packed_model import PackedModel
 
 
 def frames(model: StreamChat, camera: str, num: int) -> list[NewFrame]:
@@ -23,27 +23,27 @@ def frames(model: StreamChat, camera: str, num: int) -> list[NewFrame]:
     ]
 
 
-def all_of(intake: Intake) -> tuple[list[tuple[NewFrame, Chain]], int]:
-    ready: list[tuple[NewFrame, Chain]] = []
+def all_of(ingest: FrameIngest) -> tuple[list[tuple[NewFrame, FrameChain]], int]:
+    ready: list[tuple[NewFrame, FrameChain]] = []
     num_pieces = 0
-    while intake.busy:
-        ready += intake.piece(math.inf)
+    while ingest.busy:
+        ready += ingest.run_piece(math.inf)
         num_pieces += 1
     return ready, num_pieces
 
 
-def stacked(chain: Chain) -> list[Tensor]:
+def stacked(chain: FrameChain) -> list[Tensor]:
     return [part for pair in chain for part in pair]
 
 
 @pytest.mark.parametrize("size", [1, 4, 9, 1000])
 def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
-    intake = Intake(model, Decoding(model))
-    intake.pace = WorkBudget(size, size)
+    ingest = FrameIngest(model, PackedModel(model))
+    ingest.budget = WorkBudget(size, size)
     new = [*frames(model, "a", 3), *frames(model, "b", 2)]
-    intake.put(new[:3], 9)
-    intake.put(new[3:], 9)
-    ready, num_pieces = all_of(intake)
+    ingest.add(new[:3], 9)
+    ingest.add(new[3:], 9)
+    ready, num_pieces = all_of(ingest)
     num_chunks = -(-5 * model.config.vision.num_visual_tokens // size)
     assert num_pieces == num_chunks * (len(model.config.cross_layers) + 1) + 1
     assert [frame for frame, _ in ready] == new
@@ -54,24 +54,24 @@ def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
 
 
 def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
-    intake = Intake(model, Decoding(model))
+    ingest = FrameIngest(model, PackedModel(model))
     new, others = frames(model, "a", 6), frames(model, "b", 2)
-    intake.put(others, 4)
-    intake.put(new[:3], 4)
-    intake.put(new[3:], 4)
-    intake.forget("b")
-    assert [frame for frame, _ in all_of(intake)[0]] == new[2:]
+    ingest.add(others, 4)
+    ingest.add(new[:3], 4)
+    ingest.add(new[3:], 4)
+    ingest.drop_camera("b")
+    assert [frame for frame, _ in all_of(ingest)[0]] == new[2:]
 
 
 def test_pieces_learn_how_large_they_may_be():
-    pace = WorkBudget(8, 64)
-    assert pace.num_tokens(1.0) == 8
-    assert pace.num_tokens(math.inf) == 64
-    pace.record(8, 0.08)  # 10 ms each
-    assert pace.num_tokens(1.0) == 40
-    assert pace.num_tokens(0.1) == 8
-    pace.record(40, 1.2)  # a slow layer
-    assert pace.num_tokens(1.0) == 13
+    budget = WorkBudget(8, 64)
+    assert budget.num_tokens(1.0) == 8
+    assert budget.num_tokens(math.inf) == 64
+    budget.record(8, 0.08)  # 10 ms each
+    assert budget.num_tokens(1.0) == 40
+    assert budget.num_tokens(0.1) == 8
+    budget.record(40, 1.2)  # a slow layer
+    assert budget.num_tokens(1.0) == 13
     for _ in range(30):
-        pace.record(13, 0.013)
-    assert pace.num_tokens(1.0) == 64
+        budget.record(13, 0.013)
+    assert budget.num_tokens(1.0) == 64

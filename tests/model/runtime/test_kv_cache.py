@@ -1,4 +1,4 @@
-"""The ring of frames and the two stores, without a network."""
+"""The ring of frames and the two caches, without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from model.config import StreamChatConfig
 from model.engine.frame_ring import FrameRing
 from model.engine.retention import Retention, Tier
-from model.runtime.kv_cache import FrameStore, TextStore
+from model.runtime.kv_cache import FrameKVCache, TextKVCache
 from tests.model.scenes import make_config
 
 CPU = torch.device("cpu")
@@ -60,12 +60,12 @@ def test_a_copy_stays_as_it_was():
 
 
 def test_frames_are_written_read_and_copied_per_ring_and_layer(config: StreamChatConfig):
-    store = FrameStore(config, 3, torch.float32, CPU)
-    store.write(1, 4, chain(config, 10.0))
-    store.copy(1, 2)
-    store.write(1, 4, chain(config, 50.0))
+    cache = FrameKVCache(config, 3, torch.float32, CPU)
+    cache.write(1, 4, chain(config, 10.0))
+    cache.copy(1, 2)
+    cache.write(1, 4, chain(config, 50.0))
     for layer in range(2):
-        keys, values = store.layers[layer]
+        keys, values = cache.layers[layer]
         assert keys.shape == values.shape == (3, 2, 5, 9, 16)
         assert (keys[1, :, 4] == 50.0 + layer).all()
         assert (keys[2, :, 4] == 10.0 + layer).all()
@@ -74,13 +74,13 @@ def test_frames_are_written_read_and_copied_per_ring_and_layer(config: StreamCha
 
 
 def test_text_goes_to_its_pages(config: StreamChatConfig):
-    store = TextStore(config, 4, 8, torch.float32, CPU)
+    cache = TextKVCache(config, 4, 8, torch.float32, CPU)
     keys = torch.arange(3.0).view(3, 1, 1).expand(3, 2, 16) + 1
-    lines = store.lines(np.array([2, 2, 0]), np.array([6, 7, 0]))
-    store.write(3, torch.from_numpy(lines), torch.cat([keys, -keys], 1))
-    all_keys, all_values = store.layers[3]
+    lines = cache.lines(np.array([2, 2, 0]), np.array([6, 7, 0]))
+    cache.write(3, torch.from_numpy(lines), torch.cat([keys, -keys], 1))
+    all_keys, all_values = cache.layers[3]
     assert (all_keys[2, :, 6] == 1.0).all()
     assert (all_keys[2, :, 7] == 2.0).all()
     assert (all_values[0, :, 0] == -3.0).all()
     assert all_keys.count_nonzero() == 3 * 2 * 16
-    assert store.layers[0][0].count_nonzero() == 0
+    assert cache.layers[0][0].count_nonzero() == 0
