@@ -41,7 +41,7 @@ class TopicLoss:
         if not bool(asked.any()):
             return hidden.sum() * 0.0
         half = hidden.shape[-1] // 2
-        pointing = functional.normalize(hidden[asked.flatten()][:, :half], dim=-1)
+        pointing = functional.normalize(hidden.flatten(0, -2)[asked.flatten()][:, :half], dim=-1)
         embeddings = functional.normalize(self.model.language.embed_tokens(words)[:, :half], dim=-1)
         wanted = (topics[asked][:, None] == words).int().argmax(-1)
         return functional.cross_entropy(SHARPNESS * pointing @ embeddings.T, wanted)
