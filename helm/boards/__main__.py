@@ -15,8 +15,13 @@ def documents() -> dict[str, str]:
     return {
         name: built(f"streamchat-{name}", f"StreamChat: {title}", about, rows)
         for name, title, about, rows in (
-            ("live", "live", "Cameras, words, and how old what they speak of is.", live.rows()),
-            ("latency", "latency and throughput", "What a caller of the API meets.", latency.rows()),
+            ("live", "live", "Cameras, dialogs, and the age of the frames behind the words.", live.rows()),
+            (
+                "latency",
+                "latency and throughput",
+                "Latency, throughput and errors of the API.",
+                latency.rows(),
+            ),
             ("pipeline", "pipeline", "From Kafka to Redis, and what is lost on the way.", pipeline.rows()),
             ("engine", "engine", "The decoders' steps, caches and memory.", engine.rows()),
             ("training", "training", "Training runs on Ray.", training.rows()),

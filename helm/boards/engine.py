@@ -1,4 +1,4 @@
-"""The decoder's engine: steps, caches, memory."""
+"""The dashboard *engine*: steps, caches, memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Engine busy",
-                    about="Share of the time that a decoder replica spends in steps: its GPU's load, near enough.",
+                    about="Share of the time that a decoder replica spends in steps: roughly its GPU load.",
                     unit="percentunit",
                     queries=[
                         Query("max(rate(streamchat_engine_busy_seconds_total{$ns}[1m]))", "busiest replica"),
@@ -39,8 +39,8 @@ def rows() -> Rows:
                     bad=0.95,
                 ),
                 Panel(
-                    title="Dialogs and places",
-                    about="Dialogs the engine speaks in, and those it has room for.",
+                    title="Dialogs and capacity",
+                    about="Dialogs that are generating, and how many the engine has room for.",
                     unit="short",
                     queries=[
                         Query("sum(streamchat_dialogs_running{$ns})", "dialogs"),
@@ -50,8 +50,8 @@ def rows() -> Rows:
                     bad=256,
                 ),
                 Panel(
-                    title="Looks",
-                    about="Frames taken into the engine's rings, a second: times that it looked again.",
+                    title="Frames ingested",
+                    about="Frames taken into the engine's rings a second.",
                     unit="suffix: frames/s",
                     queries=[Query(rate("streamchat_visual_refresh_total"), "frames")],
                     warn=400,
@@ -81,8 +81,8 @@ def rows() -> Rows:
                     stacked=True,
                 ),
                 Panel(
-                    title="Cache of one",
-                    about="A camera's frames, whoever watches; and the text of the longest dialog.",
+                    title="Cache of a camera, of a dialog",
+                    about="Memory of one camera's frames, and of the longest dialog's text.",
                     unit="bytes",
                     queries=[Query("max by (kind) (streamchat_cache_each_bytes{$ns})", "{{kind}}")],
                     warn=1e9,
@@ -90,7 +90,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="GPU memory",
-                    about="In use where a decoder computes, to what there is: of the GPU, or of the machine.",
+                    about="Memory in use where a decoder computes, as a share of the GPU's or the machine's memory.",
                     unit="percentunit",
                     queries=[
                         Query(
@@ -103,8 +103,8 @@ def rows() -> Rows:
                     bad=0.95,
                 ),
                 Panel(
-                    title="Caches, of what they may take",
-                    about="Full, a new dialog or camera waits for another's end.",
+                    title="Caches, as a share of their limit",
+                    about="At 1, a new dialog or camera is refused until another one ends.",
                     unit="percentunit",
                     queries=[
                         Query(

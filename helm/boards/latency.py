@@ -1,4 +1,4 @@
-"""What a caller of the API meets: latency, throughput, errors."""
+"""The dashboard *latency*: latency, throughput and errors of the API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Time between tokens",
-                    about="As the engine made them; an answer at a human pace waits on purpose.",
+                    about="As the engine made them. An answer with a set pace waits on purpose.",
                     unit="s",
                     queries=quantiles("streamchat_inter_token_latency_seconds"),
                     warn=0.3,
@@ -43,7 +43,7 @@ def rows() -> Rows:
             [
                 Panel(
                     title="Tokens",
-                    about="Tokens a second: of questions, read at once; of answers, one by one.",
+                    about="Tokens a second, of questions and of answers.",
                     unit="suffix: tokens/s",
                     queries=[
                         Query(rate("streamchat_prompt_tokens_total"), "of questions"),
@@ -61,8 +61,8 @@ def rows() -> Rows:
                     bad=1_000,
                 ),
                 Panel(
-                    title="Answers under way",
-                    about="Running: being spoken. Waiting: no decoder has taken them up yet; should be about 0.",
+                    title="Open answers",
+                    about="Running: being generated. Waiting: not taken by a decoder yet; should be about 0.",
                     unit="short",
                     queries=[
                         Query("sum(streamchat_requests_running{$ns})", "running"),
@@ -77,8 +77,8 @@ def rows() -> Rows:
             "Errors",
             [
                 Panel(
-                    title="Our faults a question",
-                    about="Requests that failed with a status of 500 or more, to questions asked.",
+                    title="Server errors per question",
+                    about="Requests that failed with a status of 500 or more, per question.",
                     unit="percentunit",
                     queries=[
                         Query(
@@ -91,7 +91,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Failed requests by code",
-                    about="The API's error codes. 4xx are the caller's, 429 says that all places are taken.",
+                    about="The API's error codes. 4xx are errors of the caller; 429 means that all capacity is in use.",
                     unit="reqps",
                     queries=[
                         Query(rate("streamchat_request_errors_total", "code, status"), "{{status}} {{code}}")
@@ -100,8 +100,8 @@ def rows() -> Rows:
                     bad=10,
                 ),
                 Panel(
-                    title="Answers taken up by another decoder",
-                    about="A decoder was lost while it spoke and another went on: the caller noticed nothing.",
+                    title="Answers continued by another decoder",
+                    about="A decoder was lost during an answer, and another one continued it unnoticed.",
                     unit="ops",
                     queries=[Query(rate("streamchat_redispatches_total"), "taken up")],
                     warn=0.01,

@@ -1,4 +1,4 @@
-"""What a person in front of the cameras wants to know."""
+"""The dashboard *live*: cameras, dialogs and frame age."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def rows() -> Rows:
     """Rows of panels."""
     age = Panel(
         title="Frame age at decode",
-        about="Time from the capture of the newest frame a word could see to the making of that word: THE number.",
+        about="Time from the capture of the newest frame that a word could see to the moment the word was made.",
         unit="s",
         queries=quantiles(AGE),
         warn=0.5,
@@ -29,7 +29,7 @@ def rows() -> Rows:
         ),
         Panel(
             title="Cameras up",
-            about="Cameras whose packets come.",
+            about="Cameras that send packets.",
             unit="short",
             queries=[Query("sum(max by (namespace, camera) (streamchat_camera_up{$ns}))", "cameras")],
             warn=1,
@@ -39,11 +39,11 @@ def rows() -> Rows:
         ),
         Panel(
             title="Answers now",
-            about="Answers that are being spoken, of the places that all decoders have together.",
+            about="Answers being generated, as a share of the capacity of all decoders.",
             unit="percentunit",
             queries=[
                 Query(
-                    "sum(streamchat_dialogs_running{$ns}) / sum(streamchat_dialog_places{$ns})", "of places"
+                    "sum(streamchat_dialogs_running{$ns}) / sum(streamchat_dialog_places{$ns})", "of capacity"
                 )
             ],
             warn=0.7,
@@ -59,7 +59,7 @@ def rows() -> Rows:
                 age,
                 Panel(
                     title="Frame age by camera (p95)",
-                    about="Which camera is seen late. One alone: its network or clock. All: encoder or decoder.",
+                    about="Which camera is late. Only one: its network or clock. All: the encoder or the decoder.",
                     unit="s",
                     queries=quantiles(AGE, "camera")[1:2],
                     warn=0.5,
@@ -67,7 +67,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Words",
-                    about="Tokens spoken a second, over all answers. A word is one to two tokens.",
+                    about="Tokens a second, over all answers. A word is one to two tokens.",
                     unit="suffix: tokens/s",
                     queries=[Query(rate("streamchat_generation_tokens_total"), "tokens")],
                     warn=1,
@@ -75,8 +75,8 @@ def rows() -> Rows:
                     falling=True,
                 ),
                 Panel(
-                    title="Who watches what",
-                    about="Dialogs the engine speaks in now, by the camera they look at.",
+                    title="Dialogs by camera",
+                    about="Dialogs that are generating now, by camera.",
                     unit="short",
                     queries=[Query("sum by (camera) (streamchat_dialogs_running{$ns})", "{{camera}}")],
                     warn=32,
@@ -85,7 +85,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Cameras",
-                    about="1 while packets of the camera come, 0 when it is silent.",
+                    about="1 while the camera sends packets, 0 when it is silent.",
                     unit="short",
                     queries=[Query("max by (camera) (streamchat_camera_up{$ns})", "{{camera}}")],
                     warn=1,
@@ -97,7 +97,7 @@ def rows() -> Rows:
                     about="Open picture streams and realtime sessions.",
                     unit="short",
                     queries=[
-                        Query("sum(streamchat_picture_viewers{$ns})", "look on"),
+                        Query("sum(streamchat_picture_viewers{$ns})", "picture streams"),
                         Query("sum(streamchat_websocket_connections{$ns})", "realtime sessions"),
                     ],
                     warn=200,

@@ -1,4 +1,4 @@
-"""From Kafka to Redis: what comes in, what is lost on the way, and why."""
+"""The dashboard *pipeline*: from Kafka to Redis, and what is lost on the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def rows() -> Rows:
             [
                 Panel(
                     title="Packets read by camera",
-                    about="Encoded access units a second: a camera's own frame rate.",
+                    about="Encoded access units a second: the camera's own frame rate.",
                     unit="pps",
                     queries=[Query(rate("streamchat_packets_read_total", "camera"), "{{camera}}")],
                     warn=65,
@@ -23,7 +23,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Frames in by camera",
-                    about="Frames encoded and put into the FIFO, a second; the model looks at 5.",
+                    about="Frames encoded and put into the FIFO a second. The model uses 5.",
                     unit="suffix: frames/s",
                     queries=[Query(rate(ingested, "camera"), "{{camera}}")],
                     warn=1,
@@ -40,7 +40,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Behind Kafka",
-                    about="How long the reader would take for what it has not read yet, at its own pace.",
+                    about="How long the reader needs for all unread records, at its current rate.",
                     unit="s",
                     queries=[Query(f"{lag} / {rate('streamchat_packets_read_total')}", "behind")],
                     warn=1,
@@ -48,7 +48,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Lag",
-                    about="Records written to Kafka that were not read yet.",
+                    about="Records in Kafka that were not read yet.",
                     unit="short",
                     queries=[Query(lag, "records")],
                     warn=100,
@@ -74,7 +74,7 @@ def rows() -> Rows:
             [
                 Panel(
                     title="Frames dropped by reason",
-                    about="overtaken: newer ones came while the encoder was busy; replayed: came before.",
+                    about="overtaken: replaced by newer frames while the encoder was busy; replayed: sent before.",
                     unit="cps",
                     queries=[Query(rate(dropped, "stage, reason"), "{{stage}}: {{reason}}")],
                     warn=0.1,
@@ -96,7 +96,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Packets skipped by reason",
-                    about="late: the reader was far behind and left out the rest of a GOP; no_keyframe: begun in it.",
+                    about="late: the reader skipped the rest of a GOP to catch up; no_keyframe: started inside a GOP.",
                     unit="pps",
                     queries=[Query(rate("streamchat_packets_skipped_total", "reason"), "{{reason}}")],
                     warn=1,
@@ -105,7 +105,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Dead letters by reason",
-                    about="Records that could not be used; each lies in the dead-letter topic with its reason.",
+                    about="Records that could not be used. The dead-letter topic has each one with its reason.",
                     unit="cps",
                     queries=[Query(rate("streamchat_dead_letter_total", "reason"), "{{reason}}")],
                     warn=0.01,
@@ -114,7 +114,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Sent by publishers",
-                    about="Access units that `streamchat publish` sent, where its --metrics is scraped.",
+                    about="Access units sent by `streamchat publish`, if its --metrics endpoint is scraped.",
                     unit="pps",
                     queries=[Query(rate("streamchat_publish_frames_total", "camera"), "{{camera}}")],
                     warn=5,
@@ -123,7 +123,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Lost by publishers",
-                    about="refused: too large for readers; dropped: Kafka could not take them in time.",
+                    about="refused: too large for readers; dropped: Kafka did not accept them in time.",
                     unit="pps",
                     queries=[
                         Query(
@@ -141,7 +141,7 @@ def rows() -> Rows:
             [
                 Panel(
                     title="Pictures encoded together",
-                    about="Size of the vision encoder's batches: grows with the load.",
+                    about="Batch size of the vision encoder. It grows with the load.",
                     unit="short",
                     queries=quantiles("streamchat_encoder_batch_size"),
                     warn=12,
@@ -157,7 +157,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Encoder busy",
-                    about="Share of the time an encoder replica computes. Near 1: add replicas or look less often.",
+                    about="Share of the time that an encoder replica computes. Near 1: add replicas.",
                     unit="percentunit",
                     queries=[
                         Query("max(rate(streamchat_encoder_busy_seconds_total{$ns}[1m]))", "busiest replica")
@@ -167,7 +167,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="FIFO fill by camera",
-                    about="Frames in the camera's FIFO to those that it keeps; full a few seconds after a camera came.",
+                    about="Frames in the FIFO, as a share of its capacity. Full a few seconds after the camera starts.",
                     unit="percentunit",
                     queries=[
                         Query(
@@ -182,7 +182,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Redis memory",
-                    about="Memory of all FIFOs together, of what Redis may use. It refuses frames when it is full.",
+                    about="Memory of all FIFOs, as a share of what Redis may use. A full Redis refuses frames.",
                     unit="percentunit",
                     queries=[
                         Query(
@@ -195,7 +195,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Age of the newest frame by camera",
-                    about="Seconds since the newest frame in the FIFO was captured, as far as the last scrape knew.",
+                    about="Seconds since the newest frame in the FIFO was captured, as of the last scrape.",
                     unit="s",
                     queries=[
                         Query(

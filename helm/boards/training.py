@@ -18,8 +18,8 @@ def rows() -> Rows:
             [
                 level("Loss", "Of the last step, mean over workers.", "streamchat_train_loss", 5, 20),
                 Panel(
-                    title="Right",
-                    about="Share of the last step's tokens that were the likeliest.",
+                    title="Right tokens",
+                    about="Share of the last step's tokens that the model ranked first.",
                     unit="percentunit",
                     queries=[Query("avg by (recipe) (streamchat_train_right_ratio{$ns})", by_recipe)],
                     warn=0.8,
@@ -35,7 +35,7 @@ def rows() -> Rows:
                 ),
                 level("Learning rate", "Of the last step.", "streamchat_train_learning_rate", 0.01, 0.1),
                 Panel(
-                    title="Done",
+                    title="Progress",
                     about="The share of the run that is done.",
                     unit="percentunit",
                     queries=[Query("max by (recipe) (streamchat_train_done_ratio{$ns})", by_recipe)],
@@ -79,7 +79,7 @@ def rows() -> Rows:
                 ),
                 Panel(
                     title="Waiting for data",
-                    about="Share of the time that the slowest worker waits for data: above 0.1: too few readers.",
+                    about="Share of the time that the slowest worker waits for data. Above 0.1: too few readers.",
                     unit="percentunit",
                     queries=[
                         Query(
