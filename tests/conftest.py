@@ -1,4 +1,4 @@
-"""What many test files need: one real broker and one real store, each started once."""
+"""Fixtures for many test files: one real broker and one real store, and the order of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.local.embedded_servers import Broker, Store, start_broker, start_s
 from tests.secured_servers import SecuredServers, secured_servers
 
 ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")
-SHARED = ("tests/runs", "tests/live")  # folders whose tests share a run, and a running stack
+SHARED_FOLDERS = ("tests/runs", "tests/live")  # their tests share a training run, and a running stack
 # `make check` leaves out tests with the marker `slow`. These folders and fixtures get it here, other files set it.
 SLOW_FOLDERS = {"bench", "live", "runs"}
 SLOW_FIXTURES = {"broker", "secured", "store_server"}
@@ -36,24 +36,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
 
 
-class Together(LoadFileScheduling):
-    """A file's tests stay in one process, and all those of some folders: they share what they started."""
+class SharedFolderScheduling(LoadFileScheduling):
+    """The tests of a file run in one process, and so do all tests of the shared folders: they share what they start."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
         folder = file.rpartition("/")[0]
-        return folder if folder in SHARED else file
+        return folder if folder in SHARED_FOLDERS else file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
-    """Who gives the tests to the processes of `pytest -n 2`."""
-    return Together(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SharedFolderScheduling:
+    """The scheduler of `pytest -n 2`."""
+    return SharedFolderScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
-    """A real Kafka-protocol broker; `broker.bootstrap_servers`. Use topics of your own (`unique`)."""
+    """A real Kafka-protocol broker at `broker.bootstrap_servers`. Use topics of your own (`unique`)."""
     server = start_broker()
     yield server
     server.stop()
@@ -61,7 +61,7 @@ def broker() -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def store_server() -> Iterator[Store]:
-    """A real Redis-protocol store; `store_server.url`. Use cameras of your own (`unique`)."""
+    """A real Redis-protocol store at `store_server.url`. Use cameras of your own (`unique`)."""
     server = start_store()
     yield server
     server.stop()
@@ -69,7 +69,7 @@ def store_server() -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def secured() -> Iterator[SecuredServers]:
-    """Both again, behind TLS and with a user who may do no more than a service needs."""
+    """Another broker and store, behind TLS, with a user that may do only what a service needs."""
     with secured_servers() as servers:
         yield servers
 

@@ -1,4 +1,4 @@
-"""Debian's Prometheus and its promtool: from the system, or where `make test` puts them."""
+"""The paths of Debian's prometheus and promtool: from the system, or where `make test` puts them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def program(name: str) -> str:
-    """Its path; FileNotFoundError says how to get it."""
+    """The program's path; FileNotFoundError says how to install it."""
     own = Path(sys.executable).parent / name
     found = str(own) if own.exists() else shutil.which(name)
     if found is None:

@@ -1,4 +1,4 @@
-"""A StreamChat folder of the tiny shape with random weights: all that is made of a real one, in a second."""
+"""A StreamChat folder with random weights in the tiny size, made in a second."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from model.config import preset
 from model.network.streamchat import StreamChat
 from training.live_world.tiny_tokenizer import make_tokenizer
 
-SPACE = "Ġ"  # how byte-level tokenizers write it
+SPACE = "Ġ"  # a space in byte-level tokenizers
 
 
 def make_random_folder(folder: Path, *, endless: bool = False) -> Path:
-    """The folder, always with the same weights. `endless`: it says nothing but words, and never ends by itself."""
+    """Write the folder, always with the same weights. `endless`: its answers have only words and never end."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder)

@@ -1,7 +1,7 @@
-"""Kafka and Redis as they are on a guarded network: TLS, a user with a password, and nobody else let in.
+"""Kafka and Redis as on a secured network: TLS, and one user with a password.
 
-The broker and the store are the real ones; in front of each stands a door of TLS. The store knows its users itself.
-The broker does not, so its door asks for SCRAM-SHA-512 (RFC 5802) in Kafka's own requests before it lets anything by.
+The broker and the store are the real ones; a TLS proxy stands in front of each. The store knows its users itself. The
+broker does not, so its proxy requires SCRAM-SHA-512 (RFC 5802) in Kafka's own requests before it forwards anything.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ MECHANISM = "SCRAM-SHA-512"
 ITERATIONS = 4096
 UNSUPPORTED_VERSION, UNSUPPORTED_MECHANISM, AUTHENTICATION_FAILED = 35, 33, 58
 
-Gate = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]  # whether somebody is let in
+# Talks with a new client and returns whether it is authenticated.
+Authenticate = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class SecuredServers:
-    """Where they are, and what opens them."""
+    """Their addresses and credentials."""
 
     kafka: str  # host:port, SASL_SSL
     redis_url: str
@@ -53,7 +54,7 @@ class SecuredServers:
 
 @contextmanager
 def secured_servers() -> Generator[SecuredServers]:
-    """Start both, each behind its door."""
+    """Start both, each behind its proxy."""
     username, password = "frame-fifo", secrets.token_hex(16)
     kafka_port, redis_port = free_port(), free_port()
     broker, store = start_broker(advertised_port=kafka_port), start_store()
@@ -64,11 +65,11 @@ def secured_servers() -> Generator[SecuredServers]:
         apis = with_sasl(api_versions(broker.port))
 
         async def scram(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-            return await kafka_gate(reader, writer, apis, Scram(username, password))
+            return await authenticate_kafka(reader, writer, apis, Scram(username, password))
 
-        doors = {kafka_port: (broker.port, scram), redis_port: (store.port, None)}
+        proxies = {kafka_port: (broker.port, scram), redis_port: (store.port, None)}
         try:
-            with open_doors(doors, context):
+            with tls_proxies(proxies, context):
                 url = f"rediss://{HOST}:{redis_port}/0"
                 yield SecuredServers(f"{HOST}:{kafka_port}", url, username, password, authority)
         finally:
@@ -77,7 +78,7 @@ def secured_servers() -> Generator[SecuredServers]:
 
 
 def certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """An authority of our own (its certificate's path), and a server's side of TLS with a certificate of its."""
+    """The certificate of a new authority (its path), and a TLS server context with a certificate from it."""
     now = datetime.datetime.now(datetime.UTC)
 
     def certificate(
@@ -121,22 +122,26 @@ def certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 @contextmanager
-def open_doors(doors: Mapping[int, tuple[int, Gate | None]], context: ssl.SSLContext) -> Generator[None]:
-    """Serve each port with TLS, passing what its gate lets in on to another port."""
-    opened: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+def tls_proxies(
+    proxies: Mapping[int, tuple[int, Authenticate | None]], context: ssl.SSLContext
+) -> Generator[None]:
+    """Serve TLS on each port and forward authenticated clients to another port."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
         closing = asyncio.Event()
-        async with AsyncExitStack() as ending:
-            for listen, (port, gate) in doors.items():
-                server = await asyncio.start_server(_door(port, gate), HOST, listen, ssl=context)
-                ending.callback(server.close)
-            opened.set_result((asyncio.get_running_loop(), closing))
+        async with AsyncExitStack() as cleanup:
+            for listen_port, (port, authenticate) in proxies.items():
+                server = await asyncio.start_server(
+                    _proxy(port, authenticate), HOST, listen_port, ssl=context
+                )
+                cleanup.callback(server.close)
+            started.set_result((asyncio.get_running_loop(), closing))
             await closing.wait()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="doors", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="TLS proxies", daemon=True)
     thread.start()
-    loop, closing = opened.result(30.0)
+    loop, closing = started.result(30.0)
     try:
         yield
     finally:
@@ -144,16 +149,16 @@ def open_doors(doors: Mapping[int, tuple[int, Gate | None]], context: ssl.SSLCon
         thread.join(30.0)
 
 
-def _door(
-    port: int, gate: Gate | None
+def _proxy(
+    port: int, authenticate: Authenticate | None
 ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            if gate is None or await gate(reader, writer):
+            if authenticate is None or await authenticate(reader, writer):
                 inner_reader, inner_writer = await asyncio.open_connection(HOST, port)
-                both = [_pass(reader, inner_writer), _pass(inner_reader, writer)]
+                both = [_forward(reader, inner_writer), _forward(inner_reader, writer)]
                 await asyncio.wait(
-                    [asyncio.ensure_future(one) for one in both], return_when="FIRST_COMPLETED"
+                    [asyncio.ensure_future(direction) for direction in both], return_when="FIRST_COMPLETED"
                 )
                 inner_writer.close()
         writer.close()
@@ -161,7 +166,7 @@ def _door(
     return serve
 
 
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(OSError, asyncio.CancelledError):
         while data := await reader.read(2**16):
             writer.write(data)
@@ -169,81 +174,81 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def api_versions(port: int) -> list[tuple[int, int, int]]:
-    """What the broker speaks: each API with its oldest and newest version."""
-    question = struct.pack(">hhih", API_VERSIONS, 0, 1, 2) + b"up"
+    """The APIs that the broker knows, each with its oldest and newest version."""
+    request = struct.pack(">hhih", API_VERSIONS, 0, 1, 2) + b"up"
     with socket.create_connection((HOST, port), timeout=5.0) as connection:
-        connection.sendall(struct.pack(">i", len(question)) + question)
+        connection.sendall(struct.pack(">i", len(request)) + request)
         size = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))[0]
-        answer = connection.recv(size, socket.MSG_WAITALL)
-    return list(struct.iter_unpack(">hhh", answer[10 : 10 + 6 * struct.unpack(">i", answer[6:10])[0]]))
+        response = connection.recv(size, socket.MSG_WAITALL)
+    return list(struct.iter_unpack(">hhh", response[10 : 10 + 6 * struct.unpack(">i", response[6:10])[0]]))
 
 
 def with_sasl(apis: list[tuple[int, int, int]]) -> bytes:
-    """The oldest form of the answer to ApiVersions, with the requests that the door answers itself."""
+    """The oldest form of an ApiVersions response, with the requests that the proxy answers itself."""
     ours = [(API_VERSIONS, 0, 0), (SASL_HANDSHAKE, 0, 1), (SASL_AUTHENTICATE, 0, 1)]
     rows = [row for row in apis if row[0] not in [key for key, *_ in ours]] + ours
     return struct.pack(">i", len(rows)) + b"".join(struct.pack(">hhh", *row) for row in rows)
 
 
-async def kafka_gate(
+async def authenticate_kafka(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, apis: bytes, scram: Scram
 ) -> bool:
-    """Talk as a broker does until somebody has shown that they know the password; False when they do not."""
+    """Answer like a broker until the client has proved that it knows the password. False when it does not."""
     while True:
         size = struct.unpack(">i", await reader.readexactly(4))[0]
         request = await reader.readexactly(size)
         api, version, correlation, client = struct.unpack(">hhih", request[:10])
         body = request[10 + max(0, client) :]
-        answer, done = _answer(api, version, body, apis, scram)
-        writer.write(struct.pack(">ii", 4 + len(answer), correlation) + answer)
+        response, authenticated = _respond(api, version, body, apis, scram)
+        writer.write(struct.pack(">ii", 4 + len(response), correlation) + response)
         await writer.drain()
-        if done is not None:
-            return done
+        if authenticated is not None:
+            return authenticated
 
 
-def _answer(api: int, version: int, body: bytes, apis: bytes, scram: Scram) -> tuple[bytes, bool | None]:
-    """The answer to a request before the door, and whether that settles it."""
+def _respond(api: int, version: int, body: bytes, apis: bytes, scram: Scram) -> tuple[bytes, bool | None]:
+    """The response to a request before authentication, and whether the client is authenticated (None: not yet)."""
     if api == API_VERSIONS:
-        # Newer clients are told to ask again in the oldest form.
+        # Newer clients then ask again in the oldest form.
         return struct.pack(">h", UNSUPPORTED_VERSION if version else 0) + apis, None
     if api == SASL_HANDSHAKE:
         known = body[2:].decode() == MECHANISM
-        told = struct.pack(">hih", 0 if known else UNSUPPORTED_MECHANISM, 1, len(MECHANISM))
-        return told + MECHANISM.encode(), None if known else False
+        head = struct.pack(">hih", 0 if known else UNSUPPORTED_MECHANISM, 1, len(MECHANISM))
+        return head + MECHANISM.encode(), None if known else False
     if api != SASL_AUTHENTICATE:
-        return b"", False  # nothing else is answered before the door
+        return b"", False  # nothing else is answered before authentication
     try:
-        said, done = scram.step(body[4:].decode())
+        reply, done = scram.step(body[4:].decode())
     except (PermissionError, ValueError):
         return struct.pack(">hhi", AUTHENTICATION_FAILED, -1, 0) + (
             struct.pack(">q", 0) if version else b""
         ), False
     lifetime = struct.pack(">q", 0) if version else b""
-    return struct.pack(">hhi", 0, -1, len(said)) + said.encode() + lifetime, True if done else None
+    return struct.pack(">hhi", 0, -1, len(reply)) + reply.encode() + lifetime, True if done else None
 
 
 class Scram:
-    """The server's side of SCRAM-SHA-512 for one user. PermissionError for anybody else."""
+    """The server's side of SCRAM-SHA-512 for one user. PermissionError for any other."""
 
     def __init__(self, username: str, password: str) -> None:
         self._username = username
         self._salt = secrets.token_bytes(16)
         self._salted = hashlib.pbkdf2_hmac("sha512", password.encode(), self._salt, ITERATIONS)
-        self._said: list[str] = []
+        self._messages: list[str] = []
 
     def step(self, message: str) -> tuple[str, bool]:
-        """The answer to the client's first or last message, and whether that was the last."""
-        if not self._said:
+        """The reply to the client's first or last message, and whether that was the last."""
+        if not self._messages:
             bare = message.removeprefix("n,,")
             fields = dict(part.split("=", 1) for part in bare.split(","))
             if fields["n"] != self._username:
                 raise PermissionError(fields["n"])
             nonce = fields["r"] + secrets.token_hex(12)
             first = f"r={nonce},s={base64.b64encode(self._salt).decode()},i={ITERATIONS}"
-            self._said = [bare, first]
+            self._messages = [bare, first]
             return first, False
         without_proof, _, proof = message.rpartition(",p=")
-        signed = ",".join([*self._said, without_proof]).encode()
+        signed = ",".join([*self._messages, without_proof]).encode()
         client_key = hmac.digest(self._salted, b"Client Key", "sha512")
         signature = hmac.digest(hashlib.sha512(client_key).digest(), signed, "sha512")
         expected = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))

@@ -1,4 +1,4 @@
-"""The whole stack, started once for all tests of this folder, and two cameras that film all the time."""
+"""The whole stack, started once for all tests of this folder, with two cameras that send all the time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.services.h264 import clip_file
 
 @pytest.fixture(scope="session")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
-    """A real `streamchat up` whose model says anything, and never ends by itself.
+    """A real `streamchat up` with a random model whose answers never end by themselves.
 
-    LIVE_STACK="http://127.0.0.1:P 127.0.0.1:K" names one that runs already, with its broker.
+    LIVE_STACK="http://127.0.0.1:P 127.0.0.1:K" uses one that is already running, with its broker.
     """
     if running := os.environ.get("LIVE_STACK"):
         yield LiveStack(*running.split())
@@ -45,33 +45,33 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
 def live(up: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
     """The stack with the cameras `door` and `yard`, which `streamchat publish` sends as H.264."""
     clip = clip_file(tmp_path_factory.mktemp("clips"), num_frames=150, size=(320, 240))
-    with ExitStack() as ending:
+    with ExitStack() as cleanup:
         for camera in ("door", "yard"):
             options = (str(clip), "--camera", camera, "--loop", "--kafka", up.kafka)
-            ending.callback(BackgroundCommand("publish", *options).end)
+            cleanup.callback(BackgroundCommand("publish", *options).end)
         up.wait_for_frames("door", "yard")
         yield up
 
 
 @pytest.fixture(scope="session")
-def talker(live: LiveStack) -> Iterator[ContinuousClient]:
-    """Somebody who talks with the yard all the while, beside others who do not listen."""
+def continuous_client(live: LiveStack) -> Iterator[ContinuousClient]:
+    """A client that asks about the yard all the time, beside clients that have stopped reading."""
     with stalled_pictures(live), stalled_pictures(live):
-        talker = ContinuousClient(live, "yard")
-        yield talker
-        talker.close()
+        continuous_client = ContinuousClient(live, "yard")
+        yield continuous_client
+        continuous_client.close()
 
 
 @pytest.fixture
-def undisturbed(talker: ContinuousClient) -> Iterator[None]:
-    """Whatever the test does, the one at the yard hears no break and sees ever newer frames."""
-    with talker.undisturbed():
+def undisturbed(continuous_client: ContinuousClient) -> Iterator[None]:
+    """The client at the yard receives tokens without a break, from newer and newer frames, whatever the test does."""
+    with continuous_client.undisturbed():
         yield
 
 
 @pytest.fixture(scope="session")
 def dead_letters(up: LiveStack) -> Iterator[DeadLetters]:
-    """What could not be used of all that the cameras sent."""
+    """The packets that could not be used."""
     letters = DeadLetters(up.kafka)
     yield letters
     letters.close()

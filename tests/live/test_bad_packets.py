@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer
 
 from services.messages.video import VideoPacket
-from tests.live.clients.kafka_camera import SILENT, DeadLetters, KafkaCamera, send, waiting_packets
+from tests.live.clients.kafka_camera import SILENT, DeadLetters, KafkaCamera, new_packets, send
 from tests.live.clients.live_stack import (
     MODEL,
     PATIENCE_S,
@@ -61,7 +61,7 @@ def test_a_packet_that_cannot_be_used_becomes_a_dead_letter(
     reason: str,
 ) -> None:
     producer = Producer({"bootstrap.servers": live.kafka, **SILENT})
-    packet = waiting_packets("camera")[0]
+    packet = new_packets("camera")[0]
     send(producer, "cameras", replace(change(packet), camera=camera), **headers)
     assert producer.flush(10.0) == 0
     assert re.search(reason, dead_letters.reason(camera, PATIENCE_S))

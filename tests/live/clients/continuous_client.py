@@ -1,4 +1,4 @@
-"""Somebody who talks with a camera all the while, and notices when others disturb that."""
+"""A client that asks one question after the other, and checks that other requests do not disturb it."""
 
 from __future__ import annotations
 
@@ -22,70 +22,74 @@ from tests.live.clients.live_stack import (
 )
 
 TOKENS_PER_S = 10.0
-MAX_GAP_S = 3.0  # between two tokens: thirty times the pace, for machines with other work
+MAX_GAP_S = 3.0  # between two tokens: 30 times the pace, for busy machines
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """One token."""
+class ReceivedToken:
+    """One token; all times are wall clock."""
 
-    at_s: float  # wall clock, as the other two
+    received_s: float
     made_s: float
     captured_s: float
     frame_id: str
 
 
 class ContinuousClient:
-    """Asks, listens to the end, asks again; from a thread, until closed."""
+    """Asks, reads the whole answer and asks again, in a thread, until closed."""
 
     def __init__(self, live: LiveStack, camera: str) -> None:
-        self.heard: list[Heard] = []
+        self.tokens: list[ReceivedToken] = []
         self.problems: list[str] = []
         self._live, self._camera = live, camera
-        self._ended, self._again = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._talk, name="bystander", daemon=True)
+        self._ended, self._restart = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="continuous client", daemon=True)
         self._thread.start()
-        eventually(lambda: bool(self.heard or self.problems), "the bystander hears nothing")
+        eventually(lambda: bool(self.tokens or self.problems), "the continuous client receives nothing")
 
     @contextmanager
     def undisturbed(self, max_gap_s: float = MAX_GAP_S) -> Generator[None]:
-        """In this block, and until a word was made from a frame captured after it, nothing is to be noticed."""
-        began = len(self.heard)
+        """Checks the tokens of this block, and those up to the first one from a frame captured after it."""
+        first = len(self.tokens)
         yield
-        over_s = time.time()
-        eventually(lambda: bool(self.problems) or self.heard[-1].captured_s > over_s, "no new frame came")
+        ended_s = time.time()
+        eventually(lambda: bool(self.problems) or self.tokens[-1].captured_s > ended_s, "no new frame came")
         assert self.problems == []
-        heard = self.heard[max(0, began - 1) :]
-        assert in_order([token.frame_id for token in heard])
+        tokens = self.tokens[max(0, first - 1) :]
+        assert in_order([token.frame_id for token in tokens])
         gaps_s = [
-            (after.at_s - before.at_s, after.made_s - before.made_s) for before, after in pairwise(heard)
+            (after.received_s - before.received_s, after.made_s - before.made_s)
+            for before, after in pairwise(tokens)
         ]
-        assert max(gap_s for gap_s, _ in gaps_s) < max_gap_s, f"as heard and as made: {sorted(gaps_s)[-3:]}"
+        assert max(gap_s for gap_s, _ in gaps_s) < max_gap_s, (
+            f"as received and as made: {sorted(gaps_s)[-3:]}"
+        )
 
     def ask_again(self) -> None:
-        """Begin a new answer, which lasts for a while: one who asks while a crowd is there may be refused."""
-        self._again.set()
-        began = len(self.heard)
+        """Start a new, long answer now, because a question during overload may be refused."""
+        self._restart.set()
+        first = len(self.tokens)
         eventually(
-            lambda: not self._again.is_set() and len(self.heard) > began, "the bystander hears nothing"
+            lambda: not self._restart.is_set() and len(self.tokens) > first,
+            "the continuous client receives nothing",
         )
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop asking."""
         self._ended.set()
         self._thread.join()
 
-    def _talk(self) -> None:
+    def _run(self) -> None:
         with self._live.client() as client:
             while not self._ended.is_set():
                 try:
-                    self._listen(client)
+                    self._ask(client)
                 except openai.OpenAIError as error:
                     self.problems.append(repr(error))
                     return
 
-    def _listen(self, client: openai.OpenAI) -> None:
-        self._again.clear()
+    def _ask(self, client: openai.OpenAI) -> None:
+        self._restart.clear()
         options = {"streamchat": {"tokens_per_second": TOKENS_PER_S}}
         messages = question_about(camera_part(self._camera))
         with client.chat.completions.create(
@@ -94,6 +98,8 @@ class ContinuousClient:
             for chunk in stream:
                 for token in tokens_of(chunk):
                     made_s = token["captured_s"] + token["frame_age_ms"] / 1000
-                    self.heard.append(Heard(time.time(), made_s, token["captured_s"], token["frame_id"]))
-                if self._ended.is_set() or self._again.is_set():
+                    self.tokens.append(
+                        ReceivedToken(time.time(), made_s, token["captured_s"], token["frame_id"])
+                    )
+                if self._ended.is_set() or self._restart.is_set():
                     return

@@ -1,4 +1,4 @@
-"""A camera that is no part of StreamChat: it knows the format of the log and a Kafka client of another make."""
+"""A camera without StreamChat's code: it writes the log's format with another Kafka client (confluent-kafka)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Change = Callable[[VideoPacket], VideoPacket]
 
 
 class KafkaCamera:
-    """Sends at real pace, from a thread, for as long as the block lasts: the same 30 frames again and again."""
+    """Sends the same 30 frames again and again in real time, in a thread, until the block ends."""
 
     def __init__(
         self, kafka: str, camera: str, *, topic: str = "cameras", change: Change = lambda packet: packet
@@ -32,7 +32,7 @@ class KafkaCamera:
         self._producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0, **SILENT})
         self._kafka = kafka
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._film, name=f"camera {camera}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"camera {camera}", daemon=True)
 
     def __enter__(self) -> KafkaCamera:
         create_topic(self._kafka, self.topic)
@@ -45,7 +45,7 @@ class KafkaCamera:
         self._thread.join()
         self._producer.flush(5.0)
 
-    def _film(self) -> None:
+    def _run(self) -> None:
         units = encoded(2 * FPS, fps=FPS, gop=FPS)
         began_s = time.time()
         seq = 0
@@ -87,19 +87,26 @@ def create_topic(kafka: str, topic: str) -> None:
 
 
 class DeadLetters:
-    """Reads `cameras.dead-letter` from its beginning, as whoever looks after the cameras would."""
+    """Reads `cameras.dead-letter` from its beginning."""
 
     def __init__(self, kafka: str) -> None:
         topic = "cameras.dead-letter"
         create_topic(kafka, topic)
-        options = {"bootstrap.servers": kafka, "group.id": "people", "enable.auto.commit": False, **SILENT}
+        options = {
+            "bootstrap.servers": kafka,
+            "group.id": "dead-letter-reader",
+            "enable.auto.commit": False,
+            **SILENT,
+        }
         self._consumer = Consumer(options)
         self._consumer.assign([TopicPartition(topic, 0, 0)])
         self.reasons: dict[str, list[str]] = {}  # by camera
 
     def reason(self, camera: str, timeout_s: float) -> str:
-        """Why the camera's first dead letter is one."""
-        assert wait_until(lambda: self._read() or camera in self.reasons, timeout_s), f"none of {camera}"
+        """The reason in the camera's first dead letter."""
+        assert wait_until(lambda: self._read() or camera in self.reasons, timeout_s), (
+            f"no dead letter of {camera}"
+        )
         return self.reasons[camera][0]
 
     def _read(self) -> bool:
@@ -113,10 +120,10 @@ class DeadLetters:
         return False
 
     def close(self) -> None:
-        """Let go."""
+        """Close the consumer."""
         self._consumer.close()
 
 
-def waiting_packets(camera: str, num_frames: int = 1) -> Sequence[VideoPacket]:
-    """The first packets of a camera, captured just now."""
+def new_packets(camera: str, num_frames: int = 1) -> Sequence[VideoPacket]:
+    """The first packets of a camera, captured now."""
     return camera_packets(encoded(num_frames, fps=FPS, gop=FPS), camera=camera, start_s=time.time())

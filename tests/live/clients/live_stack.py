@@ -1,4 +1,4 @@
-"""One running `streamchat up`, as people and programs meet it."""
+"""A running `streamchat up`, seen by its clients."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from services.ports.frame_store import parse_frame_id
 from services.processes.polling import wait_until
 
 MODEL = "streamchat-tiny"
-MAX_DIALOGS = 32  # places of the decoder: few, so that a crowd does not fit
+MAX_DIALOGS = 32  # few, so that a test can exceed it
 QUESTION = "What is happening?"
-PATIENCE_S = 60.0  # for what takes a moment: this machine may have other work
+PATIENCE_S = 60.0  # generous, for busy machines
 
 
 @dataclass(frozen=True, slots=True)
 class LiveStack:
-    """Where it answers."""
+    """Its addresses."""
 
     url: str
     kafka: str  # host:port
 
     def client(self) -> openai.OpenAI:
-        """The unmodified openai client; refusals are shown at once, not tried again."""
+        """The unmodified openai client, without retries."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S)
 
     def cameras(self) -> dict[str, dict[str, Any]]:
@@ -44,20 +44,20 @@ class LiveStack:
         return sum(map(float, found))
 
     def wait_for_frames(self, *cameras: str, num_frames: int = 3) -> None:
-        """Until each of the cameras is live and has that many frames."""
+        """Wait until each of the cameras is live and has that many frames."""
 
-        def there() -> bool:
+        def all_live() -> bool:
             known = self.cameras()
             return all(
                 known.get(camera, {}).get("state") == "live" and known[camera]["num_frames"] >= num_frames
                 for camera in cameras
             )
 
-        eventually(there, f"no frames of {cameras}: {self.cameras()}")
+        eventually(all_live, f"no frames of {cameras}: {self.cameras()}")
 
 
 def eventually(condition: Callable[[], bool], otherwise: str) -> None:
-    """Wait for something to become true; what it was is in the failure."""
+    """Wait until the condition holds; the test fails with the message `otherwise` if it does not."""
     assert wait_until(condition, PATIENCE_S, every_s=0.1), otherwise
 
 
@@ -72,12 +72,12 @@ def question_about(part: dict[str, Any], text: str = QUESTION) -> list[Any]:
 
 
 def tokens_of(chunk: Any) -> list[dict[str, Any]]:
-    """Our facts in a chunk or a whole answer."""
-    facts = (chunk.model_extra or {}).get("streamchat") or {}
-    return list(facts.get("tokens", ()))
+    """The `streamchat` tokens of a chunk or of a whole answer."""
+    extension = (chunk.model_extra or {}).get("streamchat") or {}
+    return list(extension.get("tokens", ()))
 
 
 def in_order(frame_ids: Sequence[str]) -> bool:
-    """Whether frames never go back."""
+    """Whether the frames never go back in time."""
     positions = [parse_frame_id(frame_id) for frame_id in frame_ids]
     return positions == sorted(positions)

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes what a test tells it to."""
+"""A real Prometheus that scrapes the targets of a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helm.queries import dashboards, panels
 from tests.live.clients.live_stack import eventually
 from tests.prometheus import PROMETHEUS
 
-WITHOUT_RAYS_PREFIX = {  # as docs/metrics.md tells it
+WITHOUT_RAYS_PREFIX = {  # as docs/metrics.md describes it
     "source_labels": ["__name__"],
     "regex": "ray_(streamchat_.+)",
     "target_label": "__name__",
@@ -43,47 +43,47 @@ class PrometheusServer:
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.url = f"http://{HOST}:{free_port()}"
-        self._said = folder / "said.txt"
+        self._output = folder / "output.txt"
         options = {
             "config.file": folder / "prometheus.yml",
             "storage.tsdb.path": folder / "data",
             "web.listen-address": self.url.removeprefix("http://"),
             "log.level": "warn",
         }
-        words = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
-        with self._said.open("wb") as said:
-            self._process = spawn(words, output=said)
+        command = [PROMETHEUS, *(f"--{name}={value}" for name, value in options.items())]
+        with self._output.open("wb") as output:
+            self._process = spawn(command, output=output)
         eventually(self._ready, "Prometheus does not start")
 
     def scrape(self, *targets: str) -> None:
-        """From now on these, and wait until each has been scraped."""
+        """Scrape these targets from now on, and wait until each has been scraped."""
         self._targets.write_text(json.dumps([{"targets": [target]} for target in targets]))
         eventually(lambda: self.values("sum(up)") == [len(targets)], f"not all of {targets} are scraped")
 
     def values(self, query: str) -> list[float]:
-        """The query's values now; those that are no numbers left out."""
+        """The query's present values, without NaN and infinity."""
         answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, trust_env=False, timeout=30)
         found: dict[str, Any] = answer.raise_for_status().json()["data"]
         values = [float(series["value"][1]) for series in found["result"]]
         return [value for value in values if math.isfinite(value)]
 
     def close(self) -> None:
-        """End it."""
+        """Stop it."""
         end_process(self._process)
 
     def _ready(self) -> bool:
         if self._process.poll() is not None:
-            raise AssertionError(self._said.read_text())
+            raise AssertionError(self._output.read_text())
         try:
             return httpx.get(f"{self.url}/-/ready", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
 
-def check_picture(name: str, scraper: PrometheusServer, path: Path) -> None:
-    """Draw a dashboard; each of its panels must show something."""
+def check_picture(name: str, prometheus: PrometheusServer, path: Path) -> None:
+    """Draw a dashboard, and check that each of its panels shows data."""
     board = dashboards()[name]
-    figure = pictures.drawn(board, scraper.url, 60.0)
+    figure = pictures.drawn(board, prometheus.url, 60.0)
     figure.savefig(path)
     empty = [axis.get_title(loc="left") for axis in figure.axes[: len(panels(board))] if not axis.lines]
     assert empty == []

@@ -1,4 +1,4 @@
-"""Somebody who asks, sees that an answer begins, and reads nothing more. The connection stays open."""
+"""Clients that start a request and then stop reading. Their connections stay open."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.live.clients.live_stack import MODEL, PATIENCE_S, LiveStack, camera_p
 
 
 def stalled_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socket.socket:
-    """Deaf to an answer about the camera."""
+    """Stop reading an answer about the camera."""
     question = {
         "model": MODEL,
         "messages": question_about(camera_part(camera)),
@@ -19,18 +19,18 @@ def stalled_answer(live: LiveStack, camera: str, *, num_tokens: int) -> socket.s
     }
     body = json.dumps(question)
     headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
-    return _ask(live, "POST /v1/chat/completions", f"{headers}\r\n\r\n{body}")
+    return _open(live, "POST /v1/chat/completions", f"{headers}\r\n\r\n{body}")
 
 
 def stalled_pictures(live: LiveStack) -> socket.socket:
-    """Deaf to the pictures of all cameras, which never end."""
-    return _ask(live, "GET /v1/pictures", "\r\n")
+    """Stop reading the endless stream of all cameras' pictures."""
+    return _open(live, "GET /v1/pictures", "\r\n")
 
 
-def _ask(live: LiveStack, route: str, rest: str) -> socket.socket:
+def _open(live: LiveStack, route: str, rest: str) -> socket.socket:
     address = urlsplit(live.url)
     connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # hardly anything fits on the way
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # buffer almost nothing
     connection.settimeout(PATIENCE_S)
     connection.connect((address.hostname, address.port))
     connection.sendall(f"{route} HTTP/1.1\r\nHost: {address.netloc}\r\n{rest}".encode())

@@ -1,4 +1,4 @@
-"""More people than there is room for, and people who do not listen."""
+"""More requests than the decoder can serve, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from tests.live.clients.stalled_client import stalled_answer
 
 pytestmark = pytest.mark.timeout(400)
 
-NUM_DEAF = 5
-CROWD = 200
-MAX_GAP_S = 8.0  # of the one who speaks, when all of them come at once and this process is all of them
+NUM_STALLED = 5
+NUM_REQUESTS = 200
+MAX_GAP_S = 8.0  # of the continuous client; this process also sends all the requests
 
 
 @pytest.fixture(scope="module", autouse=True)
-def deaf(live: LiveStack, talker: ContinuousClient) -> Iterator[None]:
-    """Some ask for answers and do not listen; their connections stay open. The one at the yard talks on."""
-    talker.ask_again()
-    with talker.undisturbed(MAX_GAP_S), ExitStack() as ending:
-        for _ in range(NUM_DEAF):
-            ending.enter_context(stalled_answer(live, "door", num_tokens=200))
+def stalled(live: LiveStack, continuous_client: ContinuousClient) -> Iterator[None]:
+    """Some clients ask and do not read; their connections stay open. The continuous client goes on."""
+    continuous_client.ask_again()
+    with continuous_client.undisturbed(MAX_GAP_S), ExitStack() as cleanup:
+        for _ in range(NUM_STALLED):
+            cleanup.enter_context(stalled_answer(live, "door", num_tokens=200))
         yield
 
 
-async def test_of_a_crowd_those_who_fit_are_answered_and_the_others_know_when_to_come_again(
+async def test_requests_that_fit_are_answered_and_the_others_are_told_when_to_retry(
     live: LiveStack,
 ) -> None:
     async with openai.AsyncOpenAI(
@@ -47,7 +47,7 @@ async def test_of_a_crowd_those_who_fit_are_answered_and_the_others_know_when_to
     ) as client:
 
         async def ask(num_tokens: int) -> int | openai.RateLimitError:
-            """The number of tokens heard, or the refusal."""
+            """The number of received tokens, or the refusal."""
             try:
                 stream = await client.chat.completions.create(
                     model=MODEL,
@@ -60,21 +60,21 @@ async def test_of_a_crowd_those_who_fit_are_answered_and_the_others_know_when_to
                 return refusal
             return sum([len(tokens_of(chunk)) async for chunk in stream])
 
-        answers = await asyncio.gather(*(ask(20) for _ in range(CROWD)))
-        heard = [answer for answer in answers if isinstance(answer, int)]
+        answers = await asyncio.gather(*(ask(20) for _ in range(NUM_REQUESTS)))
+        answered = [answer for answer in answers if isinstance(answer, int)]
         refused = [answer for answer in answers if not isinstance(answer, int)]
-        assert set(heard) == {20}
-        assert len(heard) >= MAX_DIALOGS - NUM_DEAF - 1  # one place is the talker's
-        assert len(refused) >= CROWD // 4
+        assert set(answered) == {20}
+        assert len(answered) >= MAX_DIALOGS - NUM_STALLED - 1  # one is the continuous client's
+        assert len(refused) >= NUM_REQUESTS // 4
         assert {refusal.code for refusal in refused} == {"decoder_full"}
         assert all(1 <= int(refusal.response.headers["retry-after"]) <= 10 for refusal in refused)
-        assert await ask(2) == 2  # the places are free again
+        assert await ask(2) == 2  # the decoder is free again
 
 
-def test_those_who_do_not_listen_keep_no_place(live: LiveStack) -> None:
+def test_dialogs_of_clients_that_do_not_read_are_closed(live: LiveStack) -> None:
     running = "streamchat_requests_running"
-    eventually(lambda: live.metric(running) <= 1, "their dialogs go on")  # the talker's own may
+    eventually(lambda: live.metric(running) <= 1, "their dialogs go on")  # the continuous client's own may
 
 
-def test_those_who_do_not_take_their_pictures_are_cut_off(live: LiveStack) -> None:
+def test_picture_streams_that_are_not_read_are_closed(live: LiveStack) -> None:
     eventually(lambda: live.metric("streamchat_picture_viewers") == 0, "they are still served")
