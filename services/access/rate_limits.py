@@ -85,7 +85,10 @@ class RateLimits:
                 async with asyncio.timeout(STORAGE_TIMEOUT_S), self._storage_calls:
                     return await _wait_s(self._shared, key, limit)
             except Exception as error:  # whatever is wrong with the storage, requests go on
-                log.warning("rate limits are counted locally: %r", error)
+                if (
+                    time.monotonic() >= self._retry_storage_at_s
+                ):  # else a request at the same time has said it
+                    log.warning("rate limits are counted locally: %r", error)
                 self._retry_storage_at_s = time.monotonic() + RETRY_STORAGE_S
         self._on_fallback()
         return None
