@@ -16,7 +16,7 @@ from tests.secured_servers import SecuredServers, secured_servers
 ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")
 SHARED_FOLDERS = ("tests/runs", "tests/live")  # their tests share a training run, and a running stack
 # `make check` leaves out tests with the marker `slow`. These folders and fixtures get it here, other files set it.
-SLOW_FOLDERS = {"bench", "live", "runs"}
+SLOW_FOLDERS = ("bench", "helm", "live", "runs", "services/local", "services/page", "services/processes")
 SLOW_FIXTURES = {"broker", "secured", "store_server"}
 
 
@@ -29,9 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(Path(__file__).parent).parts[0]
 
+    slow = [Path(__file__).parent / name for name in SLOW_FOLDERS]
     for item in items:
         fixtures: set[str] = set(getattr(item, "fixturenames", ()))
-        if folder(item) in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
+        if fixtures & SLOW_FIXTURES or any(item.path.is_relative_to(path) for path in slow):
             item.add_marker("slow")
     items.sort(key=lambda item: ORDER.index(folder(item)) if folder(item) in ORDER else 0)
 

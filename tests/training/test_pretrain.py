@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from model.config import PROJECT_ROOT
 from training.run.recipe import PRETRAINING_RECIPES
+
+pytestmark = pytest.mark.slow
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:

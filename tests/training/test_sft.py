@@ -10,6 +10,8 @@ import pytest
 from model.config import PROJECT_ROOT
 from training.run.recipe import SFT_RECIPES
 
+pytestmark = pytest.mark.slow
+
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

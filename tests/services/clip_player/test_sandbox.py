@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ATTEMPT = """
 import ctypes, os, resource, signal, socket, subprocess, sys, threading
 from services.clip_player.sandbox import confine_process

@@ -14,6 +14,8 @@ from services.access.api_keys import edit_keys, make_key
 from services.settings import Settings
 from tests.services.served_gateway import gateway
 
+pytestmark = pytest.mark.slow
+
 CHECKED = (
     "not_a_server_error",
     "status_code_conformance",

@@ -24,6 +24,8 @@ from training.dense.dense_instructions import InstructionRun, TokenPrice, split_
 from training.dense.instruction_writer import WriterConfig
 from training.dense.near_duplicates import word_vectors
 
+pytestmark = pytest.mark.slow
+
 THINGS = ("dog", "cat", "car", "bus", "tree", "boat", "bird", "cup", "hat", "key", "lamp", "sock")
 
 

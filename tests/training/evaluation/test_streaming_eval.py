@@ -20,6 +20,8 @@ from training.evaluation.eval_questions import live_world_questions
 from training.evaluation.streaming_eval import main
 from training.live_world.clips import Clip
 
+pytestmark = pytest.mark.slow
+
 
 def judgement(better: str) -> str:
     scores = dict.fromkeys(ASPECTS, 5)

@@ -24,6 +24,8 @@ from training.live_world.pretrain_vision import (
     with_place_numbers,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_few_steps_teach_something_and_leave_an_encoder(clips: list[Clip], tmp_path: Path) -> None:
     train(clips, clips, minutes=1.0, batch_size=16, peak_lr=1e-3, out=tmp_path, report_every=4, steps=21)

@@ -18,6 +18,8 @@ from training.live_world.smoke_clips import question_rows
 from training.run.plan import Plan
 from training.run.recipe import smoke
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 2e-4  # relative, of each step's loss: sums are taken in another order
 
 
