@@ -1,4 +1,4 @@
-"""A decoder replica's own thread that follows the FIFOs of the cameras it is asked about."""
+"""A thread of the decoder that follows the FIFOs of the cameras in use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from services.messages.video import Frame
 from services.ports.frame_store import BEFORE_ALL, FrameStore, StoreLost
 
-BLOCK_S = 0.1  # a camera that is watched from now on waits at most this long for its first new frame
+BLOCK_S = 0.1  # a newly followed camera waits at most this long for its first frame
 RETRY_S = 0.2
 
 log = logging.getLogger(__name__)
 
 
 class FrameFollower:
-    """Fetches each new frame once, whoever looks at it, and hands it on. A lost store is waited for."""
+    """Reads each new frame once for all dialogs and hands it on. It waits for a lost store to come back."""
 
-    def __init__(self, store: FrameStore, deliver: Callable[[Sequence[Frame]], None]) -> None:
-        self._store, self._deliver = store, deliver
+    def __init__(self, store: FrameStore, on_frames: Callable[[Sequence[Frame]], None]) -> None:
+        self._store, self._on_frames = store, on_frames
         self._positions: dict[str, str] = {}
         self._changed = threading.Condition()
         self._ended = False
@@ -27,17 +27,17 @@ class FrameFollower:
         self._thread = threading.Thread(target=self._run, name="frame-follower", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
-    def watch(self, camera: str, after: str = BEFORE_ALL) -> None:
-        """Follow a camera from a frame id on; one that is followed already stays where it is."""
+    def follow(self, camera: str, after: str = BEFORE_ALL) -> None:
+        """Follow a camera from a frame id on. One that is followed already keeps its position."""
         with self._changed:
             self._positions.setdefault(camera, after)
             self._changed.notify()
 
-    def forget(self, camera: str) -> None:
-        """Stop following."""
+    def unfollow(self, camera: str) -> None:
+        """Stop following a camera."""
         with self._changed:
             self._positions.pop(camera, None)
 
@@ -73,7 +73,7 @@ class FrameFollower:
                 continue
             self._advance(frames)
             if frames:
-                self._deliver(frames)
+                self._on_frames(frames)
 
     def _advance(self, frames: Sequence[Frame]) -> None:
         with self._changed:

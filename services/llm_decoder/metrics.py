@@ -1,4 +1,4 @@
-"""What a decoder holds, told about once a second: dialogs on each camera, caches, the device's memory."""
+"""The metrics of an LLMDecoder."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ import torch
 from model.engine.engine import Engine
 from services.ports.frame_store import is_private
 from services.ports.metric_catalogue import (
+    BUSY,
     CACHE_BYTES,
     CACHE_EACH_BYTES,
     CACHE_LIMIT_BYTES,
     DEVICE_BYTES,
     DEVICE_LIMIT_BYTES,
     DIALOGS,
+    FRAME_AGE,
+    REFRESHES,
+    STEP,
+    STEP_DIALOGS,
 )
 from services.ports.recorder import CLIP, MetricsRecorder
 
-SHOW_EVERY_S = 1.0
+UPDATE_EVERY_S = 1.0
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes in use and bytes there are: of the whole GPU, or of this process and this machine."""
+    """Bytes in use and bytes in total: of the whole GPU, or of this process and this machine."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total - free, total
@@ -35,23 +40,37 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     return resident * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
-class DecoderGauges:
-    """The gauges of one engine."""
+class LLMDecoderMetrics:
+    """Reports to a recorder: every step, and once a second what the engine holds."""
 
     def __init__(self, engine: Engine, recorder: MetricsRecorder) -> None:
         self._engine, self._recorder = engine, recorder
-        self._shown_at = float("-inf")  # monotonic
-        self._shown: set[str] = set()  # cameras that have a gauge
+        self._updated_at = float("-inf")  # monotonic
+        self._cameras: set[str] = set()  # cameras in the last update
 
-    def show(self, cameras: Iterable[str]) -> None:
-        """`cameras`: that of each dialog. A camera that has no dialog more gets its 0."""
-        if time.monotonic() - self._shown_at < SHOW_EVERY_S:
+    def frames_enqueued(self, num_frames: int) -> None:
+        """New frames were handed to the engine."""
+        self._recorder.count(REFRESHES, by=num_frames)
+
+    def step_made(self, duration_s: float, num_dialogs: int) -> None:
+        """One decoding step has ended."""
+        self._recorder.observe(STEP, duration_s)
+        self._recorder.count(BUSY, by=duration_s)
+        self._recorder.observe(STEP_DIALOGS, num_dialogs)
+
+    def live_token_made(self, camera: str, frame_age_s: float) -> None:
+        """A dialog that follows a live camera got a token."""
+        self._recorder.observe(FRAME_AGE, max(0.0, frame_age_s), camera)
+
+    def update(self, cameras: Iterable[str]) -> None:
+        """What the engine holds. `cameras` has one entry per dialog; a camera whose dialogs have ended is set to 0."""
+        if time.monotonic() - self._updated_at < UPDATE_EVERY_S:
             return
-        self._shown_at = time.monotonic()
+        self._updated_at = time.monotonic()
         dialogs = Counter(CLIP if is_private(name) else name for name in cameras)
-        for camera in dialogs.keys() | self._shown:
+        for camera in dialogs.keys() | self._cameras:
             self._recorder.set(DIALOGS, dialogs[camera], camera)
-        self._shown = set(dialogs)
+        self._cameras = set(dialogs)
         self._recorder.set(CACHE_BYTES, self._engine.frame_bytes, "frames")
         self._recorder.set(CACHE_BYTES, self._engine.text_bytes, "text")
         longest = max(map(self._engine.dialog_bytes, self._engine.dialogs), default=0)

@@ -1,6 +1,6 @@
-"""How many LLMDecoder replicas there should be: enough for the dialogs, and more when words come from old frames.
+"""The number of LLMDecoder replicas: enough for the dialogs, and more when tokens come from old frames.
 
-Ray Serve asks a `ReplicaPolicy` (the chart names it); the delays and bounds around its answer are Serve's own.
+Ray Serve calls a `ReplicaPolicy` (the chart names it), and applies its own delays and bounds to the result.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any
 
 from services.messages.dialog import DialogEvent, TokenEvent
 
-FRAME_AGE = "frame_age_s"  # what replicas tell, and the policy reads
+FRAME_AGE = "frame_age_s"  # the key under which replicas report and the policy reads
 SPAN_S = 10.0
 
 
 class FrameAges:
-    """Of a replica's newest tokens. A stale one is left out: its camera is silent, which no decoder can mend."""
+    """Frame ages of the newest tokens of a replica, without stale ones: no replica can help a silent camera."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ages: deque[tuple[float, float]] = deque(maxlen=4096)  # when, and the age in seconds
 
     def note(self, events: Iterable[DialogEvent]) -> None:
-        """Take in what is on its way to a dialog."""
+        """Record the tokens among events."""
         now = self._clock()
         for event in events:
             if isinstance(event, TokenEvent) and not event.stale:
                 self._ages.append((now, event.frame_age_ms / 1000))
 
     def mean_s(self) -> float:
-        """Over the last `SPAN_S` seconds; 0 when nothing was spoken."""
+        """The mean over the last `SPAN_S` seconds; 0 without tokens."""
         oldest = self._clock() - SPAN_S
         while self._ages and self._ages[0][0] < oldest:
             self._ages.popleft()
@@ -39,7 +39,7 @@ class FrameAges:
 
 
 class ReplicaPolicy:
-    """Follows dialogs and frame age. `frame_age_s`: with an older mean on any replica one more is wanted."""
+    """Scales by dialogs and frame age: a mean above `frame_age_s` on any replica adds one replica."""
 
     def __init__(self, *, frame_age_s: float) -> None:
         if frame_age_s <= 0:
@@ -47,7 +47,7 @@ class ReplicaPolicy:
         self._limit_s = frame_age_s
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """Serve's AutoscalingContext to the number of replicas and what to remember (nothing)."""
+        """The number of replicas for Serve's AutoscalingContext, and the state to keep (none)."""
         by_dialogs = context.total_num_requests / context.config.get_target_ongoing_requests()
         ages = (context.aggregated_metrics or {}).get(FRAME_AGE, {}).values()
         by_age = context.current_num_replicas + 1 if any(age > self._limit_s for age in ages) else 0

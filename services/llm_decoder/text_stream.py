@@ -1,4 +1,4 @@
-"""From token ids to text that can be shown: whole characters only, and nothing of a stop string."""
+"""Turns token ids into text: whole characters only, and nothing of a stop string."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._read = 0  # ids before this one are shown in full
-        self._start = 0  # decoding begins here: a few ids before `_read`, for spaces between words
-        self._held = ""  # could be the beginning of a stop string
+        self._num_shown = 0  # ids whose text is complete
+        self._start = 0  # decoding starts here, a few ids earlier: the tokenizer needs context for spaces
+        self._held = ""  # text that may be the start of a stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that this token adds; empty while a character is unfinished or a stop string may be coming."""
         self._ids.append(token_id)
-        before = self._decode(self._start, self._read)
+        before = self._decode(self._start, self._num_shown)
         text = self._decode(self._start, len(self._ids))
         if text.endswith("\ufffd"):
             return ""
-        self._start, self._read = self._read, len(self._ids)
+        self._start, self._num_shown = self._num_shown, len(self._ids)
         return self._release(text[len(before) :])
 
     def finish(self) -> str:

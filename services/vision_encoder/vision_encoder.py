@@ -1,9 +1,9 @@
-"""VisionEncoder: pictures in, visual tokens out, many cameras at a time.
+"""VisionEncoder: encodes the pictures of many cameras into visual tokens.
 
-While one forward pass runs, whatever other cameras send meanwhile gathers, and the next pass takes it all: batches grow
-with the load, and nobody ever waits for a batch to fill. (Ray Serve's own batching waits a fixed time for every batch,
-and makes none of what comes while it is busy.) A picture waits for the pass before its own and no longer, unless more
-than `max_pictures` are waiting; under such load FrameFifo drops what is older than a newer frame.
+While one forward pass runs, the pictures of other cameras gather, and the next pass takes them all: batches grow with
+the load, and no picture waits for a batch to fill. (Ray Serve's own batching waits a fixed time for every batch, and
+does not batch what arrives while it is busy.) A picture waits for one pass at most, unless more than `max_pictures` are
+waiting; under such load FrameFifo drops the older frames.
 
 Letters: N pictures, S pixels along a side, P visual tokens a picture, Dv the encoder's width.
 """
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.folder import load_vision
-from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.messages.video import VisualTokens
-from services.ports.metric_catalogue import ENCODER_BATCH, ENCODER_BUSY, FRAME_ENCODE
 from services.ports.recorder import MetricsRecorder
+from services.vision_encoder.metrics import VisionEncoderMetrics
 
 
 class _Call(NamedTuple):
@@ -33,7 +32,7 @@ class _Call(NamedTuple):
 
 
 class VisionEncoder:
-    """One replica: the vision part of a StreamChat folder. Forward passes run in a thread of their own, in turn."""
+    """One replica: the vision part of a StreamChat folder. Forward passes run one by one in a thread."""
 
     def __init__(
         self,
@@ -42,21 +41,20 @@ class VisionEncoder:
         device: str = "cpu",
         threads: int = 1,
         max_pictures: int = 16,
-        recorder: MetricsRecorder | None = None,
+        recorder: MetricsRecorder,
     ) -> None:
-        """`max_pictures`: of several callers, encoded in one pass."""
+        """`max_pictures`: how many pictures of several callers are encoded in one pass."""
         torch.set_num_threads(threads)
         self.device = torch.device(device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.tower = load_vision(folder, dtype=self.dtype, device=self.device)
         self.size = self.tower.config.image_size
         self.max_pictures = max_pictures
-        self.recorder: MetricsRecorder = recorder or PrometheusRecorder("vision_encoder")
+        self.recorder = recorder
+        self._metrics = VisionEncoderMetrics(recorder)
         self._waiting: deque[_Call] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vision")
-        self._encode(
-            [bytes(self.size * self.size * 3)]
-        )  # the first pass sets things up; nobody should wait for it
+        self._encode([bytes(self.size * self.size * 3)])  # the first pass is slow
 
     async def encode(self, pictures: list[bytes]) -> list[VisualTokens]:
         """Raw RGB pictures, each S * S * 3 bytes -> each one's visual tokens [P, Dv]. ValueError for another size."""
@@ -69,17 +67,17 @@ class VisionEncoder:
             return []
         call = _Call(pictures, Future())
         self._waiting.append(call)
-        self._thread.submit(self._pass)  # one for each call; those that find nothing left to do are done
+        self._thread.submit(self._run_pass)  # once per call; a pass that finds nothing waiting does nothing
         return await asyncio.wrap_future(call.answer)
 
-    def _pass(self) -> None:
-        """Encode what waits now, together."""
+    def _run_pass(self) -> None:
+        """Encode all waiting pictures together."""
         calls = self._take()
         if not calls:
             return
         try:
-            tokens = iter(self._measured([picture for call in calls for picture in call.pictures]))
-        except Exception as error:  # whatever went wrong, each caller hears it
+            tokens = iter(self._encode_measured([picture for call in calls for picture in call.pictures]))
+        except Exception as error:  # every caller gets the error
             for call in calls:
                 call.answer.set_exception(error)
             return
@@ -87,7 +85,7 @@ class VisionEncoder:
             call.answer.set_result([next(tokens) for _ in call.pictures])
 
     def _take(self) -> list[_Call]:
-        """The oldest calls, without those that nobody waits for any more; one alone may be larger than a batch."""
+        """The oldest calls that are not cancelled. A single call may be larger than a batch."""
         calls: list[_Call] = []
         room = self.max_pictures
         while self._waiting and (not calls or len(self._waiting[0].pictures) <= room):
@@ -97,13 +95,10 @@ class VisionEncoder:
                 room -= len(call.pictures)
         return calls
 
-    def _measured(self, pictures: list[bytes]) -> list[VisualTokens]:
+    def _encode_measured(self, pictures: list[bytes]) -> list[VisualTokens]:
         start_s = time.perf_counter()
         tokens = self._encode(pictures)
-        took_s = time.perf_counter() - start_s
-        self.recorder.observe(FRAME_ENCODE, took_s)
-        self.recorder.count(ENCODER_BUSY, by=took_s)
-        self.recorder.observe(ENCODER_BATCH, len(pictures))
+        self._metrics.batch_encoded(len(pictures), time.perf_counter() - start_s)
         return tokens
 
     @torch.inference_mode()
@@ -114,9 +109,9 @@ class VisionEncoder:
         tokens = self.tower(pixels)
         name = str(self.dtype).removeprefix("torch.")
         shape = (tokens.shape[1], tokens.shape[2])
-        return [VisualTokens(shape=shape, dtype=name, data=data) for data in _raw(tokens)]
+        return [VisualTokens(shape=shape, dtype=name, data=data) for data in _to_bytes(tokens)]
 
 
-def _raw(tokens: Tensor) -> list[bytes]:
-    """Little-endian bytes of each [P, Dv]; numpy knows no bfloat16, so bytes are taken as they lie."""
+def _to_bytes(tokens: Tensor) -> list[bytes]:
+    """Little-endian bytes of each [P, Dv]; numpy has no bfloat16, so the bytes are copied as they are."""
     return [part.numpy().tobytes() for part in tokens.contiguous().cpu().view(torch.uint8)]

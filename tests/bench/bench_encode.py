@@ -126,7 +126,14 @@ def serving(
     """The service under live cameras: pictures of several taken together, and one by one; rounds in turn."""
     limits = {"together": options.max_pictures, "one by one": 1}
     encoders = {
-        how: VisionEncoder(folder, device=str(device), threads=torch.get_num_threads(), max_pictures=limit)
+        how: VisionEncoder(
+            folder,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            max_pictures=limit,
+            recorder=PrometheusRecorder("vision_encoder"),
+        )
+        )
         for how, limit in limits.items()
     }
     times: dict[str, list[float]] = {how: [] for how in limits}

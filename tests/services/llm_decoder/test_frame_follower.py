@@ -81,21 +81,21 @@ def follower(store: Store, shelf: Shelf) -> Iterator[FrameFollower]:
 
 def test_frames_come_once_and_in_order(follower: FrameFollower, store: Store, shelf: Shelf) -> None:
     append(store, "a", 1)
-    follower.watch("a", "1-0")
+    follower.follow("a", "1-0")
     for number in (2, 3):
         append(store, "a", number)
     assert shelf.wait_for(lambda ids: len(ids) == 2) == ["a/2-0", "a/3-0"]
-    follower.watch("b")
+    follower.follow("b")
     append(store, "b", 7)
     assert shelf.wait_for(lambda ids: len(ids) == 3)[-1] == "b/7-0"
 
 
 def test_a_forgotten_camera_is_not_followed(follower: FrameFollower, store: Store, shelf: Shelf) -> None:
-    follower.watch("a")
+    follower.follow("a")
     append(store, "a", 1)
     shelf.wait_for(lambda ids: len(ids) == 1)
-    follower.forget("a")
-    follower.watch("b")
+    follower.unfollow("a")
+    follower.follow("b")
     append(store, "a", 2)
     append(store, "b", 1)
     ids = shelf.wait_for(lambda ids: "b/1-0" in ids)
@@ -108,7 +108,7 @@ def test_a_forgotten_camera_is_not_followed(follower: FrameFollower, store: Stor
 
 
 def test_a_lost_store_is_waited_for(follower: FrameFollower, store: Store, shelf: Shelf) -> None:
-    follower.watch("a")
+    follower.follow("a")
     append(store, "a", 1)
     shelf.wait_for(lambda ids: len(ids) == 1)
     store.lost = True

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.llm_decoder.llm_decoder import LLMDecoder
 from services.messages.dialog import (
     DialogEnded,
@@ -84,7 +85,10 @@ def store() -> SometimesLost:
 @pytest.fixture(scope="module")
 def decoder(random_folder: Path, store: SometimesLost) -> Iterator[LLMDecoder]:
     decoder = LLMDecoder(
-        random_folder, Settings(max_dialogs=4, max_prompt_tokens=64, max_completion_tokens=256), store
+        random_folder,
+        Settings(max_dialogs=4, max_prompt_tokens=64, max_completion_tokens=256),
+        store,
+        recorder=PrometheusRecorder("llm_decoder"),
     )
     yield decoder
     decoder.close()
@@ -306,7 +310,12 @@ async def test_a_long_prompt_is_read_beside_the_steps_of_others(
 ) -> None:
     """While it is read, in pieces, others get their tokens: more than one for each of them, whatever the machine."""
     store.append(frame("beside", 1), capacity=16)
-    decoder = LLMDecoder(random_folder, Settings(max_dialogs=4, max_prompt_tokens=4000), store)
+    decoder = LLMDecoder(
+        random_folder,
+        Settings(max_dialogs=4, max_prompt_tokens=4000),
+        store,
+        recorder=PrometheusRecorder("llm_decoder"),
+    )
     try:
         first = decoder.decode(question("beside", max_tokens=1000))
         before = await until(first, lambda tokens: len(tokens) >= 2)

@@ -18,7 +18,7 @@ from services.vision_encoder.vision_encoder import VisionEncoder
 
 @pytest.fixture(scope="module")
 def encoder(random_folder: Path) -> VisionEncoder:
-    return VisionEncoder(random_folder)
+    return VisionEncoder(random_folder, recorder=PrometheusRecorder("vision_encoder"))
 
 
 def pictures(num: int) -> list[bytes]:
@@ -99,7 +99,7 @@ async def test_what_comes_during_a_pass_is_encoded_together(
 async def test_no_pass_is_larger_than_it_may_be_unless_one_call_is(
     random_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = VisionEncoder(random_folder, max_pictures=4)
+    small = VisionEncoder(random_folder, max_pictures=4, recorder=PrometheusRecorder("vision_encoder"))
     gate = Gate(small, monkeypatch)
     tasks = await gate.hold(small, 2, 2, 1, 6)
     gate.opened.set()
