@@ -133,7 +133,6 @@ def serving(
             max_pictures=limit,
             recorder=PrometheusRecorder("vision_encoder"),
         )
-        )
         for how, limit in limits.items()
     }
     times: dict[str, list[float]] = {how: [] for how in limits}
