@@ -1,4 +1,4 @@
-"""A small world with every happening, and how to see what a set of worlds goes through. No test."""
+"""A small world with every kind of event, and helpers to walk through worlds, questions and answers. No test."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ STORY = World(
 
 
 def many_worlds(num: int = 150, seed: int = 3) -> Iterator[World]:
-    """Worlds as the generator makes them."""
+    """Generated worlds."""
     return (make_world(seed, index) for index in range(num))
 
 
 def moments(world: World) -> list[float]:
-    """Just before, at and after every happening's start and end, and in between."""
+    """Times just before, at and after the start and end of every event, and in between."""
     edges = [0.0, *(e.start_s for e in world.events), *(e.end_s for e in world.events)]
     near = (edge + step for edge in edges for step in (-0.001, 0.0, 0.001, 0.7))
     return sorted(t for t in near if 0.0 <= t < world.duration_s)
@@ -54,8 +54,8 @@ def texts(words: Sequence[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def aloud(said: ReferenceAnswer) -> list[SpokenWord]:
-    """An answer as it is heard, from someone who sees each moment at once."""
+def speak(said: ReferenceAnswer) -> list[SpokenWord]:
+    """An answer spoken by someone who sees every frame at once."""
     return [
         SpokenWord(text=word.text, seen_s=said.start_s + number / said.steps_per_second)
         for number, word in enumerate(said.words)
@@ -65,7 +65,7 @@ def aloud(said: ReferenceAnswer) -> list[SpokenWord]:
 def question(
     kind: str, *, keeps_on: bool = True, thing: str = "dog", place: int = 0, happens: str = "appears"
 ) -> Question:
-    """A question with fewer words."""
+    """A question with defaults."""
     return Question(kind=kind, keeps_on=keeps_on, thing=thing, place=place, happening=happens)  # type: ignore[arg-type]
 
 
@@ -84,5 +84,5 @@ WHERE = question("where")
 def late_answer(delay_s: float) -> TimedAnswer:
     """An answer to `WHERE` about STORY, asked at 3 s, by someone who sees everything with a delay."""
     right = reference_answer(WHERE, STORY, 3.0, 4.0, 24, lambda time_s: time_s - delay_s)
-    tokens = tuple((" " + word.text, word.seen_s) for word in aloud(right))
+    tokens = tuple((" " + word.text, word.seen_s) for word in speak(right))
     return TimedAnswer(tokens=tokens, asked_seen_s=3.0, ended=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.training.sample_worlds import STORY, WHERE, aloud, late_answer
+from tests.training.sample_worlds import STORY, WHERE, late_answer, speak
 from training.evaluation.ablations import (
     VARIANTS,
     AblationStudy,
@@ -69,7 +69,7 @@ def measured(study: AblationStudy, held_out: Path, seeds: tuple[int, ...]) -> No
                         20,
                         lambda t, late=float(number): t - late,
                     )
-                    tokens = [(" " + word.text, word.seen_s) for word in aloud(right)]
+                    tokens = [(" " + word.text, word.seen_s) for word in speak(right)]
                     row: dict[str, Any] = {
                         "tokens": tokens,
                         "asked_seen_s": question.ask_s,

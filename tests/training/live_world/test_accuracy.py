@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
-from tests.training.sample_worlds import STORY, aloud, question
+from tests.training.sample_worlds import STORY, question, speak
 from training.live_world.accuracy import (
     CONTEXTS,
     FRAME_AGE_S,
@@ -90,7 +90,7 @@ def test_live_and_frozen_see_the_same_until_a_frame_comes(
 def dialog_with(context: str, delay_s: float) -> EvalDialog:
     """The answer of someone who sees everything with a delay."""
     said = reference_answer(question("where"), STORY, 3.0, 4.0, 24, lambda time_s: time_s - delay_s)
-    tokens = [(" " + word.text, word.seen_s) for word in aloud(said)]
+    tokens = [(" " + word.text, word.seen_s) for word in speak(said)]
     return EvalDialog("0", context, said.question, 3.0, 3.0, tokens)
 
 

@@ -1,4 +1,4 @@
-"""What is asked and said obeys the world's truth, in words that are known."""
+"""Right answers follow the world's truth, in known words."""
 
 from __future__ import annotations
 

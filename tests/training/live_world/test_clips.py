@@ -1,4 +1,4 @@
-"""Reading clips: frames at their times, and the truth that goes with them."""
+"""Reading clips: frames with their times and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures show the truth, and only it; written video is real H.264."""
+"""Pictures show the truth and nothing else; written video is real H.264."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge: the rule of a sentence's beginning, what counts as wrong, and what is not blamed."""
+"""Word scores: the rule of a sentence's start, wrong words, and words that are not scored."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.training.sample_worlds import STORY, aloud, many_worlds, question
+from tests.training.sample_worlds import STORY, many_worlds, question, speak
 from training.live_world.answers import reference_answer
 from training.live_world.questions import Question, sample_question
 from training.live_world.word_scores import SpokenWord, WordScore, join_tokens, score_words, word_accuracy
 
 
-def heard(text: str, start_s: float, step_s: float = 0.2) -> list[SpokenWord]:
-    """A text whose words see one moment after the other."""
+def spoken(text: str, start_s: float, step_s: float = 0.2) -> list[SpokenWord]:
+    """A text whose words see one frame after the other."""
     return [SpokenWord(text=w, seen_s=start_s + n * step_s) for n, w in enumerate(text.split())]
 
 
 def scores(
     asked: Question, text: str, start_s: float, *, ended: bool = False, asked_s: float = 0.0
 ) -> list[WordScore]:
-    return score_words(asked, STORY, asked_s, heard(text, start_s), ended)
+    return score_words(asked, STORY, asked_s, spoken(text, start_s), ended)
 
 
 def wrong(judged: list[WordScore]) -> list[tuple[str, str | None, str | None]]:
@@ -36,7 +36,7 @@ def test_a_perfect_answer_is_all_right() -> None:
         for _ in range(4):
             ask_s = float(rng.uniform(1.0, 12.0))
             said = reference_answer(sample_question(rng, world, ask_s), world, ask_s, 4.0, 30)
-            judged += score_words(said.question, world, ask_s, aloud(said), said.complete)
+            judged += score_words(said.question, world, ask_s, speak(said), said.complete)
     assert word_accuracy(judged) == 1.0
     assert sum(v.after for v in judged) > 500
     assert {v.slot for v in judged} == {"thing", "colour", "place", "happening", "count", "when"}
@@ -49,7 +49,7 @@ def test_an_answer_from_the_picture_at_the_question_is_wrong_about_what_came_aft
         ask_s = float(rng.uniform(1.0, 12.0))
         one = sample_question(rng, world, ask_s)
         frozen = reference_answer(one, world, ask_s, 4.0, 30, lambda _, asked_s=ask_s: asked_s)
-        judged += score_words(one, world, ask_s, aloud(frozen), frozen.complete)
+        judged += score_words(one, world, ask_s, speak(frozen), frozen.complete)
     before, after = ([v for v in judged if v.after is late] for late in (False, True))
     assert word_accuracy(before) > 0.95
     assert word_accuracy(after) < 0.3
@@ -62,7 +62,7 @@ def test_a_sentence_is_judged_by_what_was_so_when_it_began() -> None:
 
 
 def test_each_sentence_has_its_own_moment() -> None:
-    words = [*heard("At top-left.", 4.6), *heard("At top-right.", 5.0), *heard("At top-left.", 5.4)]
+    words = [*spoken("At top-left.", 4.6), *spoken("At top-right.", 5.0), *spoken("At top-left.", 5.4)]
     judged = score_words(question("where"), STORY, 1.0, words, False)
     assert [v.right for v in judged] == [True, True, False]
     assert [v.after for v in judged] == [False, True, True]
@@ -160,7 +160,7 @@ def test_tokens_become_words_that_saw_what_their_first_token_saw() -> None:
 
 def test_words_go_through_tokens_unchanged() -> None:
     said = reference_answer(question("tell"), STORY, 1.0, 4.0, 30)
-    words = aloud(said)
+    words = speak(said)
     tokens = [(w.text if n == 0 else " " + w.text, w.seen_s) for n, w in enumerate(words)]
     assert join_tokens(tokens) == words
     assert all(a.seen_s < b.seen_s for a, b in pairwise(words))

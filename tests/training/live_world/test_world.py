@@ -1,4 +1,4 @@
-"""The truth of a world: what is so before, at and after each happening, and what can never be."""
+"""The state of a world before, at and after each event, and states that never occur."""
 
 from __future__ import annotations
 

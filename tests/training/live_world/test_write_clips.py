@@ -1,4 +1,4 @@
-"""The clips' files: exact captions, questions whose answers obey the truth, the same for the same seed."""
+"""Files of clips: exact captions, questions with right answers, the same for the same seed."""
 
 from __future__ import annotations
 
