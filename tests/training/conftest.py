@@ -19,7 +19,7 @@ from training.live_world.write_clips import write_clips
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Many small matrices: more threads would only wait for each other."""
+    """One thread: the matrices are too small for more."""
     torch.set_num_threads(1)
 
 
@@ -55,9 +55,9 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 @pytest.fixture(scope="session")
 def random_model(tokenizer: PreTrainedTokenizerFast) -> StreamChat:
-    """streamchat-tiny with random weights that looks hard at its frames: no path is silent.
+    """streamchat-tiny with random weights and large gates, so that frames and every path change its output.
 
-    Its embeddings are not tied: a random model whose are repeats its last token for ever.
+    Its embeddings are not tied, because a random model with tied ones repeats its last token.
     """
     torch.manual_seed(0)
     model = StreamChat(preset("tiny", vocab_size=len(tokenizer), tie_word_embeddings=False)).eval()
