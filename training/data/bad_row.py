@@ -1,4 +1,4 @@
-"""What becomes of data that cannot be used: it is named, counted and skipped; too large a share of it stops the run."""
+"""Bad data: it is reported, counted and skipped; too large a share of it stops the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 class BadRow(ValueError):
-    """Data that cannot be used. `reason`: a few words to count by; `detail`: what was got and what is wanted."""
+    """Data that cannot be used. `reason`: a few words to count by; `detail`: the value and what was wanted."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -20,21 +20,21 @@ class BadRow(ValueError):
 
 @dataclass(kw_only=True)
 class BadRowCounter:
-    """Counts good and bad rows, says each bad one on stderr (the first few of a reason), and stops at a share.
+    """Counts good and bad rows, reports the first few bad ones of each reason on stderr, and stops at a share.
 
-    max_share: more bad rows than this share of all stop the run with ValueError, as soon as `enough` were seen, or
-    when `finish` is called. `what` they are, for the message.
+    max_share: a larger share of bad rows raises ValueError, once `min_rows` were seen or when `check_share` is called.
+    unit: what is counted, for messages.
     """
 
-    ENOUGH = 200
-    SHOWN = 5
+    MIN_ROWS = 200
+    NUM_SHOWN = 5
 
     max_share: float = 0.05
-    enough: int = ENOUGH
-    what: str = "rows"
+    min_rows: int = MIN_ROWS
+    unit: str = "rows"
     num_good: int = 0
     reasons: Counter[str] = field(default_factory=Counter[str])
-    first: dict[str, str] = field(default_factory=dict[str, str])
+    first_of: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_share <= 1:
@@ -45,29 +45,29 @@ class BadRowCounter:
         """Bad rows of all reasons."""
         return self.reasons.total()
 
-    def good(self, num: int = 1) -> None:
+    def add_good(self, num: int = 1) -> None:
         """Count good rows."""
         self.num_good += num
 
     def skip(self, where: str, error: BadRow) -> None:
-        """Count and name a bad row; `where`: its file and line, or its video."""
+        """Count and report a bad row; `where`: its file and line, or its video."""
         self.reasons[error.reason] += 1
-        self.first.setdefault(error.reason, f"{where}: {error.detail}")
-        if self.reasons[error.reason] <= self.SHOWN:
+        self.first_of.setdefault(error.reason, f"{where}: {error.detail}")
+        if self.reasons[error.reason] <= self.NUM_SHOWN:
             print(f"skipped {where}: {error}", file=sys.stderr)
-        if self.num_good + self.num_bad >= self.enough:
-            self.finish()
+        if self.num_good + self.num_bad >= self.min_rows:
+            self.check_share()
 
-    def finish(self) -> None:
+    def check_share(self) -> None:
         """Raise ValueError when too many rows were bad."""
         num = self.num_good + self.num_bad
         if self.num_bad > self.max_share * num:
-            share = f"{self.num_bad} of {num} {self.what} are bad ({self.num_bad / num:.1%})"
+            share = f"{self.num_bad} of {num} {self.unit} are bad ({self.num_bad / num:.1%})"
             raise ValueError(f"{share}, more than the limit of {self.max_share:.1%}: {self.summary()}")
 
     def summary(self) -> str:
         """Each reason with its number and its first row."""
         parts = (
-            f"{reason} {num} (first: {self.first[reason]})" for reason, num in self.reasons.most_common()
+            f"{reason} {num} (first: {self.first_of[reason]})" for reason, num in self.reasons.most_common()
         )
-        return "; ".join(parts) or f"no bad {self.what}"
+        return "; ".join(parts) or f"no bad {self.unit}"

@@ -1,9 +1,10 @@
-"""Turn captions and conversations, in the layout of the set that they come from, into rows.
+"""Turn a data set's captions or conversations into training rows.
 
     python training/data/make_rows.py ego4d narration.json --videos /data/ego4d/full_scale --out rows.parquet
 
 Formats: ego4d, vript, activitynet, coin, youcook2, live_world (captions); llava (conversations); rows (our own).
-Long videos are cut into windows. What cannot be used is named, counted and skipped.
+Each has a reader in `training/data/readers/`. Long videos are cut into windows. Bad data is reported,
+counted and skipped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,50 +20,31 @@ import fsspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from training.data.bad_row import BadRow, BadRowCounter
-from training.data.readers import caption_sets
-from training.data.readers.conversations import conversations
-from training.data.row_files import read_rows, write_rows
-from training.data.training_row import TrainingRow, windows
+from training.data.readers.registry import CAPTION_READERS, READERS
+from training.data.row_files import write_rows
+from training.data.training_row import TrainingRow, cut_windows
 
-CAPTIONS: dict[str, Callable[[Path], Iterator[caption_sets.Entry]]] = {
-    "ego4d": caption_sets.ego4d,
-    "vript": caption_sets.vript,
-    "activitynet": caption_sets.activitynet,
-    "coin": caption_sets.coin,
-    "youcook2": caption_sets.youcook2,
-    "live_world": caption_sets.live_world,
-}
-FORMATS = (*CAPTIONS, "llava", "rows")
 WINDOW_S = 40.0  # the paper's 40 frames at one a second (3.1)
 
 
-def source_rows(form: str, path: Path, source: str, bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """Rows of a file in one of `FORMATS`; bad parts are counted in `bad`."""
-    if form in CAPTIONS:
-        return caption_sets.captioned_rows(source, CAPTIONS[form](path), bad)
-    if form == "llava":
-        return conversations(path, source, bad)
-    return read_rows([str(path)], bad)
-
-
-def placed(
+def with_video_paths(
     rows: Iterator[TrainingRow], videos: str, suffix: str, check: bool, bad: BadRowCounter
 ) -> Iterator[TrainingRow]:
-    """Rows whose videos are below the folder or URL `videos`, with their files' suffix in place of .mp4.
+    """Rows with the full path of their video: below the folder or URL `videos`, with `suffix` in place of .mp4.
 
-    `check`: only those whose video is there.
+    `check`: skip rows whose video is missing or empty.
     """
     for row in rows:
-        there = f"{videos.rstrip('/')}/{row.video}" if videos and row.video else row.video
+        path = f"{videos.rstrip('/')}/{row.video}" if videos and row.video else row.video
         if suffix and row.kind in ("dense", "offline"):
-            there = there.rpartition(".")[0] + suffix
+            path = path.rpartition(".")[0] + suffix
         try:
-            if check and there:
-                _check_file(there)
+            if check and path:
+                _check_file(path)
         except BadRow as error:
             bad.skip(row.video, error)
             continue
-        yield replace(row, video=there, id="")
+        yield replace(row, video=path, id="")
 
 
 def _check_file(video: str) -> None:
@@ -75,22 +57,22 @@ def _check_file(video: str) -> None:
         raise BadRow("empty file", f"{video} has no bytes")
 
 
-def cut(rows: Iterator[TrainingRow], window_s: float) -> Iterator[TrainingRow]:
-    """Dense rows as windows, others as they are."""
+def cut_dense(rows: Iterator[TrainingRow], window_s: float) -> Iterator[TrainingRow]:
+    """Dense rows cut into windows; other rows unchanged."""
     for row in rows:
-        yield from windows(row, window_s) if row.kind == "dense" else [row]
+        yield from cut_windows(row, window_s) if row.kind == "dense" else [row]
 
 
-def finished(rows: Iterator[TrainingRow], bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """All rows, and then ValueError if too many were bad."""
+def limit_bad(rows: Iterator[TrainingRow], bad: BadRowCounter) -> Iterator[TrainingRow]:
+    """All rows; then ValueError if too many were bad."""
     yield from rows
-    bad.finish()
+    bad.check_share()
 
 
 def main() -> None:
-    """Read the command line, read, write, and end with a line of JSON."""
+    """Read a data set, write its rows, and print the counts as one line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("format", choices=FORMATS)
+    parser.add_argument("format", choices=READERS)
     parser.add_argument(
         "input", type=Path, help="the set's file; for vript the folder in which it was unpacked"
     )
@@ -105,11 +87,12 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        what = "captions" if options.format in CAPTIONS else "rows"
-        bad = BadRowCounter(max_share=options.max_bad_share, what=what)
-        rows = source_rows(options.format, options.input, options.source or options.format, bad)
-        rows = placed(rows, options.videos, options.suffix, options.check, bad)
-        num = write_rows(options.out, finished(cut(rows, options.window_s), bad))
+        unit = "captions" if options.format in CAPTION_READERS else "rows"
+        bad = BadRowCounter(max_share=options.max_bad_share, unit=unit)
+        rows = READERS[options.format](options.input, options.source or options.format, bad)
+        rows = with_video_paths(rows, options.videos, options.suffix, options.check, bad)
+        rows = limit_bad(cut_dense(rows, options.window_s), bad)
+        num = write_rows(options.out, rows)
     except (ValueError, OSError) as error:
         parser.exit(1, f"make_rows: {error}\n")
     print(json.dumps({"rows": num, "good": bad.num_good, "bad": dict(bad.reasons)}))

@@ -47,7 +47,7 @@ def _json(line: bytes) -> object:
 def read_rows(paths: Iterable[str], bad: BadRowCounter) -> Iterator[TrainingRow]:
     """All good rows of the files; bad ones are counted in `bad`, whose limit holds. The same id counts once."""
     yield from good_rows((place for path in paths for place in records(path)), TrainingRow.from_dict, bad)
-    bad.finish()
+    bad.check_share()
 
 
 def good_rows(
@@ -64,7 +64,7 @@ def good_rows(
             bad.skip(where, error)
             continue
         seen.add(row.id)
-        bad.good()
+        bad.add_good()
         yield row
 
 

@@ -133,7 +133,7 @@ class TrainingRow:
         return asdict(self)
 
 
-def windows(row: TrainingRow, longest_s: float) -> list[TrainingRow]:
+def cut_windows(row: TrainingRow, longest_s: float) -> list[TrainingRow]:
     """Cut a dense row of a long video into rows of at most that many seconds; a turn that is longer is cut short.
 
     A window begins with its first turn, so that no frames are spent on time in which nothing is said.

@@ -106,7 +106,7 @@ class InstructionRun:
 
     def _count(self, outcome: dict[str, Any]) -> None:
         if "turn" in outcome:
-            self.bad.good()
+            self.bad.add_good()
         else:
             self.bad.skip(outcome["request"], BadRow(outcome["reason"], outcome["detail"]))
 
@@ -117,7 +117,7 @@ class InstructionRun:
 
     def finish(self, embed: Embedder, similarity: float, per_cluster: int) -> dict[str, Any]:
         """Drop near-duplicates, write the rows and the report. ValueError when too many replies were bad."""
-        self.bad.finish()
+        self.bad.check_share()
         usable = sorted((o for o in self.answers if _row_id(o) in self.rows), key=lambda o: o["request"])
         labels = cluster_texts([o["turn"]["instruction"] for o in usable], embed, similarity)
         kept = first_of_each(labels, per_cluster)
@@ -251,7 +251,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows = [row for row in read_rows(options.rows, bad_rows) if row.kind == "dense"][: options.limit]
     if not rows:
         raise ValueError(f"{', '.join(options.rows)}: got no dense rows, wanted captions with times")
-    replies = BadRowCounter(max_share=options.max_bad_share, enough=3 * options.together, what="replies")
+    replies = BadRowCounter(max_share=options.max_bad_share, min_rows=3 * options.together, unit="replies")
     price = TokenPrice(prompt=options.price_prompt, reply=options.price_reply)
     instructions = InstructionRun(rows, config, options.out, replies, price)
     requests = instructions.requests(options.per_window)

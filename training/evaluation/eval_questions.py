@@ -115,7 +115,7 @@ def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
             bad.skip(where, error)
             continue
         seen.add(row.id)
-        bad.good()
+        bad.add_good()
         questions += [
             EvalQuestion(
                 name=f"{row.id}#{number}",
@@ -127,5 +127,5 @@ def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
             )
             for number, turn in enumerate(row.turns)
         ]
-    bad.finish()
+    bad.check_share()
     return questions

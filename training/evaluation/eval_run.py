@@ -112,7 +112,7 @@ class EvalRun:
             why = BadRow("no answer", str(error) or type(error).__name__)
             self._reject({"candidate": server.name}, question, why)
             return
-        self.bad.good()
+        self.bad.add_good()
         row = {"sample": question.name, "candidate": server.name, "text": answer.text}
         self.answers.add(row | answer.as_dict())
 
@@ -138,7 +138,7 @@ class EvalRun:
         except BadJudgement as error:
             self._reject({"swapped": swapped, "raw": error.raw}, question, error)
             return
-        self.bad.good()
+        self.bad.add_good()
         names = [s.name for s in (reversed(self.servers) if swapped else self.servers)]
         winner = {"1": names[0], "2": names[1], "tie": "tie"}[judgement.better]
         scores = {aspect: dict(zip(names, pair, strict=True)) for aspect, pair in judgement.scores.items()}

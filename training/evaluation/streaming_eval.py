@@ -80,7 +80,7 @@ async def evaluate(options: argparse.Namespace, questions: list[EvalQuestion]) -
             summary = run.write()
     print((options.out / "table.md").read_text())
     print(json.dumps(summary))
-    bad.finish()
+    bad.check_share()
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def _stopped(plan: Plan) -> str:
                 seen.add(part["part"])
                 for where, reason, detail in part["bad"]:
                     bad.reasons[reason] += 1
-                    bad.first.setdefault(reason, f"{where}: {detail}")
+                    bad.first_of.setdefault(reason, f"{where}: {detail}")
     num = json.loads(path.read_text())
     path.unlink()
     limit = f"more than max_bad_share {plan.recipe.max_bad_share:.1%}"

@@ -17,7 +17,7 @@ from model.network.streamchat import StreamChat
 from training.data.bad_row import BadRowCounter
 from training.data.row_files import read_rows
 from training.data.row_micro_batches import write_row_table
-from training.data.training_row import TrainingRow, windows
+from training.data.training_row import TrainingRow, cut_windows
 from training.live_world.clip_frames import frame_file
 from training.live_world.clips import training_clips
 from training.live_world.smoke_clips import smoke_rows
@@ -67,7 +67,7 @@ def checked(paths: list[str], recipe: Recipe) -> Iterator[TrainingRow]:
     bad = BadRowCounter(max_share=recipe.max_bad_share)
     for row in read_rows(paths, bad):
         if row.kind in recipe.kinds:
-            yield from windows(row, longest_s) if row.kind == "dense" else [row]
+            yield from cut_windows(row, longest_s) if row.kind == "dense" else [row]
     print(f"{bad.num_good} good rows; skipped: {bad.summary()}", file=sys.stderr)
 
 

@@ -100,7 +100,7 @@ class Worker:
     def _too_many_bad(self) -> bool:
         """Every worker knows the same sums, so all stop together. Not an error: trying again would not help."""
         num = self.at.samples + self.at.bad
-        if num < BadRowCounter.ENOUGH and self.at.step < self.plan.total_steps:
+        if num < BadRowCounter.MIN_ROWS and self.at.step < self.plan.total_steps:
             return False
         if self.at.bad <= self.recipe.max_bad_share * num:
             return False

@@ -12,7 +12,8 @@ import pytest
 
 from model.config import PROJECT_ROOT
 from training.data.bad_row import BadRowCounter
-from training.data.make_rows import FORMATS, main
+from training.data.make_rows import main
+from training.data.readers.registry import READERS
 from training.data.row_files import read_rows
 from training.data.training_row import TrainingRow
 from training.live_world.clips import Clip
@@ -76,7 +77,7 @@ def test_too_much_bad_data_leaves_no_file(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", READERS)
 def test_a_file_that_is_not_there_is_said(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.row_files import read_rows, write_rows
-from training.data.training_row import MAX_TURNS, TrainingRow, Turn, windows
+from training.data.training_row import MAX_TURNS, TrainingRow, Turn, cut_windows
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_long_videos_are_cut_into_windows() -> None:
     times = [(0.0, 5.0), (5.0, 39.0), (38.0, 45.0), (100.0, 190.0), (120.0, 130.0)]
     turns = tuple(Turn(start_s=a, end_s=b, instruction="What?", answer="That.") for a, b in times)
     row = TrainingRow(video="a.mp4", time_range=(0.0, 200.0), turns=turns, kind="dense", source="ego4d")
-    cut = windows(row, 40.0)
+    cut = cut_windows(row, 40.0)
     assert [part.time_range for part in cut] == [(0.0, 39.0), (38.0, 45.0), (100.0, 140.0)]
     assert [len(part.turns) for part in cut] == [2, 1, 2]
     assert len({part.id for part in cut}) == 3

@@ -1,33 +1,40 @@
-"""Reading a data set's JSON file, as large as it may be, without losing what stands in it twice."""
+"""Reads a data set's JSON file and keeps names that it has twice."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
-class Repeating(dict[str, Any]):
-    """An object of a JSON file that has names twice; `again` holds what came after the first of a name."""
+class RepeatedNames(dict[str, Any]):
+    """An object of a JSON file that has a name twice; `repeated` holds all values but the first."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__()
-        self.again: list[tuple[str, Any]] = []
+        self.repeated: list[tuple[str, Any]] = []
         for name, value in pairs:
             if name in self:
-                self.again.append((name, value))
+                self.repeated.append((name, value))
             else:
                 self[name] = value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     plain = dict(pairs)
-    return plain if len(plain) == len(pairs) else Repeating(pairs)
+    return plain if len(plain) == len(pairs) else RepeatedNames(pairs)
 
 
 def read_json(path: Path) -> object:
-    """What a JSON file holds. FileNotFoundError when it is not there, ValueError when it is none."""
+    """The value in a JSON file; FileNotFoundError when it is missing, ValueError when it is not JSON."""
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: got no JSON: {error}") from error
+
+
+def all_entries(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All entries of an object, those with a repeated name included."""
+    yield from values.items()
+    yield from getattr(values, "repeated", ())

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from training.data.readers.json_file import Repeating, read_json
+from training.data.readers.json_file import RepeatedNames, read_json
 
 
 def test_what_comes_again_is_kept_beside(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x": 1, "y": {"x": 2, "z": 3}, "x": 4}')
     value = read_json(tmp_path / "a.json")
     assert value == {"x": 1, "y": {"x": 2, "z": 3}}
-    assert isinstance(value, Repeating)
-    assert value.again == [("x", 4)]
+    assert isinstance(value, RepeatedNames)
+    assert value.repeated == [("x", 4)]
     assert type(value["y"]) is dict
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from training.data.bad_row import BadRow, BadRowCounter
-from training.data.readers.conversations import conversation_row, conversations
+from training.data.readers.llava import conversation_row, read_llava
 from training.data.training_row import Turn
 
 IMAGE: dict[str, Any] = {
@@ -45,7 +45,7 @@ TEXT: dict[str, Any] = {
 def test_a_picture_a_video_and_a_text(tmp_path: Path) -> None:
     (tmp_path / "mix.json").write_text(json.dumps([IMAGE, VIDEO, TEXT]))
     bad = BadRowCounter()
-    image, video, text = conversations(tmp_path / "mix.json", "llava", bad)
+    image, video, text = read_llava(tmp_path / "mix.json", "llava", bad)
     assert (image.kind, image.video) == ("image", "coco/train2017/000000033471.jpg")
     assert image.turns[0] == Turn(
         instruction="What are the colors of the bus in the image?",
@@ -59,7 +59,7 @@ def test_a_picture_a_video_and_a_text(tmp_path: Path) -> None:
 
 def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "mix.jsonl").write_text("\n".join(json.dumps(one) for one in (IMAGE, VIDEO)))
-    assert len(list(conversations(tmp_path / "mix.jsonl", "llava", BadRowCounter()))) == 2
+    assert len(list(read_llava(tmp_path / "mix.jsonl", "llava", BadRowCounter()))) == 2
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -94,5 +94,5 @@ def test_the_same_twice_counts_once_but_ids_may_repeat(tmp_path: Path) -> None:
     other = changed(conversations=SAID[2:])  # the id and the picture of the first: LLaVA has many such
     (tmp_path / "mix.json").write_text(json.dumps([IMAGE, other, IMAGE]))
     bad = BadRowCounter(max_share=1.0)
-    assert len(list(conversations(tmp_path / "mix.json", "llava", bad))) == 2
+    assert len(list(read_llava(tmp_path / "mix.json", "llava", bad))) == 2
     assert bad.reasons == {"duplicate id": 1}

@@ -1,4 +1,4 @@
-"""A reader of LLaVA-style conversations about pictures and videos (LLaVA, ShareGPT4V, Eagle, LLaVA-Video).
+"""Reads LLaVA-style conversations about pictures and videos (LLaVA, ShareGPT4V, Eagle, LLaVA-Video).
 
     [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}]}]
@@ -18,18 +18,17 @@ from training.data.readers.json_file import read_json
 from training.data.row_files import good_rows, records
 from training.data.training_row import Kind, TrainingRow, Turn
 
-PLACEHOLDER = re.compile(
-    r"\s*<(image|video)>\s*"
-)  # where the frames are put in other models; here they are not in the text
+# Where other models put the frames; here frames are not part of the text.
+PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 
 
-def conversations(path: Path, source: str, bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """A row of each conversation; bad ones are named and counted. Ids repeat in these sets: only content counts."""
-    return good_rows(_values(path), lambda value: conversation_row(value, source), bad)
+def read_llava(path: Path, source: str, bad: BadRowCounter) -> Iterator[TrainingRow]:
+    """One row for each conversation. Ids repeat in these data sets, so only equal content is a duplicate."""
+    return good_rows(_records(path), lambda value: conversation_row(value, source), bad)
 
 
-def _values(path: Path) -> Iterator[tuple[str, object]]:
+def _records(path: Path) -> Iterator[tuple[str, object]]:
     if path.suffix != ".json":
         yield from records(str(path))
         return
@@ -52,17 +51,17 @@ def conversation_row(value: object, source: str) -> TrainingRow:
 
 
 def _turns(values: object) -> tuple[Turn, ...]:
-    said: list[tuple[str, str]] = []
+    messages: list[tuple[str, str]] = []
     for number, value in enumerate(as_list("conversations", values)):
-        one = as_mapping(f"conversations[{number}]", value)
-        speaker = one.get("from")
+        message = as_mapping(f"conversations[{number}]", value)
+        speaker = message.get("from")
         if speaker == "system":
             continue
-        text = as_text(f"conversations[{number}].value", one.get("value"))
-        said.append((SPEAKERS.get(str(speaker), str(speaker)), PLACEHOLDER.sub(" ", text).strip()))
-    wanted = ["human", "gpt"] * (len(said) // 2)
-    if [speaker for speaker, _ in said] != wanted:
-        got = ", ".join(speaker for speaker, _ in said[:8])
+        text = as_text(f"conversations[{number}].value", message.get("value"))
+        messages.append((SPEAKERS.get(str(speaker), str(speaker)), PLACEHOLDER.sub(" ", text).strip()))
+    wanted = ["human", "gpt"] * (len(messages) // 2)
+    if [speaker for speaker, _ in messages] != wanted:
+        got = ", ".join(speaker for speaker, _ in messages[:8])
         raise BadRow("speakers out of turn", f"got {got or 'nobody'}, wanted human and gpt in turn")
-    pairs = zip(said[::2], said[1::2], strict=True)
-    return tuple(Turn(instruction=asked, answer=told) for (_, asked), (_, told) in pairs)
+    pairs = zip(messages[::2], messages[1::2], strict=True)
+    return tuple(Turn(instruction=asked, answer=answered) for (_, asked), (_, answered) in pairs)
