@@ -5,7 +5,7 @@ streamchat:rate-limit:requests/<key id>/<limit>/1/minute   list   times of the k
 
 from __future__ import annotations
 
-from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage import RedisStorage
 
 from services.adapters.redis_frame_store import access
 from services.settings import Settings
@@ -14,7 +14,7 @@ KEY_PREFIX = "streamchat:rate-limit"
 SOCKET_TIMEOUT_S = 1.0
 
 
-def rate_limit_storage(settings: Settings) -> Storage | None:
+def rate_limit_storage(settings: Settings) -> RedisStorage | None:
     """The storage in the settings' Redis; None without a Redis URL. It connects with the first request."""
     if not settings.redis_url:
         return None

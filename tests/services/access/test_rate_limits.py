@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 
+import httpx
 import pytest
 from limits.aio.storage import MemoryStorage
+from websockets.sync.client import connect
 
-from services.access.api_keys import ApiKey, make_key
+from services.access.api_keys import ApiKey, edit_keys, make_key
+from services.access.authentication import PUBLIC_PATHS
 from services.access.rate_limits import STORAGE_TIMEOUT_S, RateLimits
 from services.messages.api_error import ApiError
 from services.settings import Settings
+from tests.services.access.keyed_gateway import Keys, answer_to, bearer, knock, receive, routes, send
+from tests.services.served_gateway import Gateway, wait_for
 
 
 class BrokenStorage(MemoryStorage):
@@ -92,3 +97,47 @@ def test_open_requests_are_given_back() -> None:
         assert refused.value.code == "too_many_open_requests"
     with limits.open_request(key):
         pass
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(
+    served: Gateway, http: httpx.Client, keys: Keys
+) -> None:
+    headers = bearer(keys["spent"])
+    assert http.get("/v1/models", headers=headers).status_code == 200
+    for method, path in routes(served):
+        if path in PUBLIC_PATHS:
+            continue
+        if method == "WS":
+            assert knock(served, path, headers) == 429
+            continue
+        answer = answer_to(http, method, path, headers=headers)
+        assert answer.status_code == 429, (method, path)
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert http.get("/v1/models", headers=bearer(keys["ask"])).status_code == 200  # others are not meant
+
+
+def test_a_key_has_so_many_places(served: Gateway, http: httpx.Client, keys: Keys) -> None:
+    headers = bearer(keys["narrow"])
+    with connect(f"ws{served.url[4:]}/v1/realtime", additional_headers=headers):
+        answer = http.get("/v1/models", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_open_requests")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert knock(served, "/v1/realtime", headers) == 429
+    wait_for(lambda: http.get("/v1/models", headers=headers).status_code == 200)
+    with http.stream("GET", "/v1/pictures", headers=headers):
+        assert http.get("/v1/models", headers=headers).status_code == 429
+    wait_for(lambda: http.get("/v1/models", headers=headers).status_code == 200)
+
+
+def test_events_of_a_session_count_as_requests(served: Gateway, keys: Keys) -> None:
+    with edit_keys(keys.path) as kept:
+        text, key = make_key("chatty", role="ask", cameras=("*",), requests_per_minute=3)
+        kept[key.id] = key
+    wait_for(lambda: knock(served, "/v1/models", bearer(text)) != 401)  # counts as well: two are left
+    with connect(f"ws{served.url[4:]}/v1/realtime", additional_headers=bearer(text)) as socket:
+        assert receive(socket)["type"] == "session.created"
+        codes: list[str] = []
+        for _ in range(2):
+            send(socket, {"type": "response.cancel"})
+            codes.append(receive(socket)["error"]["code"])
+    assert codes == ["response_cancel_not_active", "too_many_requests"]
