@@ -28,6 +28,8 @@ from model.network.attention import KeysValues
 from model.network.norm import RMSNorm
 from model.network.rope import rotate
 
+QueryKeysValues = tuple[Tensor, Tensor, Tensor]  # [N, H, d], [N, G, d], [N, G, d]
+
 
 class AttentionBackend(Protocol):
     """How packed tokens read what is around them: there is one for training, one for prefill and one for decode.
@@ -48,71 +50,37 @@ class AttentionBackend(Protocol):
         ...
 
 
-class LayerOperations(Protocol):
-    """What a layer's weights compute. Each operation may return memory that the next one writes over."""
-
-    @property
-    def index(self) -> int:
-        """Which layer it is."""
-        ...
-
-    @property
-    def cross(self) -> int | None:
-        """Which cross layer it is; None: it does not look at frames."""
-        ...
-
-    def input_layernorm(self, hidden: Tensor, /) -> Tensor:
-        """[N, D] -> [N, D]."""
-        ...
-
-    def post_attention_layernorm(self, hidden: Tensor, /) -> Tensor:
-        """[N, D] -> [N, D]."""
-        ...
-
-    def frame_query(self, x: Tensor) -> Tensor:
-        """[N, D] -> query for frames [N, H, d]."""
-        ...
-
-    def query_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, D] -> query [N, H, d], keys and values [N, G, d]."""
-        ...
-
-    def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """hidden [N, D] plus the gated projection of what was read from frames [N, H * d]."""
-        ...
-
-    def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """hidden [N, D] plus the projection of what was read from text [N, H * d]."""
-        ...
-
-    def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """hidden [N, D] plus the FFN of x [N, D]."""
-        ...
-
-
 class VisualExpert(NamedTuple):
-    """The V-FFN of a cross layer, with its norm and its gate [D]."""
+    """The V-FFN of a cross layer."""
 
-    gate: Tensor
+    gate: Tensor  # [D]
     norm: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
+
+
+class LayerOperations(Protocol):
+    """What a layer's weights compute for text. What they return may be memory that a later operation overwrites."""
+
+    index: int
+    cross: int | None  # which cross layer it is; None: it does not look at frames
+
+    def input_layernorm(self, hidden: Tensor, /) -> Tensor: ...
+    def frame_query(self, x: Tensor) -> Tensor: ...  # [N, D] -> [N, H, d]
+    def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor: ...  # read [N, H * d], gated
+    def query_keys_values(self, x: Tensor) -> QueryKeysValues: ...
+    def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor: ...
+    def post_attention_layernorm(self, hidden: Tensor, /) -> Tensor: ...
+    def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor: ...
 
 
 class FrameOperations(Protocol):
     """What a cross layer's weights compute for frames."""
 
+    def input_layernorm(self, visual: Tensor, /) -> Tensor: ...
+    def frame_keys_values(self, x: Tensor) -> KeysValues: ...  # not rotated
     @property
-    def visual_expert(self) -> VisualExpert | None:
-        """None: the visual states stay as they are."""
-        ...
-
-    def input_layernorm(self, visual: Tensor, /) -> Tensor:
-        """[..., D] -> [..., D]."""
-        ...
-
-    def frame_keys_values(self, x: Tensor) -> KeysValues:
-        """[..., D] -> keys and values, each [..., G, d], not rotated."""
-        ...
+    def visual_expert(self) -> VisualExpert | None: ...
+    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]: ...
 
 
 def run_layer(layer: LayerOperations, hidden: Tensor, attention: AttentionBackend) -> Tensor:
@@ -137,15 +105,7 @@ def run_frame_layer(layer: FrameOperations, visual: Tensor, rotation: Tensor) ->
     return (rotate(keys, rotation), values), visual
 
 
-class FrameLayer(Protocol):
-    """A cross layer's way for frames."""
-
-    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
-        """See `run_frame_layer`."""
-        ...
-
-
-def frame_chain(layers: Sequence[FrameLayer], visual: Tensor, rotation: Tensor) -> Iterator[KeysValues]:
+def frame_chain(layers: Sequence[FrameOperations], visual: Tensor, rotation: Tensor) -> Iterator[KeysValues]:
     """All that text ever reads of frames, one cross layer after the other: adapted frames visual [..., P, D]."""
     for layer in layers:
         keys_values, visual = layer.forward_frames(visual, rotation)
@@ -200,7 +160,7 @@ class Layer(nn.Module):
     def __init__(self, config: StreamChatConfig, index: int) -> None:
         super().__init__()
         self.index = index
-        self.cross = config.cross_layers.index(index) if index in config.cross_layers else None
+        self.cross: int | None = config.cross_layers.index(index) if index in config.cross_layers else None
         self.self_attn = AttentionProjections(config)
         self.mlp = FeedForward(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -230,13 +190,8 @@ class Layer(nn.Module):
             self.visual_ffn.load_state_dict(self.mlp.state_dict())
             self.visual_norm.load_state_dict(self.post_attention_layernorm.state_dict())
 
-    def forward(self, hidden: Tensor, attention: AttentionBackend) -> Tensor:
-        """See `run_layer`."""
-        return run_layer(self, hidden, attention)
-
-    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
-        """See `run_frame_layer`."""
-        return run_frame_layer(self, visual, rotation)
+    forward = run_layer
+    forward_frames = run_frame_layer
 
     @property
     def cross_projections(self) -> AttentionProjections:
@@ -250,36 +205,29 @@ class Layer(nn.Module):
 
     @property
     def visual_expert(self) -> VisualExpert | None:
-        """See `FrameOperations`."""
         gate = self._gate(self.gate_visual)
         if gate is None or self.visual_norm is None or self.visual_ffn is None:
             return None
         return VisualExpert(gate, self.visual_norm, self.visual_ffn)
 
     def frame_query(self, x: Tensor) -> Tensor:
-        """See `LayerOperations`."""
         return self.cross_projections.query(x)
 
     def frame_keys_values(self, x: Tensor) -> KeysValues:
-        """See `FrameOperations`."""
         return self.cross_projections.keys_values(x)
 
-    def query_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `LayerOperations`."""
+    def query_keys_values(self, x: Tensor) -> QueryKeysValues:
         return self.self_attn.query(x), *self.self_attn.keys_values(x)
 
     def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """See `LayerOperations`."""
         gate = self.cross_gate
         assert gate is not None
         return torch.addcmul(hidden, gate, self.cross_projections.o_proj(read))
 
     def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """See `LayerOperations`."""
         return hidden + self.self_attn.o_proj(read)
 
     def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """See `LayerOperations`."""
         return hidden + self.mlp(x)
 
     def _gate(self, scale: Tensor | None) -> Tensor | None:

@@ -32,6 +32,7 @@ class DecodeStep:
         self._model, self._rows = model, rows
         self._layout, self._lengths = self._layout_of(rows), [dialog.num_computed_tokens for dialog in rows]
         self.buffers = model.buffers(len(rows))
+        self.rotate = self.buffers.rotate
         self._newest = HostDeviceTensor((2, len(rows)), text.device)  # tokens, and their positions
         self.buffers.token_ids, self._positions = self._newest.device
         self._text = DecodeTextAttention(text, rows, self.buffers)
@@ -71,10 +72,6 @@ class DecodeStep:
         """Writes `logits`."""
         self._model.forward(self.buffers, self)
         self._model.logits(self.buffers, self.logits)
-
-    def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AttentionBackend`."""
-        return self.buffers.rotate(query, keys)
 
     def attend_text(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `AttentionBackend`."""

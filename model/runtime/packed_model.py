@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig
-from model.network.layer import AttentionBackend, run_layer, swiglu
+from model.network.layer import AttentionBackend, QueryKeysValues, run_layer, swiglu
 from model.network.norm import InPlaceRMSNorm
 from model.network.rope import RotateInto
 from model.network.streamchat import StreamChat
@@ -74,15 +74,12 @@ class PackedLayer:
         self.index, self.cross = weights.index, weights.cross
 
     def input_layernorm(self, hidden: Tensor) -> Tensor:
-        """Writes `normed`."""
         return self._weights.input_layernorm(hidden, self._buffers.normed, self._buffers.length)
 
     def post_attention_layernorm(self, hidden: Tensor) -> Tensor:
-        """Writes `normed`."""
         return self._weights.post_attention_layernorm(hidden, self._buffers.normed, self._buffers.length)
 
     def frame_query(self, x: Tensor) -> Tensor:
-        """Writes `frame_heads`."""
         own, cross = self._buffers, self._weights.cross_weights
         assert cross is not None
         cross.query(x, own.frame_heads_states)
@@ -90,8 +87,7 @@ class PackedLayer:
             own.frame_heads.copy_(own.frame_heads_states)
         return own.frame_query
 
-    def query_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Writes `heads`."""
+    def query_keys_values(self, x: Tensor) -> QueryKeysValues:
         own = self._buffers
         self._weights.query_keys_values(x, own.heads_states)
         if own.heads_states is not own.heads:
@@ -99,17 +95,14 @@ class PackedLayer:
         return own.query, own.keys, own.values
 
     def add_cross_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """Writes `normed` and `hidden`."""
         cross = self._weights.cross_weights
         assert cross is not None
         return torch.addcmul(hidden, cross.gate, cross.output(read, self._buffers.normed), out=hidden)
 
     def add_self_attention(self, hidden: Tensor, read: Tensor) -> Tensor:
-        """Writes `hidden`."""
         return self._weights.output.add_to(hidden, read)
 
     def add_feed_forward(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """Writes `gate_up` and `hidden`."""
         own, mlp = self._buffers, self._weights.mlp
         mlp.gate_up(x, own.gate_up)
         return mlp.down.add_to(hidden, swiglu(own.gate, own.up, in_place=True))

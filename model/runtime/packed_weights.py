@@ -81,22 +81,17 @@ def _bias(part: nn.Linear) -> Tensor | None:
 class PackedFeedForward:
     """SwiGLU, with one matrix for gate and up."""
 
-    def __init__(self, gate_up: Projection, down: Projection) -> None:
-        self.gate_up, self.down = gate_up, down
-
-    @staticmethod
-    def of(own: FeedForward) -> PackedFeedForward:
-        """From a module's weights."""
-        return PackedFeedForward(join(own.gate_proj, own.up_proj), join(own.down_proj))
+    def __init__(self, own: FeedForward) -> None:
+        self.gate_up, self.down = join(own.gate_proj, own.up_proj), join(own.down_proj)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, D] -> [N, D]."""
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(swiglu(gate, up, in_place=True))
 
-    def quantised(self, quantise: Quantise) -> PackedFeedForward:
-        """The same with weights of fewer bits."""
-        return PackedFeedForward(self.gate_up.quantised(quantise), self.down.quantised(quantise))
+    def quantise(self, quantise: Quantise) -> None:
+        """Replace the weights by ones of fewer bits."""
+        self.gate_up, self.down = self.gate_up.quantised(quantise), self.down.quantised(quantise)
 
 
 class CrossWeights(NamedTuple):
@@ -110,6 +105,8 @@ class CrossWeights(NamedTuple):
 class LayerWeights:
     """One layer's weights. Frames go through them as they are (`FrameOperations`), text through a `PackedLayer`."""
 
+    forward_frames = run_frame_layer
+
     def __init__(self, layer: Layer, quantise: Quantise | None) -> None:
         """With `quantise`, `layer` loses the weights that frames do not need."""
         own, across = layer.self_attn, layer.cross_projections
@@ -117,13 +114,13 @@ class LayerWeights:
         self.input_layernorm = InPlaceRMSNorm(layer.input_layernorm)
         self.post_attention_layernorm = InPlaceRMSNorm(layer.post_attention_layernorm)
         self.query_keys_values, self.output = join(own.q_proj, own.k_proj, own.v_proj), join(own.o_proj)
-        self.mlp = PackedFeedForward.of(layer.mlp)
+        self.mlp = PackedFeedForward(layer.mlp)
         self.cross_weights: CrossWeights | None = None
         if (gate := layer.cross_gate) is not None:
             self.cross_weights = CrossWeights(join(across.q_proj), join(across.o_proj), gate.detach())
         self.visual_expert: VisualExpert | None = None
         if (expert := layer.visual_expert) and layer.visual_norm and layer.visual_ffn:
-            norm, feed_forward = InPlaceRMSNorm(layer.visual_norm), PackedFeedForward.of(layer.visual_ffn)
+            norm, feed_forward = InPlaceRMSNorm(layer.visual_norm), PackedFeedForward(layer.visual_ffn)
             self.visual_expert = VisualExpert(expert.gate.detach(), norm, feed_forward)
         self._frame_keys_values = self.query_keys_values.outputs_from(own.q_proj.out_features)
         if layer.cross_attn is not None:
@@ -132,13 +129,8 @@ class LayerWeights:
             self._quantise(layer, quantise)
 
     def frame_keys_values(self, x: Tensor) -> KeysValues:
-        """See `FrameOperations`."""
         keys, values = self._frame_keys_values(x).unflatten(-1, (-1, self._head_dim)).chunk(2, 1)
         return keys, values
-
-    def forward_frames(self, visual: Tensor, rotation: Tensor) -> tuple[KeysValues, Tensor]:
-        """See `run_frame_layer`."""
-        return run_frame_layer(self, visual, rotation)
 
     def _quantise(self, layer: Layer, quantise: Quantise) -> None:
         """Text's weights; the frames' stay. The module's own copies of what frames do not need are freed."""
@@ -150,7 +142,8 @@ class LayerWeights:
             if layer.cross_attn is None:
                 self._frame_keys_values = join(layer.self_attn.k_proj, layer.self_attn.v_proj)
         self.query_keys_values = self.query_keys_values.quantised(quantise)
-        self.output, self.mlp = self.output.quantised(quantise), self.mlp.quantised(quantise)
+        self.output = self.output.quantised(quantise)
+        self.mlp.quantise(quantise)
         unused = [layer.self_attn.q_proj, layer.self_attn.o_proj, *layer.mlp.children()]
         for part in [each for each in unused if isinstance(each, nn.Linear)]:
             part.weight.data = part.weight.data.new_empty(0)

@@ -95,6 +95,7 @@ class PrefillBatch:
     ) -> None:
         tokens = [token for _, unread in parts for token in unread]
         self.buffers = own = model.buffers(len(tokens))
+        self.rotate = own.rotate
         own.token_ids = torch.tensor([token.token_id for token in tokens], device=text.device)
         positions = [token.temporal_index for token in tokens]
         index = torch.tensor(positions, device=text.device)
@@ -104,15 +105,10 @@ class PrefillBatch:
             PrefillFrameAttention(model.rope, frames, dialog, unread, own.read.dtype)
             for dialog, unread in parts
         ]
-        sizes = [len(unread) for _, unread in parts]
+        self._sizes = [len(unread) for _, unread in parts]
         self._query, self._keys_values, self._read = (
-            part.split(sizes) for part in (own.query, own.keys_values, own.read)
+            part.split(self._sizes) for part in (own.query, own.keys_values, own.read)
         )
-        self._sizes = sizes
-
-    def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AttentionBackend`."""
-        return self.buffers.rotate(query, keys)
 
     def attend_text(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `AttentionBackend`: each dialog's tokens read its own text."""
