@@ -212,9 +212,9 @@ def _sentence(details: ErrorDetails) -> str:
     name = PREFIX + str(details["loc"][0]).upper()
     match details["type"]:
         case "extra_forbidden":
-            known = [PREFIX + setting.upper() for setting in Settings.model_fields]
-            nearest = ", ".join(get_close_matches(name, known)) or "none is like it"
-            return f"{name}: no such setting; the nearest: {nearest} (docs/settings.md has all)"
+            similar = get_close_matches(str(details["loc"][0]), Settings.model_fields)
+            hint = "".join(f"; did you mean {PREFIX}{setting.upper()}?" for setting in similar[:1])
+            return f"{name}: no such setting{hint} (docs/settings.md lists all)"
         case "value_error":
             return f"{name}: {details.get('ctx', {})['error']}"
         case _:

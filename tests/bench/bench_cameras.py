@@ -1,4 +1,4 @@
-"""How many cameras this machine carries: frames that come, frames that are lost, and what those who talk notice.
+"""How many cameras this machine can serve: frames that arrive, frames that are lost, and the effect on answers.
 
     python tests/bench/bench_cameras.py [--cameras 16,32,48,64,80,96] [--fps 1] [--seconds 20]
 
@@ -44,7 +44,7 @@ from tests.bench.measure.live_service import (
     running_process,
     wait_live,
 )
-from tests.bench.measure.report import Plot, keep, numbers, parser, table
+from tests.bench.measure.report import Plot, int_list, make_parser, print_table, save_result
 
 NUM_DIALOGS = 4
 WORDS_S = 5.0
@@ -53,8 +53,8 @@ PARTS = ("FrameFifo", "VisionEncoder", "LLMDecoder", "Gateway", "broker", "valke
 DROPPED = re.compile(r'streamchat_(frames_dropped|packets_skipped)_total\{.*reason="(\w+)".*\} (\S+)')
 
 
-def film(folder: Path, fps: int, size: tuple[int, int]) -> Path:
-    """A minute of what a camera on a wall sees: a still scene with the noise of a sensor, and something that moves."""
+def write_scene(folder: Path, fps: int, size: tuple[int, int]) -> Path:
+    """Write a minute of a fixed camera's video: a still scene with sensor noise, and one moving thing."""
     path, random = folder / "scene.mp4", np.random.default_rng(0)
 
     def texture(part: int, contrast: float) -> Any:
@@ -77,15 +77,15 @@ def film(folder: Path, fps: int, size: tuple[int, int]) -> Path:
 
 
 def publish(source: str, kafka: str, cameras: Sequence[str]) -> None:
-    """Be so many cameras, until ended: one thread each, at real pace, not all at the same moment."""
+    """Publish as these cameras until ended: one thread each, in real time, started one after the other."""
     video_log = KafkaVideoWriter(kafka, "cameras")
     for camera in cameras:
         threading.Thread(target=send_source, args=(source, camera, video_log), kwargs={"loop": True}).start()
         time.sleep(0.11)
 
 
-async def talk(url: str, cameras: Sequence[str], seconds: float) -> list[TimedAnswer]:
-    """Four people who ask again and again; RuntimeError when one is not answered."""
+async def ask_repeatedly(url: str, cameras: Sequence[str], seconds: float) -> list[TimedAnswer]:
+    """Ask about these cameras again and again; RuntimeError when a question is not answered."""
     answers: list[TimedAnswer] = []
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         end_s = time.time() + seconds
@@ -106,7 +106,7 @@ def cpu_s() -> dict[str, float]:
     return used
 
 
-def left_out(url: str) -> dict[str, float]:
+def dropped_by_reason(url: str) -> dict[str, float]:
     """Frames and packets dropped so far, by reason, as the stack counts them."""
     found: dict[str, float] = {}
     for line in httpx.get(f"{url}/metrics").text.splitlines():
@@ -121,17 +121,17 @@ def difference(after: dict[str, float], before: dict[str, float]) -> dict[str, f
     return {name: after[name] - before.get(name, 0.0) for name in sorted(after)}
 
 
-def level(up: LiveService, cameras: Sequence[str], fps: float, seconds: float) -> dict[str, Any]:
-    """One row: so many cameras that are live already."""
+def measure_cameras(up: LiveService, cameras: Sequence[str], fps: float, seconds: float) -> dict[str, Any]:
+    """One row of the table: measure with these cameras, which are live already."""
     counter, store = FrameCounter(up.redis, cameras, fps), Redis.from_url(up.redis)
     try:
-        used, dropped, began_s = cpu_s(), left_out(up.url), time.time()
+        used, dropped, began_s = cpu_s(), dropped_by_reason(up.url), time.time()
         written: Any = store.info("stats")
         psutil.cpu_percent()  # from here on
-        answers = asyncio.run(talk(up.url, cameras[:NUM_DIALOGS], seconds))
+        answers = asyncio.run(ask_repeatedly(up.url, cameras[:NUM_DIALOGS], seconds))
         machine = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
         ended_s, used = time.time(), difference(cpu_s(), used)
-        dropped = difference(left_out(up.url), dropped)
+        dropped = difference(dropped_by_reason(up.url), dropped)
         taken: Any = store.info("stats")
         came, lost = counter.missing(began_s, ended_s)
     finally:
@@ -159,12 +159,14 @@ def level(up: LiveService, cameras: Sequence[str], fps: float, seconds: float) -
 
 def main() -> None:
     """Read the command line, run, keep, print."""
-    options = parser(__doc__)
+    options = make_parser(__doc__)
     options.add_argument(
-        "--cameras", type=numbers, default=[16, 32, 48, 64, 80, 96], help="so many, row by row"
+        "--cameras", type=int_list, default=[16, 32, 48, 64, 80, 96], help="so many, row by row"
     )
     options.add_argument("--fps", type=int, default=1, help="pictures a second of each camera (1)")
-    options.add_argument("--size", type=numbers, default=[640, 360], help="of a picture, in pixels (640,360)")
+    options.add_argument(
+        "--size", type=int_list, default=[640, 360], help="of a picture, in pixels (640,360)"
+    )
     options.add_argument("--seconds", type=float, default=20.0, help="of each row (20)")
     options.add_argument("--publish", nargs="+", help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -176,7 +178,7 @@ def main() -> None:
     plot = Plot(f"{given.fps} FPS cameras on this machine", 2)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clip = film(folder, given.fps, (given.size[0], given.size[1]))
+        clip = write_scene(folder, given.fps, (given.size[0], given.size[1]))
         up = stack.enter_context(live_service())
         cameras: list[str] = []
         for num in given.cameras:
@@ -191,9 +193,9 @@ def main() -> None:
                     raise
                 print(f"{num} cameras: not all are live at once, so no more are tried", flush=True)
                 break
-            rows.append(level(up, cameras, given.fps, given.seconds))
+            rows.append(measure_cameras(up, cameras, given.fps, given.seconds))
             print(rows[-1], flush=True)
-    table(rows)
+    print_table(rows)
     nums = [row["cameras"] for row in rows]
     for name in ("age p50 ms", "age p95 ms"):
         plot.line(0, nums, [row[name] for row in rows], name)
@@ -201,7 +203,9 @@ def main() -> None:
     plot.line(1, nums, [row["frames/s"] for row in rows], "looked at")
     plot.label(0, "cameras", "frame age at decode, ms")
     plot.label(1, "cameras", "frames a second")
-    keep("cameras", {"fps": given.fps, "size": given.size, "rows": rows}, plot, given, torch.device("cpu"))
+    save_result(
+        "cameras", {"fps": given.fps, "size": given.size, "rows": rows}, plot, given, torch.device("cpu")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The vision encoder: pictures a second over batch sizes, what batching across cameras gains, what preparing costs.
+"""The vision encoder: pictures per second over batch sizes, the gain of batching, and the cost of preprocessing.
 
     python tests/bench/bench_encode.py [--shapes tiny,so400m] [--batches 1,2,...] [--cameras 1,4,...] [--quick]
 
@@ -31,12 +31,12 @@ from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.vision_encoder.vision_encoder import VisionEncoder
 from tests.bench.measure.loaded_engine import FPS
 from tests.bench.measure.machine import median_s
-from tests.bench.measure.report import Plot, keep, numbers, parser, setup, table
+from tests.bench.measure.report import Plot, int_list, make_parser, print_table, save_result, setup
 
 VISION = {
     "tiny": preset("tiny").vision,
     "so400m": VisionConfig(),
-}  # So400m: what the large models look through
+}  # So400m: the encoder of the large models
 CAMERA_SIZE = (1280, 720)
 
 
@@ -47,7 +47,7 @@ def make_folder(shape: str, folder: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
-def passes(
+def forward_times(
     tower: VisionTower, shape: str, batches: Sequence[int], device: torch.device, rounds: int
 ) -> list[dict[str, Any]]:
     """One forward pass over batch sizes, from raw pixels on the device."""
@@ -69,7 +69,7 @@ def passes(
     return rows
 
 
-def preparing(shape: str, device: torch.device, rounds: int) -> dict[str, Any]:
+def preprocessing_times(shape: str, device: torch.device, rounds: int) -> dict[str, Any]:
     """From a decoded camera picture to the encoder's numbers: on the host, and on the device."""
     size = VISION[shape].image_size
     width, height = CAMERA_SIZE
@@ -93,8 +93,8 @@ def preparing(shape: str, device: torch.device, rounds: int) -> dict[str, Any]:
     }
 
 
-async def pace(encoder: VisionEncoder, cameras: int, span_s: float) -> list[float]:
-    """Cameras at 5 FPS, each a caller of its own: seconds that each picture took."""
+async def encode_in_real_time(encoder: VisionEncoder, cameras: int, span_s: float) -> list[float]:
+    """Cameras at 5 FPS, each its own caller: the seconds that each picture took."""
     picture = bytes(encoder.size * encoder.size * 3)
     begin = time.perf_counter()
     times: list[float] = []
@@ -106,13 +106,13 @@ async def pace(encoder: VisionEncoder, cameras: int, span_s: float) -> list[floa
             await encoder.encode([picture])
             now = time.perf_counter()
             times.append(now - due)
-            due += (int((now - due) * FPS) + 1) / FPS  # what came meanwhile was overtaken
+            due += (int((now - due) * FPS) + 1) / FPS  # frames that came meanwhile are skipped
 
     await asyncio.gather(*(camera(number) for number in range(cameras)))
     return times
 
 
-def batches_of(encoder: VisionEncoder) -> tuple[float, float]:
+def batch_counts(encoder: VisionEncoder) -> tuple[float, float]:
     """Passes and pictures so far, as the service counts them."""
     assert isinstance(encoder.recorder, PrometheusRecorder)
     value = encoder.recorder.registry.get_sample_value
@@ -120,7 +120,7 @@ def batches_of(encoder: VisionEncoder) -> tuple[float, float]:
     return passes, pictures
 
 
-def serving(
+def service_times(
     folder: Path, shape: str, cameras: int, options: argparse.Namespace, device: torch.device
 ) -> list[Any]:
     """The service under live cameras: pictures of several taken together, and one by one; rounds in turn."""
@@ -138,10 +138,10 @@ def serving(
     times: dict[str, list[float]] = {how: [] for how in limits}
     for number in range(options.rounds * 2):
         how = list(limits)[(number + number // 2) % 2]
-        times[how] += asyncio.run(pace(encoders[how], cameras, options.seconds))
+        times[how] += asyncio.run(encode_in_real_time(encoders[how], cameras, options.seconds))
     rows: list[Any] = []
     for how, encoder in encoders.items():
-        num_passes, num_pictures = batches_of(encoder)
+        num_passes, num_pictures = batch_counts(encoder)
         found = torch.tensor(times[how], dtype=torch.float64) * 1e3
         rows.append(
             {
@@ -158,7 +158,7 @@ def serving(
     return rows
 
 
-def plotted(sweep: Sequence[dict[str, Any]], served: Sequence[dict[str, Any]]) -> Plot:
+def make_plot(sweep: Sequence[dict[str, Any]], served: Sequence[dict[str, Any]]) -> Plot:
     """Throughput over batches, and what cameras get."""
     plot = Plot("The vision encoder", 3)
     for shape in dict.fromkeys(row["shape"] for row in sweep):
@@ -177,15 +177,15 @@ def plotted(sweep: Sequence[dict[str, Any]], served: Sequence[dict[str, Any]]) -
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    made = parser(__doc__)
-    made.add_argument(
+    parser = make_parser(__doc__)
+    parser.add_argument(
         "--shapes", help="of: tiny, so400m; a CPU is asked for single passes only of the latter"
     )
-    made.add_argument("--batches", type=numbers)
-    made.add_argument("--cameras", type=numbers)
-    made.add_argument("--max-pictures", type=int, default=16, help="encoded together")
-    made.add_argument("--seconds", type=float, default=0.0, help="of each round with live cameras")
-    options = made.parse_args()
+    parser.add_argument("--batches", type=int_list)
+    parser.add_argument("--cameras", type=int_list)
+    parser.add_argument("--max-pictures", type=int, default=16, help="encoded together")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each round with live cameras")
+    options = parser.parse_args()
     device, dtype = setup(options)
     quick, gpu = options.quick, device.type == "cuda"
     shapes = (options.shapes or ("tiny" if quick else "tiny,so400m")).split(",")
@@ -195,20 +195,20 @@ def main() -> None:
     cameras = options.cameras or ([4] if quick else [1, 4, 16, 64] + [256] * gpu)
     sweep: list[dict[str, Any]] = []
     served: list[dict[str, Any]] = []
-    prepared = [preparing(shape, device, options.rounds) for shape in shapes]
-    table(prepared)
+    prepared = [preprocessing_times(shape, device, options.rounds) for shape in shapes]
+    print_table(prepared)
     for shape in shapes:
         small = shape == "tiny" or gpu
         tower = VisionTower(VISION[shape]).to(device, dtype).eval()
         rounds = options.rounds if small else min(options.rounds, 3)
-        sweep += passes(tower, shape, batches if small else [1, 2], device, rounds)
+        sweep += forward_times(tower, shape, batches if small else [1, 2], device, rounds)
         if small:
             with tempfile.TemporaryDirectory() as folder:
                 made_folder = make_folder(shape, Path(folder), dtype)
                 for number in cameras:
-                    served += serving(made_folder, shape, number, options, device)
-    table(sweep)
-    table(served)
+                    served += service_times(made_folder, shape, number, options, device)
+    print_table(sweep)
+    print_table(served)
     gain = [
         one["pictures/s encoded"] / other["pictures/s encoded"]
         for one, other in zip(served[::2], served[1::2], strict=True)
@@ -221,7 +221,7 @@ def main() -> None:
         "together_over_one_by_one": [round(each, 3) for each in gain],
         "median_gain": round(statistics.median(gain), 3),
     }
-    keep("encode", result, plotted(sweep, served), options, device)
+    save_result("encode", result, make_plot(sweep, served), options, device)
 
 
 if __name__ == "__main__":

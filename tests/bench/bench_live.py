@@ -1,4 +1,4 @@
-"""Four live cameras, four dialogs at once, on this machine: how old is the frame behind a word?
+"""Four live cameras and four dialogs on this machine: how old is the frame behind a word?
 
     python tests/bench/bench_live.py [--seconds 30] [--rounds 15]
 
@@ -62,7 +62,7 @@ def processes(parent: psutil.Process) -> dict[str, dict[str, float]]:
 
 
 async def measure(url: str, cameras: Sequence[str], seconds: float, rounds: int) -> dict[str, Any]:
-    """Paced answers for the ages; then flat out, live and frozen in turn, for the price of looking again."""
+    """Paced answers for the frame ages; then full speed, live and frozen in turn, for the cost of new frames."""
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
         await asyncio.gather(*(ask(http, c, 20) for c in cameras))  # rings and connections get warm
         begin_s = time.time()

@@ -1,9 +1,9 @@
-"""An hour of stream in simulated time, with people who ask again and again: do memory and step time stay flat?
+"""An hour of stream in simulated time, with dialogs that ask again and again: are memory and step time constant?
 
     python tests/bench/bench_long.py [--minutes 60] [--cameras 2] [--dialogs 4] [--window 1024] [--quick]
 
 The clock of the stream jumps from frame to frame, so an hour takes minutes. Each dialog asks, is answered at five
-tokens a second, is silent for a while, and asks again, in the same dialog, to the end. The last ten minutes (of a
+tokens a second, waits for a while, and asks again in the same dialog, until the end. The last ten minutes (of a
 shorter run: the last sixth) are compared with the first. Prints a table, keeps result and plot in
 tests/bench/results/, and ends with one JSON line.
 """
@@ -26,27 +26,27 @@ from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
 from tests.bench.measure.loaded_engine import FPS, LoadedEngine
 from tests.bench.measure.machine import seconds
-from tests.bench.measure.report import Plot, keep, name_of, parser, setup, table
+from tests.bench.measure.report import Plot, make_parser, print_table, result_name, save_result, setup
 from tests.bench.measure.shapes import SHAPES, make_config, make_model, make_text
 
 QUESTION, ANSWER = 12, 40  # tokens
-SILENT = 20  # frames that come between an answer and the next question
+PAUSE = 20  # frames between an answer and the next question
 
 
 @dataclass(slots=True)
 class Minute:
-    """What one minute of stream cost."""
+    """The costs of one minute of stream."""
 
     steps_s: list[float] = field(default_factory=list[float])
     frames_s: list[float] = field(default_factory=list[float])
     asks_s: list[float] = field(default_factory=list[float])
-    cpu_s: list[float] = field(default_factory=list[float])  # a step's own, whoever else uses the machine
+    cpu_s: list[float] = field(default_factory=list[float])  # of a step, without other load
     rss_mb: float = 0.0
     cache_mb: float = 0.0
 
 
-class Audience:
-    """Dialogs that ask in turn, one frame's time after the other."""
+class DialogLoad:
+    """Dialogs that ask, get an answer, wait, and ask again; `tick` is one frame interval."""
 
     def __init__(self, model: StreamChat, cameras: int, dialogs: int) -> None:
         window = model.config.max_position_embeddings
@@ -54,26 +54,27 @@ class Audience:
         self.engine, self.names = self.loaded.engine, self.loaded.names
         self.questions = [make_text(model, QUESTION, seed=number) for number in range(7)]
         self.num_asked = 0
-        self.silent = {
+        self.frames_to_wait = {
             name: 1 + number * 7 for number, name in enumerate(self.names)
-        }  # frames before it asks
+        }  # before the next question
 
     def tick(self, minute: Minute) -> None:
         """A frame at every camera, questions that are due, one token for each dialog that is being answered."""
         device = self.engine.device
         minute.frames_s += [
-            seconds(lambda camera=camera: self.loaded.see(camera), device) for camera in self.loaded.cameras
+            seconds(lambda camera=camera: self.loaded.add_frame(camera), device)
+            for camera in self.loaded.cameras
         ]
         for name in self.names:
-            if self.silent[name] > 0:
-                self.silent[name] -= 1
-                if self.silent[name] == 0:
+            if self.frames_to_wait[name] > 0:
+                self.frames_to_wait[name] -= 1
+                if self.frames_to_wait[name] == 0:
                     minute.asks_s.append(seconds(lambda name=name: self.ask(name), device))
-        speaking = [name for name in self.names if self.silent[name] == 0]
-        if not speaking:
+        answering = [name for name in self.names if self.frames_to_wait[name] == 0]
+        if not answering:
             return
         before = time.thread_time()
-        minute.steps_s.append(seconds(lambda: self.answer(speaking), device))
+        minute.steps_s.append(seconds(lambda: self.answer(answering), device))
         minute.cpu_s.append(time.thread_time() - before)
 
     def ask(self, name: str) -> None:
@@ -86,11 +87,11 @@ class Audience:
         camera = self.loaded.cameras[self.names.index(name) % len(self.loaded.cameras)]
         self.engine.open_dialog(name, camera, question, DialogOptions(max_tokens=ANSWER))
 
-    def answer(self, speaking: Sequence[str]) -> None:
-        """A token for each; who has finished is silent for a while."""
-        for made in self.engine.step(speaking):
+    def answer(self, answering: Sequence[str]) -> None:
+        """A token for each of these dialogs; a finished one waits before it asks again."""
+        for made in self.engine.step(answering):
             if made.finish_reason:
-                self.silent[made.dialog_id] = SILENT
+                self.frames_to_wait[made.dialog_id] = PAUSE
 
     def measure(self, minute: Minute) -> None:
         """Memory, at the end of a minute."""
@@ -99,7 +100,7 @@ class Audience:
         minute.cache_mb = (self.engine.frame_bytes + self.engine.text_bytes) / 2**20
 
 
-def part(minutes: Sequence[Minute]) -> dict[str, float]:
+def summary(minutes: Sequence[Minute]) -> dict[str, float]:
     """Medians over some minutes."""
     return {
         "ms/step": round(statistics.median(s for m in minutes for s in m.steps_s) * 1e3, 4),
@@ -111,12 +112,12 @@ def part(minutes: Sequence[Minute]) -> dict[str, float]:
     }
 
 
-def plotted(minutes: Sequence[Minute]) -> Plot:
+def make_plot(minutes: Sequence[Minute]) -> Plot:
     """Step time and memory over the hour."""
-    plot = Plot("An hour of stream, people asking again and again", 2)
+    plot = Plot("An hour of stream with repeated questions", 2)
     x = [float(number + 1) for number in range(len(minutes))]
-    plot.line(0, x, [part([minute])["ms/step"] for minute in minutes], "wall")
-    plot.line(0, x, [part([minute])["cpu ms/step"] for minute in minutes], "CPU")
+    plot.line(0, x, [summary([minute])["ms/step"] for minute in minutes], "wall")
+    plot.line(0, x, [summary([minute])["cpu ms/step"] for minute in minutes], "CPU")
     plot.label(0, "minute of the stream", "ms a step, median")
     plot.line(1, x, [minute.rss_mb for minute in minutes])
     plot.label(1, "minute of the stream", "resident MB")
@@ -125,40 +126,40 @@ def plotted(minutes: Sequence[Minute]) -> Plot:
     return plot
 
 
-def run(audience: Audience, num_minutes: int) -> list[Minute]:
-    """Live through it."""
+def run(load: DialogLoad, num_minutes: int) -> list[Minute]:
+    """Run all minutes."""
     minutes: list[Minute] = []
     for number in range(num_minutes):
         minute = Minute()
         for _ in range(round(60 * FPS)):
-            audience.tick(minute)
-        audience.measure(minute)
+            load.tick(minute)
+        load.measure(minute)
         minutes.append(minute)
         if number % 10 == 9:
-            print(f"minute {number + 1}: {part([minute])}", file=sys.stderr, flush=True)
+            print(f"minute {number + 1}: {summary([minute])}", file=sys.stderr, flush=True)
     return minutes
 
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    made = parser(__doc__)
-    made.add_argument("--shape", choices=SHAPES, default="tiny")
-    made.add_argument("--minutes", type=int, default=0, help="of stream")
-    made.add_argument("--cameras", type=int, default=2)
-    made.add_argument("--dialogs", type=int, default=4)
-    made.add_argument("--frames", type=int, default=32)
-    made.add_argument("--window", type=int, default=1024, help="tokens of text that a dialog keeps at most")
-    options = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--minutes", type=int, default=0, help="of stream")
+    parser.add_argument("--cameras", type=int, default=2)
+    parser.add_argument("--dialogs", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--window", type=int, default=1024, help="tokens of text that a dialog keeps at most")
+    options = parser.parse_args()
     device, dtype = setup(options)
     config = make_config(options.shape, fifo_frames=options.frames)
     config = replace(config, max_position_embeddings=options.window)
-    audience = Audience(make_model(config, device, dtype), options.cameras, options.dialogs)
+    load = DialogLoad(make_model(config, device, dtype), options.cameras, options.dialogs)
     started = time.perf_counter()
-    minutes = run(audience, options.minutes or (2 if options.quick else 60))
+    minutes = run(load, options.minutes or (2 if options.quick else 60))
     end = max(len(minutes) // 6, 1)
-    first, last = part(minutes[:end]), part(minutes[-end:])
+    first, last = summary(minutes[:end]), summary(minutes[-end:])
     over: dict[str, Any] = {key: round(last[key] / first[key], 4) for key in first}
-    table(
+    print_table(
         [
             {"minutes": f"first {end}", **first},
             {"minutes": f"last {end}", **last},
@@ -172,14 +173,14 @@ def main() -> None:
         "took_s": round(time.perf_counter() - started, 1),
         "cameras": options.cameras,
         "dialogs": options.dialogs,
-        "questions": audience.num_asked,
-        "tokens": audience.num_asked * (QUESTION + ANSWER),
+        "questions": load.num_asked,
+        "tokens": load.num_asked * (QUESTION + ANSWER),
         "window": options.window,
         "first": first,
         "last": last,
         "last_over_first": over,
     }
-    keep(name_of("long", options.shape), result, plotted(minutes), options, device)
+    save_result(result_name("long", options.shape), result, make_plot(minutes), options, device)
 
 
 if __name__ == "__main__":

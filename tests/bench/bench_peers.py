@@ -1,10 +1,10 @@
-"""Against what people would use instead: same machine, same run, same weights.
+"""StreamChat against alternatives: same machine, same run, same weights.
 
     python tests/bench/bench_peers.py [--shapes tiny,0.5b] [--frames 8,16,...] [--quick]
 
 1. Hugging Face `generate` on the language model alone, no video, batch 1; and with our gates at 0 the same tokens.
-2. LLaVA's way: frames in the self-attention's context, read again whenever a new frame comes (5 a second).
-3. The paper read naively: every V-FFN over the whole window before every token.
+2. LLaVA: frames in the self-attention's context, with a new prefill for each new frame (5 a second).
+3. The paper without caching: every V-FFN over the whole window before every token.
 
 Prints tables, keeps result and plot in tests/bench/results/, and ends with one JSON line.
 """
@@ -27,7 +27,15 @@ from model.network.streamchat import StreamChat
 from tests.bench.measure.loaded_engine import FPS, LoadedEngine
 from tests.bench.measure.machine import seconds
 from tests.bench.measure.peers import Llava, generate, hugging_face
-from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.report import (
+    Plot,
+    int_list,
+    make_parser,
+    print_table,
+    result_name,
+    save_result,
+    setup,
+)
 from tests.bench.measure.shapes import make_config, make_frames, make_model, make_text, with_frames
 
 PROMPT = 64  # tokens of the question
@@ -35,7 +43,7 @@ PACES = (1, 5)  # tokens a frame: 5 and 25 a second at 5 FPS
 
 
 def answer(loaded: LoadedEngine, name: str, prompt: list[int], num: int) -> list[int]:
-    """A question and its answer by our engine, with the camera's frames as they are."""
+    """Ask our engine a question; returns the answer's tokens."""
     loaded.engine.open_dialog(name, loaded.cameras[0], prompt, DialogOptions(max_tokens=num))
     made = [loaded.engine.step([name])[0].token_id for _ in range(num)]
     loaded.engine.close_dialog(name)
@@ -43,15 +51,17 @@ def answer(loaded: LoadedEngine, name: str, prompt: list[int], num: int) -> list
 
 
 def set_gates(model: StreamChat, value: float) -> None:
-    """All cross gates at one value; at 0 the network is the untouched language model."""
+    """Set all cross gates to one value. At 0 the network is the plain language model."""
     with torch.no_grad():
         for name, weight in model.language.named_parameters():
             if name.endswith("gate_cross"):
                 weight.fill_(value)
 
 
-def in_turn(calls: Sequence[Callable[[], object]], device: torch.device, rounds: int) -> list[list[float]]:
-    """Seconds of each call in each round; they take turns, in changing order, after one uncounted round."""
+def interleaved_times(
+    calls: Sequence[Callable[[], object]], device: torch.device, rounds: int
+) -> list[list[float]]:
+    """Seconds of each call in each round. Calls alternate, in changing order, after one round that is not counted."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
         order = list(range(len(calls)))
@@ -63,12 +73,12 @@ def in_turn(calls: Sequence[Callable[[], object]], device: torch.device, rounds:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median of the rounds' own ratios."""
+    """The median of the ratios of all rounds."""
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
 def against_generate(model: StreamChat, shape: str, num: int, rounds: int) -> dict[str, Any]:
-    """Whole answers, the question's reading included, and what each further token costs."""
+    """Whole answers, including prefill, and the cost of each further token."""
     peer, prompt = hugging_face(model), make_text(model, PROMPT)
     set_gates(model, 0.0)
     loaded = LoadedEngine(model, cameras=1, dialogs=1, prompt=PROMPT, answer=num)
@@ -81,7 +91,7 @@ def against_generate(model: StreamChat, shape: str, num: int, rounds: int) -> di
         lambda: answer(loaded, "short", prompt, 1),
         lambda: generate(peer, prompt, 1),
     ]
-    ours, theirs, first, their_first = in_turn(calls, loaded.engine.device, rounds)
+    ours, theirs, first, their_first = interleaved_times(calls, loaded.engine.device, rounds)
     decode = [(a - b) / (num - 1) for a, b in zip(ours, first, strict=True)]
     their_decode = [(a - b) / (num - 1) for a, b in zip(theirs, their_first, strict=True)]
     return {
@@ -98,8 +108,10 @@ def against_generate(model: StreamChat, shape: str, num: int, rounds: int) -> di
     }
 
 
-def per_frame(see: Callable[[], object], first: Callable[[], object], rest: Callable[[], object]) -> Any:
-    """What is done for each new frame and the tokens that follow it, at each pace."""
+def calls_per_frame(
+    see: Callable[[], object], first: Callable[[], object], rest: Callable[[], object]
+) -> Any:
+    """The work for each new frame and the tokens after it, at each pace."""
 
     def tokens(num: int) -> Callable[[], None]:
         def call() -> None:
@@ -114,23 +126,25 @@ def per_frame(see: Callable[[], object], first: Callable[[], object], rest: Call
 
 
 def looking_again(model: StreamChat, shape: str, frames: int, rounds: int) -> list[dict[str, Any]]:
-    """Cost of a token when a new frame comes before every token, and before every fifth."""
+    """Cost of a token with a new frame before every token, and before every fifth."""
     model = with_frames(model, frames)
     prompt, features = make_text(model, PROMPT), make_frames(model, frames)
     loaded = LoadedEngine(model, cameras=1, dialogs=1, prompt=PROMPT)
-    loaded.ask()
+    loaded.start_dialogs()
     llava = Llava(model, hugging_face(model), prompt)
     for frame in features:
-        llava.see(frame)
-    calls = per_frame(lambda: loaded.see(loaded.cameras[0]), loaded.step, loaded.step)
-    calls += per_frame(lambda: llava.see(features[0]), llava.look_again, llava.go_on)
+        llava.add_frame(frame)
+    calls = calls_per_frame(lambda: loaded.add_frame(loaded.cameras[0]), loaded.step, loaded.step)
+    calls += calls_per_frame(
+        lambda: llava.add_frame(features[0]), llava.next_token_with_new_frames, llava.next_token
+    )
 
     def naively() -> None:
-        chain_of(model, features)
+        recompute_visual_chain(model, features)
         loaded.step()
 
-    calls += per_frame(lambda: None, naively, naively)
-    times = in_turn(calls, loaded.engine.device, rounds)
+    calls += calls_per_frame(lambda: None, naively, naively)
+    times = interleaved_times(calls, loaded.engine.device, rounds)
     rows: list[dict[str, Any]] = []
     for pace, ours, theirs, slow in zip(PACES, times[:2], times[2:4], times[4:], strict=True):
         row = {
@@ -149,12 +163,12 @@ def looking_again(model: StreamChat, shape: str, frames: int, rounds: int) -> li
 
 
 @torch.inference_mode()
-def chain_of(model: StreamChat, features: Tensor) -> object:
-    """What the naive reading computes before every token: adapter, V-FFNs, keys and values of the whole window."""
+def recompute_visual_chain(model: StreamChat, features: Tensor) -> object:
+    """Adapter, V-FFNs, keys and values of the whole window: computed before every token without caching."""
     return model.visual_chain(features)
 
 
-def plotted(rows: Sequence[dict[str, Any]]) -> Plot:
+def make_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     """Cost of a token over frames, one chart per shape, at a look per token."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     plot = Plot("A token that looks again, a new frame before each", len(shapes))
@@ -175,25 +189,25 @@ def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     for shape in options.shapes.split(","):
         model = make_model(make_config(shape, fifo_frames=options.fifo), device, dtype)
         texts.append(against_generate(model, shape, options.tokens, rounds))
-        table(texts[-1:])
+        print_table(texts[-1:])
         patches = options.visual_tokens if shape != "tiny" else 0
         if patches:  # a CPU needs minutes to read LLaVA's context of a large model: fewer tokens a frame
             model = make_model(make_config(shape, visual_tokens=patches), device, dtype)
         for frames in options.frames:
             looks += looking_again(model, shape, frames, rounds)
-        table([row for row in looks if row["shape"] == shape])
+        print_table([row for row in looks if row["shape"] == shape])
     return {"dtype": str(dtype), "generate": texts, "looking_again": looks}
 
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    made = parser(__doc__)
-    made.add_argument("--shapes", help="default: tiny,0.5b; 7b on a GPU; tiny when quick")
-    made.add_argument("--frames", type=numbers)
-    made.add_argument("--fifo", type=int, default=32, help="live frames in the comparison with generate")
-    made.add_argument("--tokens", type=int, default=0, help="of an answer")
-    made.add_argument("--visual-tokens", type=int, default=-1, help="a frame's in large shapes; 0: all 256")
-    options = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--shapes", help="default: tiny,0.5b; 7b on a GPU; tiny when quick")
+    parser.add_argument("--frames", type=int_list)
+    parser.add_argument("--fifo", type=int, default=32, help="live frames in the comparison with generate")
+    parser.add_argument("--tokens", type=int, default=0, help="of an answer")
+    parser.add_argument("--visual-tokens", type=int, default=-1, help="a frame's in large shapes; 0: all 256")
+    options = parser.parse_args()
     device, dtype = setup(options)
     large = "7b" if device.type == "cuda" else "tiny,0.5b"
     options.shapes = options.shapes or ("tiny" if options.quick else large)
@@ -202,10 +216,10 @@ def main() -> None:
     if options.visual_tokens < 0:
         options.visual_tokens = 0 if device.type == "cuda" else 16
     result = measure(options, device, dtype)
-    keep(
-        name_of("peers", options.shapes.split(",")[0]),
+    save_result(
+        result_name("peers", options.shapes.split(",")[0]),
         result,
-        plotted(result["looking_again"]),
+        make_plot(result["looking_again"]),
         options,
         device,
     )

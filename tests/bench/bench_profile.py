@@ -1,9 +1,9 @@
-"""Where one step's time goes, and what bounds it: bytes or arithmetic, against this machine's measured limits.
+"""The time of one step by kind of operation, and its lower bound from this machine's measured limits.
 
     python tests/bench/bench_profile.py [--shape tiny] [--dialogs 1,32] [--frames 32] [--quick]
 
-`floor` is the time in which memory could deliver the weights, frames and text that a step reads, or arithmetic could
-do its multiplications, whichever is longer. Prints tables, keeps result and plot in tests/bench/results/, and ends
+`floor` is the time to read the weights, frames and text of a step from memory, or to do its multiplications, whichever
+is longer. Prints tables, keeps result and plot in tests/bench/results/, and ends
 with one JSON line.
 """
 
@@ -22,11 +22,19 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.network.streamchat import StreamChat
 from tests.bench.measure.loaded_engine import LoadedEngine
-from tests.bench.measure.machine import limits, median_s, wait_for
-from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.machine import limits, median_s, synchronize
+from tests.bench.measure.report import (
+    Plot,
+    int_list,
+    make_parser,
+    print_table,
+    result_name,
+    save_result,
+    setup,
+)
 from tests.bench.measure.shapes import SHAPES, decode_bytes, make_config, make_model
 
-# What an operation belongs to, by a part of its name; the first that fits.
+# The group of an operation, by a part of its name; the first match counts.
 KINDS = {
     "attention": ("attention", "bmm", "softmax", "flash", "baddbmm"),
     "weights (matrix products)": ("mm", "linear", "gemm", "gemv", "mv", "dot"),
@@ -60,7 +68,7 @@ KINDS = {
 }
 
 
-def kind(name: str) -> str:
+def operation_group(name: str) -> str:
     """The group of an operation."""
     for group, parts in KINDS.items():
         if any(part in name for part in parts):
@@ -68,10 +76,10 @@ def kind(name: str) -> str:
     return "other operations"
 
 
-def where(loaded: LoadedEngine, steps: int, step_s: float) -> list[dict[str, Any]]:
-    """Shares of a step by groups of operations; what no operation accounts for is Python between them.
+def time_by_group(loaded: LoadedEngine, steps: int, step_s: float) -> list[dict[str, Any]]:
+    """The time of a step by group of operations; the rest is Python between them.
 
-    The profiler slows what it watches, so its times are scaled to those of a step that nobody watches.
+    The profiler slows the step down, so the times are scaled to those of a step without it.
     """
     cuda = loaded.engine.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -79,29 +87,29 @@ def where(loaded: LoadedEngine, steps: int, step_s: float) -> list[dict[str, Any
         start = time.perf_counter()  # the profiler knows no other clock
         for _ in range(steps):
             loaded.step()
-        wait_for(loaded.engine.device)
-        watched_s = (time.perf_counter() - start) / steps
+        synchronize(loaded.engine.device)
+        profiled_s = (time.perf_counter() - start) / steps
     times: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
     for event in seen.key_averages():
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         if spent and event.key != "cudaDeviceSynchronize":
-            times[kind(event.key)] += spent / 1e6 / steps
-            calls[kind(event.key)] += event.count // steps
-    times["Python between operations"] = max(watched_s - sum(times.values()), 0.0)
+            times[operation_group(event.key)] += spent / 1e6 / steps
+            calls[operation_group(event.key)] += event.count // steps
+    times["Python between operations"] = max(profiled_s - sum(times.values()), 0.0)
     return [
         {
             "part": part,
-            "share %": round(100 * spent / watched_s, 1),
-            "ms": round(spent / watched_s * step_s * 1e3, 3),
+            "share %": round(100 * spent / profiled_s, 1),
+            "ms": round(spent / profiled_s * step_s * 1e3, 3),
         }
         | {"calls": calls[part]}
         for part, spent in sorted(times.items(), key=lambda item: -item[1])
     ]
 
 
-def floor(model: StreamChat, loaded: LoadedEngine, dialogs: int, step_s: float) -> dict[str, Any]:
-    """What a step must read and multiply, and how long this machine needs for that at least."""
+def lower_bound(model: StreamChat, loaded: LoadedEngine, dialogs: int, step_s: float) -> dict[str, Any]:
+    """The bytes and multiplications of a step, and the least time that this machine needs for them."""
     weights = decode_bytes(model)
     read = weights + loaded.engine.frame_bytes + loaded.text_read_bytes
     multiplied = 2 * dialogs * weights // next(model.language.parameters()).element_size()
@@ -123,7 +131,7 @@ def floor(model: StreamChat, loaded: LoadedEngine, dialogs: int, step_s: float) 
     }
 
 
-def plotted(shape: str, parts: dict[int, list[dict[str, Any]]]) -> Plot:
+def make_plot(shape: str, parts: dict[int, list[dict[str, Any]]]) -> Plot:
     """Shares as bars, one chart per number of dialogs."""
     plot = Plot(f"Where one step's time goes, {shape}", len(parts))
     for axes, (dialogs, rows) in zip(plot.axes, parts.items(), strict=True):
@@ -140,31 +148,31 @@ def measure(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     found: dict[int, Any] = {}
     for dialogs in options.dialogs:
         loaded = LoadedEngine(model, cameras=1, dialogs=dialogs)
-        loaded.ask()
+        loaded.start_dialogs()
         loaded.step()
         step_s = median_s(loaded.step, device, rounds)
         found[dialogs] = {
-            "floor": floor(model, loaded, dialogs, step_s),
-            "parts": where(loaded, rounds, step_s),
+            "floor": lower_bound(model, loaded, dialogs, step_s),
+            "parts": time_by_group(loaded, rounds, step_s),
         }
-        table([found[dialogs]["floor"]])
-        table(found[dialogs]["parts"])
+        print_table([found[dialogs]["floor"]])
+        print_table(found[dialogs]["parts"])
     return found
 
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    made = parser(__doc__)
-    made.add_argument("--shape", choices=SHAPES, default="tiny")
-    made.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
-    made.add_argument("--dialogs", type=numbers, default=[1, 32])
-    made.add_argument("--frames", type=int, default=32)
-    options = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
+    parser.add_argument("--dialogs", type=int_list, default=[1, 32])
+    parser.add_argument("--frames", type=int, default=32)
+    options = parser.parse_args()
     device, dtype = setup(options)
     found = measure(options, device, dtype)
     result = {"shape": options.shape, "dtype": str(dtype), "frames": options.frames}
-    plot = plotted(options.shape, {dialogs: each["parts"] for dialogs, each in found.items()})
-    keep(name_of("profile", options.shape), result | {"dialogs": found}, plot, options, device)
+    plot = make_plot(options.shape, {dialogs: each["parts"] for dialogs, each in found.items()})
+    save_result(result_name("profile", options.shape), result | {"dialogs": found}, plot, options, device)
 
 
 if __name__ == "__main__":

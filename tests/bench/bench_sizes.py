@@ -1,4 +1,4 @@
-"""What a camera and a dialog need: bytes on Kafka and Redis, memory, and processor time of each step of a frame's way.
+"""The needs of a camera and a dialog: bytes on Kafka and Redis, memory, and processor time of each step of a frame.
 
     python tests/bench/bench_sizes.py [--quick]
 
@@ -34,7 +34,7 @@ from services.local.embedded_servers import Store, start_store
 from services.messages.video import VisualTokens
 from services.ports.frame_store import BEFORE_ALL
 from services.video.sampled_frame import SampledFrame, sample_frame
-from tests.bench.measure.report import Plot, keep, parser, setup, table
+from tests.bench.measure.report import Plot, make_parser, print_table, save_result, setup
 from tests.services.h264 import encoded
 
 DIALOG_TOKENS = 2048  # of a dialog: its question, what it says, turns before
@@ -42,7 +42,7 @@ CAMERAS = ((640, 360), (1280, 720), (1920, 1080))
 CAMERA_FPS = 15
 KEYFRAME_S = 2
 SIDE = 224  # of the square that SigLIP looks at
-# Of an H100, as its maker says them: floors are computed from these, no GPU has been measured.
+# An H100's specification. Lower bounds are computed from it; no GPU has been measured.
 H100 = {"bytes": 80e9, "bytes_s": 3.35e12, "flop_s": 989e12}
 GPU_SHARE = 0.9  # of its memory for weights, frames and text
 
@@ -56,7 +56,7 @@ def cpu_ms(call: Callable[[], object], times: int) -> float:
     return (time.thread_time() - begin) / times * 1e3
 
 
-def camera(size: tuple[int, int], seconds: int) -> tuple[dict[str, Any], SampledFrame]:
+def camera_costs(size: tuple[int, int], seconds: int) -> tuple[dict[str, Any], SampledFrame]:
     """What a camera of that size sends, and what its frames cost the FrameFifo; its last frame as it is sampled."""
     units = encoded(CAMERA_FPS * seconds, fps=CAMERA_FPS, gop=KEYFRAME_S * CAMERA_FPS, size=size)
     decoder, pictures = open_decoder("h264", 2**24), list[av.VideoFrame]()
@@ -82,7 +82,9 @@ def server_cpu_s(store: Store) -> float:
     return times.user + times.system
 
 
-def stored(store: Store, name: str, tokens: VisualTokens, sampled: SampledFrame, num: int) -> dict[str, Any]:
+def store_costs(
+    store: Store, name: str, tokens: VisualTokens, sampled: SampledFrame, num: int
+) -> dict[str, Any]:
     """Entries of that size through the real store: bytes on the wire and in memory, CPU of writer, server, reader."""
     frames, client = RedisFrameStore(store.url), Redis.from_url(store.url)
     made = [replace(sampled, frame_id=f"{n + 1}-0").to_frame(name, tokens) for n in range(num)]
@@ -114,7 +116,9 @@ def stored(store: Store, name: str, tokens: VisualTokens, sampled: SampledFrame,
     }
 
 
-def encoder(name: str, config: VisionConfig, batches: Sequence[int], times: int) -> list[dict[str, Any]]:
+def encoder_times(
+    name: str, config: VisionConfig, batches: Sequence[int], times: int
+) -> list[dict[str, Any]]:
     """CPU time of a picture in the vision encoder (random weights), on one thread."""
     tower = VisionTower(config).eval()
     rows: list[dict[str, Any]] = []
@@ -148,7 +152,7 @@ def decoder_memory(shape: str, width: int) -> dict[str, Any]:
     }
 
 
-def on_a_gpu(row: dict[str, Any]) -> dict[str, Any]:
+def gpu_limits(row: dict[str, Any]) -> dict[str, Any]:
     """What an H100's memory holds, and what its bandwidth and arithmetic leave: computed, not measured."""
     room_mb = (GPU_SHARE * H100["bytes"] - row["weights GB"] * 1e9) / 1e6
     return {
@@ -161,41 +165,41 @@ def on_a_gpu(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tokens_of(shape: tuple[int, int], dtype: str, width: int) -> VisualTokens:
+def random_tokens(shape: tuple[int, int], dtype: str, width: int) -> VisualTokens:
     """As the vision encoder gives them; a store looks at their size alone."""
     return VisualTokens(shape=shape, dtype=dtype, data=os.urandom(shape[0] * shape[1] * width))
 
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    options = parser(__doc__).parse_args()
+    options = make_parser(__doc__).parse_args()
     options.clock = "cpu"
     options.device = "cpu"
     device, _ = setup(options)
-    found = [camera(size, 1 if options.quick else 10) for size in CAMERAS]
+    found = [camera_costs(size, 1 if options.quick else 10) for size in CAMERAS]
     cameras, sampled = [row for row, _ in found], found[1][1]
     tiny, siglip = preset("tiny").vision, VisionConfig()
     entries = {
-        "tiny": tokens_of((tiny.num_visual_tokens, tiny.hidden_size), "float32", 4),
-        "SigLIP": tokens_of((siglip.num_visual_tokens, siglip.hidden_size), "bfloat16", 2),
+        "tiny": random_tokens((tiny.num_visual_tokens, tiny.hidden_size), "float32", 4),
+        "SigLIP": random_tokens((siglip.num_visual_tokens, siglip.hidden_size), "bfloat16", 2),
     }
     with contextlib.ExitStack() as stack:
         store = start_store()
         stack.callback(store.stop)
         num = 40 if options.quick else 200
-        on_redis = [stored(store, name, tokens, sampled, num) for name, tokens in entries.items()]
-    encoders = encoder("tiny", tiny, (1, 16), 20)
-    encoders += [] if options.quick else encoder("SigLIP", siglip, (1,), 2)
+        on_redis = [store_costs(store, name, tokens, sampled, num) for name, tokens in entries.items()]
+    encoders = encoder_times("tiny", tiny, (1, 16), 20)
+    encoders += [] if options.quick else encoder_times("SigLIP", siglip, (1,), 2)
     memory = [decoder_memory("tiny", 4), decoder_memory("7b", 2), decoder_memory("14b", 2)]
-    gpus = [on_a_gpu(row) for row in memory[1:]]
+    gpus = [gpu_limits(row) for row in memory[1:]]
     for rows in (cameras, on_redis, encoders, memory, gpus):
-        table(rows)
+        print_table(rows)
     plot = Plot("A camera's bytes and its decoding", 2)
     for chart, key in ((0, "MB/s on Kafka"), (1, "cores, 5 looks/s")):
         plot.line(chart, [size[0] * size[1] / 1e6 for size in CAMERAS], [row[key] for row in cameras])
         plot.label(chart, "megapixels", key)
     result = {"cameras": cameras, "store": on_redis, "encoders": encoders, "memory": memory}
-    keep("sizes", result | {"computed for an H100": gpus}, plot, options, device)
+    save_result("sizes", result | {"computed for an H100": gpus}, plot, options, device)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One decoding step: how does it grow with dialogs, cameras and frames, and what does a new frame cost the words?
+"""One decoding step: its time over dialogs, cameras and frames, and the cost of new frames.
 
     python tests/bench/bench_step.py [--shape tiny] [--dialogs 1,2,...] [--cameras 1,2,...] [--frames 8,...] [--quick]
 
-Every step looks again at full rings. Prints tables, keeps result and plot in tests/bench/results/, and ends with one
+Every step attends to full rings. Prints tables, keeps result and plot in tests/bench/results/, and ends with one
 JSON line. On a GPU try `--shape 7b`; `--serve` alone measures 64 dialogs on 8 cameras at 5 FPS.
 """
 
@@ -22,26 +22,34 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from model.network.streamchat import StreamChat
 from tests.bench.measure.loaded_engine import FPS, LoadedEngine
 from tests.bench.measure.machine import median_s, seconds
-from tests.bench.measure.report import Plot, keep, name_of, numbers, parser, setup, table
+from tests.bench.measure.report import (
+    Plot,
+    int_list,
+    make_parser,
+    print_table,
+    result_name,
+    save_result,
+    setup,
+)
 from tests.bench.measure.shapes import SHAPES, make_config, make_model, with_frames
 
-MANY_CAMERAS = 64  # dialogs when cameras are counted
+CAMERA_SWEEP_DIALOGS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A point of the measurement."""
+    """A point of a sweep."""
 
     dialogs: int
     cameras: int
     frames: int
 
 
-def interleaved(loaded_engines: Sequence[LoadedEngine], steps: int, rounds: int) -> list[float]:
+def step_times(loaded_engines: Sequence[LoadedEngine], steps: int, rounds: int) -> list[float]:
     """Median seconds of a step of each engine. They take turns, so that other load on the machine hits all alike."""
     device = loaded_engines[0].engine.device
     for loaded in loaded_engines:
-        loaded.ask()
+        loaded.start_dialogs()
         for _ in range(3):
             loaded.step()
     times: list[list[float]] = [[] for _ in loaded_engines]
@@ -69,20 +77,20 @@ def sweep(model: StreamChat, cases: Sequence[Case], steps: int, rounds: int) -> 
     loaded_engines = [
         LoadedEngine(with_frames(model, c.frames), cameras=c.cameras, dialogs=c.dialogs) for c in cases
     ]
-    times = interleaved(loaded_engines, steps, rounds)
+    times = step_times(loaded_engines, steps, rounds)
     return [row(*each) for each in zip(cases, loaded_engines, times, strict=True)]
 
 
 def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: int) -> dict[str, Any]:
-    """Time between tokens with frames arriving at 5 FPS a camera, and without, in turn."""
+    """Time between tokens with frames at 5 FPS per camera, and without, alternating."""
     loaded = LoadedEngine(model, cameras=cameras, dialogs=dialogs, answer=2048)
-    loaded.speak(span_s / 4, FPS)
-    frame_s = median_s(loaded.see_all, loaded.engine.device, rounds) / cameras
+    loaded.decode_for(span_s / 4, FPS)
+    frame_s = median_s(loaded.add_frame_everywhere, loaded.engine.device, rounds) / cameras
     found: dict[float, list[float]] = {0.0: [], FPS: []}
     waits: list[float] = []
     for number in range(rounds * 2):
         rate = (0.0, FPS)[(number + number // 2) % 2]  # without, with, with, without, ...
-        times = loaded.speak(span_s, rate)
+        times = loaded.decode_for(span_s, rate)
         found[rate] += times.gaps_s
         waits += times.waits_s
     without, with_frames = (torch.tensor(found[rate], dtype=torch.float64) * 1e3 for rate in (0.0, FPS))
@@ -106,13 +114,13 @@ def gaps(model: StreamChat, cameras: int, dialogs: int, span_s: float, rounds: i
 def cases(options: argparse.Namespace, frames: int) -> Iterator[tuple[str, list[Case]]]:
     """The three sweeps."""
     yield "dialogs", [Case(dialogs, 1, frames) for dialogs in options.dialogs]
-    many = min(MANY_CAMERAS, max(options.dialogs))
+    many = min(CAMERA_SWEEP_DIALOGS, max(options.dialogs))
     yield "cameras", [Case(many, cameras, frames) for cameras in options.cameras if cameras <= many]
     yield "frames", [Case(1, 1, frames) for frames in options.frames]
 
 
-def one_and_32(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How a step grows from one dialog to 32 on one camera, and what they get together."""
+def growth_to_32(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """A step's growth from one dialog to 32 on one camera."""
     at = {line["dialogs"]: line for line in rows}
     if 1 not in at or 32 not in at:
         return {}
@@ -123,7 +131,7 @@ def one_and_32(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def plotted(shape: str, sweeps: dict[str, list[dict[str, Any]]]) -> Plot:
+def make_plot(shape: str, sweeps: dict[str, list[dict[str, Any]]]) -> Plot:
     """Step time over each of the three sizes."""
     plot = Plot(f"One decoding step, {shape}", 3)
     for chart, (name, rows) in enumerate(sweeps.items()):
@@ -134,15 +142,15 @@ def plotted(shape: str, sweeps: dict[str, list[dict[str, Any]]]) -> Plot:
 
 def main() -> None:
     """Read the command line, measure, keep, print."""
-    made = parser(__doc__)
-    made.add_argument("--shape", choices=SHAPES, default="tiny")
-    made.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
-    made.add_argument("--dialogs", type=numbers)
-    made.add_argument("--cameras", type=numbers)
-    made.add_argument("--frames", type=numbers)
-    made.add_argument("--fifo", type=int, default=32, help="frames in the first two sweeps and in the gaps")
-    made.add_argument("--serve", type=numbers, help="dialogs,cameras whose gaps are measured")
-    options = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--visual-tokens", type=int, default=0, help="a frame's, instead of the shape's own")
+    parser.add_argument("--dialogs", type=int_list)
+    parser.add_argument("--cameras", type=int_list)
+    parser.add_argument("--frames", type=int_list)
+    parser.add_argument("--fifo", type=int, default=32, help="frames in the first two sweeps and in the gaps")
+    parser.add_argument("--serve", type=int_list, help="dialogs,cameras whose gaps are measured")
+    options = parser.parse_args()
     quick = options.quick
     options.dialogs = options.dialogs or ([1, 32] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256])
     options.cameras = options.cameras or ([1, 4] if quick else [1, 2, 4, 8, 16, 32, 64])
@@ -155,16 +163,16 @@ def main() -> None:
     for name, points in cases(options, options.fifo):
         print(f"over {name}")
         sweeps[name] = sweep(model, points, 3 if quick else 10, rounds)
-        table(sweeps[name])
+        print_table(sweeps[name])
     served = [options.serve] if options.serve else [[1, 1], [8, 4]] if not quick else [[2, 2]]
     between = [gaps(model, cameras, dialogs, 0.5 if quick else 4.0, rounds) for dialogs, cameras in served]
     print("between tokens, with frames arriving and without")
-    table(between)
+    print_table(between)
     result = {"shape": options.shape, "dtype": str(dtype), "sweeps": sweeps, "between_tokens": between}
-    keep(
-        name_of("step", options.shape),
-        result | one_and_32(sweeps["dialogs"]),
-        plotted(options.shape, sweeps),
+    save_result(
+        result_name("step", options.shape),
+        result | growth_to_32(sweeps["dialogs"]),
+        make_plot(options.shape, sweeps),
         options,
         device,
     )

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.checkpoint.folder import save_folder
 from model.config import preset
 from model.network.streamchat import StreamChat
-from tests.bench.measure.report import Plot, keep, numbers, parser, setup, table
+from tests.bench.measure.report import Plot, int_list, make_parser, print_table, save_result, setup
 from tests.training.worker_pool import WorkerPool
 from training.data.row_micro_batches import write_row_table
 from training.live_world.smoke_clips import question_rows
@@ -70,17 +70,17 @@ def measure(plan: Plan, workers: int, work: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Read the command line, measure, keep."""
-    made = parser(__doc__)
-    made.add_argument("--workers", default="1,2,4", help="numbers of workers")
-    options = made.parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument("--workers", default="1,2,4", help="numbers of workers")
+    options = parser.parse_args()
     setup(options)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         plan = make_plan(work, wide=not options.quick)
-        rows = [measure(plan, num, work / f"{num}") for num in numbers(options.workers)]
+        rows = [measure(plan, num, work / f"{num}") for num in int_list(options.workers)]
     for row in rows:
         row["held_share"] = round(row["held_mb"] / rows[0]["held_mb"], 3)
-    table(rows)
+    print_table(rows)
     plot = Plot("Training: memory of each worker", 2)
     workers = [row["workers"] for row in rows]
     plot.line(0, workers, [row["held_mb"] for row in rows], "weights and moments")
@@ -89,7 +89,7 @@ def main() -> None:
     plot.label(0, "workers", "MB a worker", log_x=True, log_y=True)
     plot.line(1, workers, [row["step_s"] for row in rows])
     plot.label(1, "workers", "seconds a step", log_x=True)
-    keep("training", {"rows": rows}, plot, options, torch.device("cpu"))
+    save_result("training", {"rows": rows}, plot, options, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_settings_survive_being_handed_to_a_child(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("STREAMCHAT_MAX_DIALOG", "3", "no such setting; the nearest: STREAMCHAT_MAX_DIALOGS"),
+        ("STREAMCHAT_MAX_DIALOG", "3", "no such setting; did you mean STREAMCHAT_MAX_DIALOGS"),
         ("STREAMCHAT_MAX_DIALOGS", "many", "got 'many', wanted a valid integer$"),
         ("STREAMCHAT_MAX_DIALOGS", "0", "got '0', wanted greater than 0"),
         ("STREAMCHAT_MAX_LAG_S", "nan", "wanted a finite number"),

@@ -1,4 +1,4 @@
-"""A running `streamchat up` for benchmarks: what it stands on, what its answers are like, which frames arrive."""
+"""A running `streamchat up` for benchmarks, its answers with times, and a count of its frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUESTION = "Tell me what happens from now on."
 
 @dataclass(slots=True)
 class TimedAnswer:
-    """One answer as it arrived."""
+    """One answer with the arrival time of each token."""
 
     asked_s: float
     arrived_s: list[float] = field(default_factory=list[float])
@@ -40,7 +40,7 @@ class TimedAnswer:
 def running_process(
     command: Sequence[str], environment: dict[str, str] | None = None, **options: Any
 ) -> Generator[subprocess.Popen[str]]:
-    """A process that is ended with the block."""
+    """A process that ends with the block."""
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, text=True, **options)
     try:
         yield process
@@ -50,7 +50,7 @@ def running_process(
 
 
 class FrameCounter:
-    """Follows the cameras' FIFOs and counts frames that should be there and are not."""
+    """Follows the cameras' FIFOs and counts the frames that are missing."""
 
     def __init__(self, url: str, cameras: Sequence[str], fps: float = FPS) -> None:
         self._store, self._fps = RedisFrameStore(url), fps
@@ -111,7 +111,7 @@ def process_tree(parent: psutil.Process) -> list[psutil.Process]:
 
 
 def wait_ready(up: subprocess.Popen[str]) -> str:
-    """The address that `streamchat up` says when it is ready."""
+    """Wait for the address that `streamchat up` prints when it is ready."""
     assert up.stdout is not None
     for line in up.stdout:
         if line.startswith("ready "):
@@ -120,7 +120,7 @@ def wait_ready(up: subprocess.Popen[str]) -> str:
 
 
 def wait_live(url: str, cameras: Sequence[str]) -> None:
-    """Until every camera is live and its FIFO is full."""
+    """Wait until every camera is live and its FIFO is full."""
     deadline = time.monotonic() + 60
     states: dict[str, Any] = {}
     while time.monotonic() < deadline:

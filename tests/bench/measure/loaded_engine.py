@@ -1,4 +1,4 @@
-"""An engine full of cameras and dialogs, through the engine's public methods alone."""
+"""An engine full of cameras and dialogs, used only through its public methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = 64  # tokens of text in a page
 
 @dataclass(slots=True)
 class DecodeTimes:
-    """What was seen of a while of speaking."""
+    """Times measured while decoding."""
 
     gaps_s: list[float] = field(default_factory=list[float])  # between tokens
     waits_s: list[float] = field(
@@ -27,12 +27,12 @@ class DecodeTimes:
 
 
 class LoadedEngine:
-    """`dialogs` spread evenly over `cameras` whose rings are full; each step makes one token for every dialog."""
+    """`dialogs` spread evenly over `cameras` with full rings. Each step makes one token for every dialog."""
 
     def __init__(
         self, model: StreamChat, *, cameras: int, dialogs: int, prompt: int = 64, answer: int = 256
     ) -> None:
-        """`prompt` and `answer`: tokens that there is memory for in every dialog. Nobody speaks before `ask`."""
+        """`prompt` and `answer`: tokens for which every dialog has memory. `start_dialogs` opens the dialogs."""
         self.model, self.prompt, self.answer = model, prompt, answer
         width = model.dtype.itemsize
         tokens = dialogs * (
@@ -53,10 +53,10 @@ class LoadedEngine:
         for camera in self.cameras:
             self.engine.add_camera(camera)
             for _ in range(model.config.fifo_frames):
-                self.see(camera)
+                self.add_frame(camera)
 
-    def ask(self) -> None:
-        """Everybody asks anew, in a new dialog."""
+    def start_dialogs(self) -> None:
+        """Open all dialogs, each with a new question."""
         self.num_steps = 0
         for number, name in enumerate(self.names):
             if name in self.engine.dialogs:
@@ -71,15 +71,15 @@ class LoadedEngine:
         token = token_bytes(self.model.config, self.model.dtype.itemsize)
         return token * len(self.names) * (self.prompt + self.num_steps)
 
-    def see(self, camera: str) -> None:
-        """A frame arrives at a camera and is taken in at once."""
-        self._offer(camera)
+    def add_frame(self, camera: str) -> None:
+        """Add a frame to a camera and process it at once."""
+        self._enqueue(camera)
         self.engine.add_frames(camera, [])
 
-    def see_all(self) -> None:
-        """A frame arrives at every camera at the same moment; all are taken in at once."""
+    def add_frame_everywhere(self) -> None:
+        """Add a frame to every camera and process all of them at once."""
         for camera in self.cameras:
-            self._offer(camera)
+            self._enqueue(camera)
         self.engine.add_frames(self.cameras[0], [])
 
     def step(self) -> None:
@@ -87,9 +87,9 @@ class LoadedEngine:
         self.engine.step(self.names)
         self.num_steps += 1
 
-    def speak(self, seconds: float, frames_per_second: float) -> DecodeTimes:
-        """Ask, then speak flat out, with frames that come at this rate at every camera (0: none)."""
-        self.ask()
+    def decode_for(self, seconds: float, frames_per_second: float) -> DecodeTimes:
+        """Start all dialogs and decode at full speed, while each camera gets frames at this rate (0: none)."""
+        self.start_dialogs()
         times = DecodeTimes()
         begin = last = time.perf_counter()
         before = now()
@@ -99,7 +99,7 @@ class LoadedEngine:
         while last < begin + seconds and self.num_steps < self.answer - 1:
             for camera, at in due.items() if frames_per_second else ():
                 if at <= last:
-                    arrived[self._offer(camera)] = at
+                    arrived[self._enqueue(camera)] = at
                     due[camera] += 1 / frames_per_second
             self.engine.run_background(0.5 * self.engine.step_s)
             made = self.engine.step(self.names)
@@ -110,7 +110,7 @@ class LoadedEngine:
             times.waits_s += [last - arrived.pop(frame) for frame in seen if frame in arrived]
         return times
 
-    def _offer(self, camera: str) -> str:
+    def _enqueue(self, camera: str) -> str:
         frame_id = f"{self.num_frames}"
         features = self.features[self.num_frames % len(self.features)]
         self.engine.enqueue_frames(camera, [(frame_id, self.num_frames / FPS, features)])

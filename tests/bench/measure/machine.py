@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, how busy it is, and its measured limits."""
+"""The machine that a benchmark runs on: hardware, load, and measured limits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def device_of(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -44,7 +44,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def load_of_others(over_s: float = 1.0) -> float:
-    """Cores that other processes keep busy now: what a reader must know before trusting a time."""
+    """Processor cores that are busy now. A reader must know it before trusting a time."""
     return round(psutil.cpu_percent(over_s) / 100 * (os.cpu_count() or 1), 2)
 
 
@@ -55,10 +55,9 @@ def _processor() -> str:
 
 
 def choose_clock(name: str) -> None:
-    """What `now` reads from here on: `wall`, or `cpu`, this thread's own time.
+    """Set the clock of `now`: `wall`, or `cpu`, this thread's own time.
 
-    The latter is for machines on which others work as well: it stands still while they do. It counts no other thread,
-    so it is right for one CPU thread alone.
+    `cpu` is for machines with other load. It does not count other threads, so it is right only with one CPU thread.
     """
     global _clock
     _clock = {"wall": time.perf_counter, "cpu": time.thread_time}[name]
@@ -70,22 +69,22 @@ def now() -> float:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, its work on the device included."""
-    wait_for(device)
+    """Time of one call, including its work on the device."""
+    synchronize(device)
     start = now()
     call()
-    wait_for(device)
+    synchronize(device)
     return now() - start
 
 
 def median_s(call: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median time of a call; one more before it is not counted."""
+    """Median time of a call, after one call that is not counted."""
     call()
     return statistics.median(seconds(call, device) for _ in range(rounds))
 
 
 def bandwidth(device: torch.device, num_bytes: int, rounds: int = 7) -> float:
-    """Bytes per second of reading weights of this size once per token: a matrix times a vector."""
+    """Bytes per second when weights of this size are read once per token: a matrix times a vector."""
     rows = max(num_bytes // (4 * 4096), 1)
     matrix = torch.ones(rows, 4096, device=device)
     vector = torch.ones(4096, device=device)
@@ -100,7 +99,7 @@ def arithmetic(device: torch.device, dtype: torch.dtype, size: int = 0, rounds: 
 
 
 def limits(device: torch.device, dtype: torch.dtype, num_bytes: int) -> dict[str, float]:
-    """What bounds a step: bandwidth over its own number of bytes, bandwidth of memory, arithmetic."""
+    """The limits of a step: bandwidth for its number of bytes, bandwidth of memory, arithmetic."""
     large = 8 * 2**30 if device.type == "cuda" else 2**30
     return {
         "bandwidth_at_step_gb_s": round(bandwidth(device, max(num_bytes, 2**20)) / 1e9, 1),

@@ -1,4 +1,4 @@
-"""What people would use instead, from transformers' own parts, with the very weights of our model.
+"""Alternatives to StreamChat, made from transformers' own parts with the same weights.
 
 Letters: F frames, P visual tokens a frame, D the language model's width.
 """
@@ -26,7 +26,7 @@ def hugging_face(model: StreamChat) -> Qwen2ForCausalLM:
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     peer.load_state_dict(weights, assign=True)
     peer.tie_weights()
-    # Buffers that no checkpoint holds were made without memory: make them again where the weights are.
+    # Buffers that are in no checkpoint are still on the meta device: create them where the weights are.
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.language.norm.weight.device)
     return peer.eval()
 
@@ -65,10 +65,10 @@ def generate(peer: Any, prompt: list[int], num: int) -> list[int]:
 
 
 class Llava:
-    """Frames stand in the self-attention's context, before the text (LLaVA): to look again is to read it all again.
+    """LLaVA: frames are in the self-attention's context, before the text, so a new frame means a new prefill.
 
-    It is spared what can be spared: the adapter's output of old frames is kept, and only the last token's logits are
-    made. Nothing else can be kept: when the oldest frame leaves, every position after it changes.
+    The adapter's output of old frames is cached, and only the last token's logits are computed. Nothing more can be
+    cached: when the oldest frame leaves, every position after it changes.
     """
 
     def __init__(self, model: StreamChat, peer: Qwen2ForCausalLM, prompt: list[int]) -> None:
@@ -78,24 +78,24 @@ class Llava:
         self._cache: Any = None
 
     @torch.inference_mode()
-    def see(self, features: Tensor) -> None:
-        """A frame arrives, [P, Dv]."""
+    def add_frame(self, features: Tensor) -> None:
+        """Add a frame, [P, Dv]."""
         self._frames.append(self._adapter(features))
 
     @torch.inference_mode()
-    def look_again(self) -> int:
-        """The next token, from all frames that there are now."""
+    def next_token_with_new_frames(self) -> int:
+        """The next token, from all present frames."""
         words = self._peer.model.embed_tokens(torch.tensor(self._text, device=self._peer.device))
-        return self._read({"inputs_embeds": torch.cat([*self._frames, words])[None]}, None)
+        return self._forward({"inputs_embeds": torch.cat([*self._frames, words])[None]}, None)
 
     @torch.inference_mode()
-    def go_on(self) -> int:
-        """The next token, without looking again."""
-        return self._read(
+    def next_token(self) -> int:
+        """The next token, from the frames of the last prefill."""
+        return self._forward(
             {"input_ids": torch.tensor([self._text[-1:]], device=self._peer.device)}, self._cache
         )
 
-    def _read(self, inputs: dict[str, Tensor], cache: Any) -> int:
+    def _forward(self, inputs: dict[str, Tensor], cache: Any) -> int:
         out = self._peer(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._cache = out.past_key_values
         self._text.append(int(out.logits[0, -1].argmax()))

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its command line, a table for people, a plot, a kept result, one JSON line last."""
+"""Shared by all benchmarks: command line, table, plot, result file, and a last line of JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
+from services.cli.table import text_table
 from tests.bench.measure.machine import choose_clock, describe, device_of
 
 mpl.use("Agg")
@@ -21,21 +22,23 @@ RESULTS = Path(__file__).parent.parent / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def parser(about: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks know."""
-    made = argparse.ArgumentParser(description=(about or "").split("\n")[0])
-    made.add_argument("--quick", action="store_true", help="small sizes and few rounds; nothing is kept")
-    made.add_argument("--device", default="auto", help="cpu, cuda or auto (cuda when there is one)")
-    made.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
-    made.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice")
-    made.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's own time")
-    made.add_argument("--rounds", type=int, default=0, help="rounds to take the median of; 0: the default")
-    made.add_argument("--out", type=Path, help=f"folder of the result; default {RESULTS.name}/ beside this")
-    return made
+def make_parser(about: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds; no result is saved")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (cuda when there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: one thread's own time")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="number of rounds for the median; 0: the default"
+    )
+    parser.add_argument("--out", type=Path, help=f"folder of the result (default: {RESULTS.name}/)")
+    return parser
 
 
 def setup(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """Device and number type that were asked for."""
+    """The device and number format that the options name."""
     choose_clock(options.clock)
     if options.clock == "cpu":
         torch.set_num_threads(1)
@@ -46,20 +49,17 @@ def setup(options: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     return device, DTYPES[options.dtype] if options.dtype else default
 
 
-def numbers(text: str) -> list[int]:
-    """`1,8,32` as a list, for the command line."""
+def int_list(text: str) -> list[int]:
+    """`1,8,32` on the command line as a list."""
     return [int(part) for part in text.split(",") if part]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> None:
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows with the same keys, aligned."""
     if not rows:
         return
     cells = [[str(row.get(key, "")) for key in rows[0]] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(list(rows[0]), *cells, strict=True)]
-    for line in [list(rows[0]), *cells]:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
-    print(flush=True)
+    print(text_table([list(rows[0]), *cells], align=str.rjust) + "\n", flush=True)
 
 
 class Plot:
@@ -94,20 +94,20 @@ class Plot:
         plt.close(self.figure)
 
 
-def name_of(bench: str, shape: str) -> str:
-    """Of the result: other shapes than tiny have one of their own."""
+def result_name(bench: str, shape: str) -> str:
+    """The name of the result; shapes other than tiny have their own."""
     return bench if shape == "tiny" else f"{bench}_{shape}"
 
 
-def keep(
+def save_result(
     name: str, result: dict[str, Any], plot: Plot, options: argparse.Namespace, device: torch.device
 ) -> None:
-    """Keep result and plot (a GPU's beside a CPU's), then print the one JSON line, which is always the last."""
-    kept = {"bench": name, **describe(device), "clock": options.clock, "quick": options.quick, **result}
+    """Save result and plot (with the device in the name on a GPU), then print the result as the last line, in JSON."""
+    saved = {"bench": name, **describe(device), "clock": options.clock, "quick": options.quick, **result}
     folder = options.out or (None if options.quick else RESULTS)
     if folder is not None:
         stem = f"bench_{name}" + ("" if device.type == "cpu" else f"_{device.type}")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{stem}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        (folder / f"{stem}.json").write_text(json.dumps(saved, indent=1) + "\n")
         plot.save(folder / f"{stem}.png")
-    print(json.dumps(kept))
+    print(json.dumps(saved))

@@ -1,4 +1,4 @@
-"""Models with random weights in the sizes that are measured, and frames for them to look at.
+"""Models with random weights in the measured sizes, and input for them.
 
 Letters: N frames, P visual tokens a frame, Dv the vision encoder's width.
 """
@@ -60,14 +60,14 @@ def make_model(config: StreamChatConfig, device: torch.device, dtype: torch.dtyp
 
 
 def with_frames(model: StreamChat, num: int) -> StreamChat:
-    """The same weights, watching `num` frames."""
+    """The same weights with a FIFO of `num` frames."""
     other = copy.copy(model)
     other.config = replace(model.config, fifo_frames=num)
     return other
 
 
 def make_frames(model: StreamChat, num: int, seed: int = 0) -> Tensor:
-    """What the vision encoder might say of N frames: [N, P, Dv]."""
+    """Random vision features of N frames: [N, P, Dv]."""
     vision = model.config.vision
     generator = torch.Generator().manual_seed(seed)
     made = torch.randn(num, vision.num_visual_tokens, vision.hidden_size, generator=generator)
@@ -75,7 +75,7 @@ def make_frames(model: StreamChat, num: int, seed: int = 0) -> Tensor:
 
 
 def make_text(model: StreamChat, num: int, seed: int = 0) -> list[int]:
-    """Tokens of a question."""
+    """Random tokens for a question."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, model.config.vocab_size, (num,), generator=generator).tolist()
 
