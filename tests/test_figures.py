@@ -14,7 +14,7 @@ import pytest
 
 from model.config import PROJECT_ROOT, preset
 from model.engine.pages import camera_bytes, token_bytes
-from tests.bench.bench_sizes import decoder_memory, on_a_gpu
+from tests.bench.bench_sizes import decoder_memory, gpu_limits
 
 OTHERS = (
     "| dialogs a GPU |",
@@ -217,7 +217,7 @@ def _memory(sizes: Any) -> Iterator[str]:
         assert row == computed, "bench_sizes.json is not what the code computes"
         yield _memory_row(row)
     for row in sizes["computed for an H100"]:
-        assert row == on_a_gpu(next(r for r in sizes["memory"] if r["model"] == row["model"]))
+        assert row == gpu_limits(next(r for r in sizes["memory"] if r["model"] == row["model"]))
         speeds = (f"{row['step ms at least']:.1f} ms", f"{row['frames/s at most']:,}")
         room = f"{row['MB for cameras and dialogs'] / 1e3:.0f} GB"
         dialogs = " | ".join(str(row[f"dialogs beside {num} cameras"]) for num in (16, 64))
