@@ -1,12 +1,12 @@
-"""The FIFO of every camera on Redis (or Valkey): one stream per camera, trimmed exactly.
+"""The frame store on Redis (or Valkey): one stream per camera, trimmed to an exact length.
 
     streamchat:{<camera>}:frames     stream   entry id = frame id, `frame` = the bytes of frame_entry.py
     streamchat:{<camera>}:state      hash     newest id and capture time, capacity: what the list of cameras shows
     streamchat:{<camera>}:times      list     capture times of the frames in the FIFO, newest first: the frame rate
-    streamchat:{<camera>}:announced  string   there while the camera sends, whether or not frames come of it
-    streamchat:cameras               zset     camera, scored by the wall clock of its last frame
+    streamchat:{<camera>}:announced  string   exists while the camera sends, even without a frame
+    streamchat:cameras               zset     camera, scored by the wall-clock time of its last frame
 
-A camera's keys expire together. Plain XREAD, no consumer group: every decoder gets every frame.
+The keys of a camera expire together. Decoders use plain XREAD without a group: each gets every frame.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from services.settings import Settings
 CAMERAS = "streamchat:cameras"
 FIELD = b"frame"
 SOCKET_TIMEOUT_S = 3.0
-BLOCK_S = 1.0  # of one XREAD: below the socket's timeout, or the client takes the silence for a dead server
-# What an ACL user of the store needs, and no more: `ACL SETUSER streamchat on >PASSWORD ` and this.
+BLOCK_S = 1.0  # of one XREAD: less than the socket timeout, or the client would report a dead server
+# The least that an ACL user of the store needs: `ACL SETUSER streamchat on >PASSWORD ` and this.
 ACL_RULES = (
     "resetkeys ~streamchat:* resetchannels -@all +xadd +xrange +xrevrange +xread +xlen +zadd +zrange +zrem +hset "
     "+hgetall +lpush +ltrim +llen +lindex +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname "
     "+evalsha +script|load +expire"  # the scripts of the rate limits, see rate_limit_store.py
 )
-READ_ENTRIES = 64  # in one answer, so that many cameras times many frames never hit the server's output limit
-KNOWN_DAMAGED = 4096
+READ_ENTRIES = 64  # per answer, to stay below the server's output limit with many cameras
+MAX_DAMAGED = 4096  # damaged entries to remember, so that each is logged and counted once
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class RedisFrameStore:
             raise ValueError(f"capacity: got {capacity}, wanted at least 1")
         parse_frame_id(frame.frame_id)
         entry: dict[Any, Any] = {FIELD: pack(frame)}
-        with self._reaching():
+        with self._errors_translated():
             try:
                 self._redis.xadd(
                     _frames(frame.camera), entry, id=frame.frame_id, maxlen=capacity, approximate=False
@@ -101,15 +101,15 @@ class RedisFrameStore:
                 if "equal or smaller" in str(error) or "greater than 0-0" in str(error):
                     return False
                 raise
-            self._note(frame, capacity)
+            self._update_state(frame, capacity)
         return True
 
     def newest(self, camera: str, count: int) -> list[Frame]:
         if count <= 0:
             return []
-        with self._reaching():
+        with self._errors_translated():
             entries = self._redis.xrevrange(_frames(camera), count=count)
-        return self._read(camera, entries)[::-1]
+        return self._unpack(camera, entries)[::-1]
 
     def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
         for frame_id in after.values():
@@ -119,7 +119,7 @@ class RedisFrameStore:
         found: list[Frame] = []
         while position:
             left_s = 0.0 if found else deadline - time.monotonic()
-            read, full = self._read_on(position, min(max(left_s, 0.0), BLOCK_S))
+            read, full = self._read_next(position, min(max(left_s, 0.0), BLOCK_S))
             found += read
             if not full and (found or time.monotonic() >= deadline):
                 break
@@ -130,16 +130,16 @@ class RedisFrameStore:
             parse_frame_id(frame_id)
         except ValueError:
             return None
-        with self._reaching():
+        with self._errors_translated():
             entries = self._redis.xrange(_frames(camera), frame_id, frame_id)
-        return next(iter(self._read(camera, entries)), None)
+        return next(iter(self._unpack(camera, entries)), None)
 
     def newest_frame(self, camera: str) -> Frame | None:
         frames = self.newest(camera, 1) or self.newest(camera, READ_ENTRIES)  # the newest may be damaged
         return frames[-1] if frames else None
 
     def cameras(self) -> list[CameraState]:
-        with self._reaching():
+        with self._errors_translated():
             members: Any = self._redis.zrange(CAMERAS, 0, -1, withscores=True)
             names = sorted((name.decode(), float(score)) for name, score in members)
             pipeline = self._redis.pipeline(transaction=False)
@@ -151,42 +151,44 @@ class RedisFrameStore:
             answers: list[Any] = pipeline.execute()
             rows = [(name, score, answers[4 * i : 4 * i + 4]) for i, (name, score) in enumerate(names)]
             if gone := [name for name, _, row in rows if not (row[0] and row[1])]:
-                self._redis.zrem(CAMERAS, *gone)  # one that is back just now returns with its next frame
+                self._redis.zrem(
+                    CAMERAS, *gone
+                )  # a camera that just came back is added again with its next frame
         return [self._camera_state(name, score, *row) for name, score, row in rows if name not in gone]
 
     def expire(self, camera: str, after_s: float) -> None:
-        with self._reaching():
+        with self._errors_translated():
             pipeline = self._redis.pipeline(transaction=False)
             for key in (_frames(camera), _state(camera), _times(camera)):
                 pipeline.pexpire(key, max(1, round(after_s * 1000)))
             pipeline.execute()
 
     def announce(self, cameras: Collection[str], for_s: float) -> None:
-        with self._reaching():
+        with self._errors_translated():
             pipeline = self._redis.pipeline(transaction=False)
             for camera in cameras:
                 pipeline.set(_announced(camera), 1, px=max(1, round(for_s * 1000)))
             pipeline.execute()
 
     def is_announced(self, camera: str) -> bool:
-        with self._reaching():
+        with self._errors_translated():
             return bool(self._redis.exists(_announced(camera)))
 
     def memory(self) -> tuple[int, int]:
-        with self._reaching():
+        with self._errors_translated():
             facts: Any = self._redis.info("memory")
         return int(facts["used_memory"]), int(facts["maxmemory"])
 
     def ping(self) -> None:
-        with self._reaching():
+        with self._errors_translated():
             self._redis.ping()
 
     def close(self) -> None:
         self._redis.close()
         self._redis.connection_pool.disconnect()
 
-    def _note(self, frame: Frame, capacity: int) -> None:
-        """Keep what `cameras` shows beside the stream, so that it need not read frames."""
+    def _update_state(self, frame: Frame, capacity: int) -> None:
+        """Store what `cameras` returns beside the stream, so that it reads no frames."""
         captured_s = repr(frame.captured_s)
         state: dict[Any, Any] = {"id": frame.frame_id, "captured_s": captured_s, "capacity": capacity}
         pipeline = self._redis.pipeline(transaction=False)
@@ -197,12 +199,12 @@ class RedisFrameStore:
             pipeline.zadd(CAMERAS, {frame.camera: time.time()})
         pipeline.execute()
 
-    def _read_on(self, position: dict[str, str], block_s: float) -> tuple[list[Frame], bool]:
-        """One XREAD, which moves `position` on; the flag says that there may be more to read at once."""
+    def _read_next(self, position: dict[str, str], block_s: float) -> tuple[list[Frame], bool]:
+        """One XREAD, which advances `position`. True: there may be more to read at once."""
         cameras = {_frames(camera).encode(): camera for camera in position}
         streams: dict[Any, Any] = {_frames(camera): frame_id for camera, frame_id in position.items()}
         count = max(1, READ_ENTRIES // len(position))
-        with self._reaching():
+        with self._errors_translated():
             block_ms = max(1, round(block_s * 1000)) if block_s > 0 else None  # BLOCK 0 would wait for ever
             answer: Any = self._redis.xread(streams, count=count, block=block_ms)
         found: list[Frame] = []
@@ -211,22 +213,22 @@ class RedisFrameStore:
             camera = cameras[key]
             position[camera] = entries[-1][0].decode()
             full |= len(entries) == count
-            found += self._read(camera, entries)
+            found += self._unpack(camera, entries)
         return found, full
 
-    def _read(self, camera: str, entries: Any) -> list[Frame]:
+    def _unpack(self, camera: str, entries: Any) -> list[Frame]:
         found: list[Frame] = []
         for frame_id, fields in entries:
             try:
                 found.append(unpack(camera, frame_id.decode(), (fields or {}).get(FIELD, b"")))
             except DamagedFrame as error:
-                self._skip(camera, frame_id.decode(), error)
+                self._report_damaged(camera, frame_id.decode(), error)
         return found
 
-    def _skip(self, camera: str, frame_id: str, error: DamagedFrame) -> None:
+    def _report_damaged(self, camera: str, frame_id: str, error: DamagedFrame) -> None:
         if (camera, frame_id) in self._damaged:
             return
-        if len(self._damaged) >= KNOWN_DAMAGED:
+        if len(self._damaged) >= MAX_DAMAGED:
             self._damaged.clear()
         self._damaged.add((camera, frame_id))
         self.num_damaged += 1
@@ -253,7 +255,7 @@ class RedisFrameStore:
         )
 
     @contextmanager
-    def _reaching(self) -> Generator[None]:
+    def _errors_translated(self) -> Generator[None]:
         try:
             yield
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:

@@ -67,43 +67,45 @@ gateway = partial(metric, "gateway")
 FIRST_TOKEN = gateway(
     "histogram",
     "streamchat_time_to_first_token_seconds",
-    "From the question's arrival at the gateway to its first token",
+    "Time from the arrival of a question at the gateway to its first token",
     buckets=TOKEN_S,
 )
 INTER_TOKEN = gateway(
     "histogram",
     "streamchat_inter_token_latency_seconds",
-    "Between two tokens of an answer, as the engine made them",
+    "Time between two tokens of an answer, as the engine generated them",
     buckets=TOKEN_S,
 )
 REQUEST = gateway(
     "histogram",
     "streamchat_e2e_request_latency_seconds",
-    "From the question's arrival to the answer's end",
+    "Time from the arrival of a question to the end of its answer",
     buckets=REQUEST_S,
 )
-REQUESTS = gateway("counter", "streamchat_requests_total", "Questions handed to a decoder")
-REQUESTS_RUNNING = gateway("gauge", "streamchat_requests_running", "Answers being made now")
+REQUESTS = gateway("counter", "streamchat_requests_total", "Questions sent to a decoder")
+REQUESTS_RUNNING = gateway("gauge", "streamchat_requests_running", "Answers in progress")
 REQUESTS_WAITING = gateway(
-    "gauge", "streamchat_requests_waiting", "Questions that no decoder has taken up yet"
+    "gauge", "streamchat_requests_waiting", "Questions that no decoder has accepted yet"
 )
 REQUEST_ERRORS = gateway(
     "counter",
     "streamchat_request_errors_total",
-    "Requests that failed, by the API's error code and the HTTP status that goes with it",
+    "Failed requests, by the API's error code and its HTTP status",
     "code",
     "status",
     zero_labels=SERVER_FAULTS,
 )
-PROMPT_TOKENS = gateway("counter", "streamchat_prompt_tokens_total", "Tokens of questions")
-TOKENS = gateway("counter", "streamchat_generation_tokens_total", "Tokens of answers")
-REDISPATCHES = gateway("counter", "streamchat_redispatches_total", "Answers taken up by another decoder")
+PROMPT_TOKENS = gateway("counter", "streamchat_prompt_tokens_total", "Prompt tokens")
+TOKENS = gateway("counter", "streamchat_generation_tokens_total", "Generated tokens")
+REDISPATCHES = gateway(
+    "counter", "streamchat_redispatches_total", "Answers that continued on another decoder"
+)
 VIEWERS = gateway("gauge", "streamchat_picture_viewers", "Open picture streams")
 WEBSOCKETS = gateway("gauge", "streamchat_websocket_connections", "Open realtime sessions")
 AUTH_FAILURES = gateway(
     "counter",
     "streamchat_auth_failures_total",
-    "Requests refused for who sent them (401, 403), by error code",
+    "Requests with a missing, invalid or insufficient API key (401, 403), by error code",
     "reason",
     zero_labels=(("no_api_key",), ("invalid_api_key",)),
 )
@@ -112,24 +114,30 @@ RATE_LIMIT_FALLBACKS = gateway(
     "streamchat_rate_limit_fallbacks_total",
     "Requests whose rate limit one gateway counted alone, because Redis could not be reached",
 )
-BUILD_INFO = gateway("gauge", "streamchat_build_info", "1, for what is served", "version", "model")
+BUILD_INFO = gateway(
+    "gauge",
+    "streamchat_build_info",
+    "Always 1; the labels name the version and the model",
+    "version",
+    "model",
+)
 
 # -- FrameFifo: from Kafka to Redis
 
 frame_fifo = partial(metric, "frame_fifo")
 CAMERA_UP = frame_fifo(
-    "gauge", "streamchat_camera_up", "1 while packets of the camera come, else 0", "camera"
+    "gauge", "streamchat_camera_up", "1 while packets of the camera arrive, else 0", "camera"
 )
 NEWEST_FRAME = frame_fifo(
     "gauge",
     "streamchat_camera_newest_frame_timestamp_seconds",
-    "When the camera's newest frame in the FIFO was captured, in seconds since 1970",
+    "Capture time of the camera's newest frame in the FIFO, in seconds since 1970",
     "camera",
 )
 CAPTURE_SKEW = frame_fifo(
     "gauge",
     "streamchat_camera_capture_skew_seconds",
-    "Capture time of the newest packet less our clock when it was read: above 0 is a camera's clock ahead of ours",
+    "Capture time of the newest packet minus our clock when it was read; above 0: the camera's clock is ahead",
     "camera",
 )
 PACKETS_READ = frame_fifo(
@@ -138,27 +146,25 @@ PACKETS_READ = frame_fifo(
 PACKETS_SKIPPED = frame_fifo(
     "counter",
     "streamchat_packets_skipped_total",
-    "Access units read and not decoded, or in vain",
+    "Access units that were read and not decoded, or were damaged",
     "camera",
     "reason",
 )
 DEAD_LETTERS = frame_fifo(
     "counter",
     "streamchat_dead_letter_total",
-    "Records that could not be used, by what was wrong",
+    "Records that could not be used, by reason",
     "reason",
     zero_labels=tuple((reason,) for reason in DEAD_LETTER_REASONS),
 )
-LAG = frame_fifo(
-    "gauge", "streamchat_kafka_consumer_lag_messages", "Records written to Kafka that were not read yet"
-)
+LAG = frame_fifo("gauge", "streamchat_kafka_consumer_lag_messages", "Records in Kafka that were not read yet")
 FRAMES_INGESTED = frame_fifo(
-    "counter", "streamchat_frames_ingested_total", "Frames encoded and put into the FIFO", "camera"
+    "counter", "streamchat_frames_ingested_total", "Frames that were encoded and stored in the FIFO", "camera"
 )
 FRAMES_DROPPED = frame_fifo(
     "counter",
     "streamchat_frames_dropped_total",
-    "Frames lost, by stage: read (late), encode (overtaken by newer, encoder_failed), store (store_lost, replayed)",
+    "Frames dropped, by stage: read (late), encode (overtaken, encoder_failed), store (store_lost, replayed)",
     "camera",
     "stage",
     "reason",
@@ -166,31 +172,34 @@ FRAMES_DROPPED = frame_fifo(
 FRAME_AGE_AT_STORE = frame_fifo(
     "histogram",
     "streamchat_frame_age_at_store_seconds",
-    "Age of a frame when it was put into the FIFO",
+    "Age of a frame when it was stored in the FIFO",
     buckets=AGES_S,
 )
 FIFO_ENTRIES = frame_fifo("gauge", "streamchat_fifo_entries", "Frames in the camera's FIFO", "camera")
-FIFO_CAPACITY = frame_fifo("gauge", "streamchat_fifo_capacity", "Frames that a FIFO keeps")
-FIFO_BYTES = frame_fifo("gauge", "streamchat_fifo_bytes", "Memory that Redis uses for all FIFOs")
+FIFO_CAPACITY = frame_fifo("gauge", "streamchat_fifo_capacity", "Maximum number of frames in a FIFO")
+FIFO_BYTES = frame_fifo("gauge", "streamchat_fifo_bytes", "Memory that Redis uses")
 FIFO_LIMIT_BYTES = frame_fifo(
-    "gauge", "streamchat_fifo_limit_bytes", "Memory that Redis may use; 0: no limit"
+    "gauge", "streamchat_fifo_limit_bytes", "Maximum memory that Redis may use; 0: no limit"
 )
 
 # -- VisionEncoder
 
 vision_encoder = partial(metric, "vision_encoder")
 ENCODER_BATCH = vision_encoder(
-    "histogram", "streamchat_encoder_batch_size", "Pictures encoded together", buckets=SIZES
+    "histogram",
+    "streamchat_encoder_batch_size",
+    "Pictures per forward pass of the vision encoder",
+    buckets=SIZES,
 )
 FRAME_ENCODE = vision_encoder(
     "histogram",
     "streamchat_frame_encode_seconds",
-    "One pass of the vision encoder, of a batch",
+    "Duration of a forward pass of the vision encoder",
     buckets=WORK_S,
 )
 
 ENCODER_BUSY = vision_encoder(
-    "counter", "streamchat_encoder_busy_seconds_total", "Time the vision encoder spent in passes"
+    "counter", "streamchat_encoder_busy_seconds_total", "Time that the vision encoder spent in forward passes"
 )
 
 # -- LLMDecoder: the engine
@@ -199,46 +208,52 @@ llm_decoder = partial(metric, "llm_decoder")
 FRAME_AGE = llm_decoder(
     "histogram",
     "streamchat_frame_age_at_decode_seconds",
-    "From the capture of the newest frame a token could see to the making of that token, of dialogs that look live",
+    "Age of the newest frame visible to a token when the token was generated, for dialogs that follow a live camera",
     "camera",
     buckets=AGES_S,
 )
-DIALOGS = llm_decoder("gauge", "streamchat_dialogs_running", "Dialogs the engine speaks in now", "camera")
-DIALOG_PLACES = llm_decoder("gauge", "streamchat_dialog_places", "Dialogs that the engine has room for")
+DIALOGS = llm_decoder("gauge", "streamchat_dialogs_running", "Dialogs with an answer in progress", "camera")
+DIALOG_PLACES = llm_decoder("gauge", "streamchat_dialog_places", "Maximum number of dialogs of the engine")
 REFRESHES = llm_decoder(
     "counter",
     "streamchat_visual_refresh_total",
-    "Frames taken into the engine's rings: times it looked again",
+    "Frames added to the engine's rings",
 )
 STEP = llm_decoder(
-    "histogram", "streamchat_step_seconds", "One decoding step of all dialogs that are due", buckets=WORK_S
+    "histogram",
+    "streamchat_step_seconds",
+    "Duration of a decoding step of all dialogs that are due",
+    buckets=WORK_S,
 )
-BUSY = llm_decoder("counter", "streamchat_engine_busy_seconds_total", "Time the engine spent in steps")
-STEP_DIALOGS = llm_decoder(
-    "histogram", "streamchat_step_dialogs", "Dialogs in a decoding step", buckets=SIZES
+BUSY = llm_decoder(
+    "counter", "streamchat_engine_busy_seconds_total", "Time that the engine spent in decoding steps"
 )
+STEP_DIALOGS = llm_decoder("histogram", "streamchat_step_dialogs", "Dialogs per decoding step", buckets=SIZES)
 CACHE_BYTES = llm_decoder(
-    "gauge", "streamchat_cache_bytes", "Memory of the engine's caches: kind frames (rings) or text", "kind"
+    "gauge",
+    "streamchat_cache_bytes",
+    "Memory of the engine's caches, by kind: frames (rings) or text",
+    "kind",
 )
 CACHE_EACH_BYTES = llm_decoder(
     "gauge",
     "streamchat_cache_each_bytes",
-    "Memory of one: kind camera (its frames) or dialog (the longest one's text, those at rest included)",
+    "Cache memory of one camera (its frames) or one dialog (text of the longest, suspended ones included), by kind",
     "kind",
 )
 CACHE_LIMIT_BYTES = llm_decoder(
-    "gauge", "streamchat_cache_limit_bytes", "Memory that the engine's caches may take together"
+    "gauge", "streamchat_cache_limit_bytes", "Maximum memory of all caches of the engine"
 )
 DEVICE_BYTES = llm_decoder(
     "gauge",
     "streamchat_device_memory_bytes",
-    "Memory in use where the decoder computes: of the whole GPU, or of its process",
+    "Memory in use on the decoder's device: of the whole GPU, or of its process",
     "device",
 )
 DEVICE_LIMIT_BYTES = llm_decoder(
     "gauge",
     "streamchat_device_memory_limit_bytes",
-    "Memory that there is where the decoder computes",
+    "Total memory of the decoder's device",
     "device",
 )
 
@@ -252,7 +267,7 @@ PUBLISHED_BYTES = publish(
 PUBLISH_DROPPED = publish(
     "counter",
     "streamchat_publish_dropped_total",
-    "Access units not sent: refused (readers would refuse them) or dropped (Kafka could not take them in time)",
+    "Access units not sent, by reason: refused (invalid for readers) or dropped (Kafka did not accept them in time)",
     "camera",
     "reason",
 )

@@ -1,4 +1,4 @@
-"""Files that want a decoder to fetch addresses, to take all memory, or to fall over; and who notices a fetch."""
+"""Files that try to make a decoder fetch addresses, exhaust memory or crash; and a server that notices a fetch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.services.h264 import clip, mjpeg_bomb
 
 
 class Bait:
-    """Listens on this machine and counts who comes."""
+    """A server on this machine that counts connections."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -35,14 +35,14 @@ class Bait:
 
 @contextmanager
 def bait() -> Generator[Bait]:
-    """An address that nobody should fetch."""
+    """A server whose address must not be fetched."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield Bait(listener)
         listener.shutdown(socket.SHUT_RDWR)
 
 
 def fetchers(url: str) -> dict[str, bytes]:
-    """Files that name the address, or files of this machine, as parts of themselves."""
+    """Files that refer to the address, or to files of this machine, as their parts."""
     hls = f"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{url}\n#EXT-X-ENDLIST\n"
     dash = f"""<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"
         mediaPresentationDuration="PT10S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>
@@ -68,7 +68,7 @@ def fetchers(url: str) -> dict[str, bytes]:
 
 
 def png(width: int, height: int, *, extra: bytes = b"", rows: bytes = b"") -> bytes:
-    """A PNG that says it has that size, with chunks before its data."""
+    """A PNG whose header claims that size, with extra chunks before its data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -78,14 +78,14 @@ def png(width: int, height: int, *, extra: bytes = b"", rows: bytes = b"") -> by
 
 
 def zipped_text(num_bytes: int = 2**28) -> bytes:
-    """A PNG's compressed text chunk: a few hundred kilobytes that become that many."""
+    """A compressed text chunk of a PNG: some hundred kilobytes that expand to `num_bytes`."""
     squeezed = zlib.compress(bytes(num_bytes), 9)
     data = b"Comment\x00\x00" + squeezed
     return struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
 
 
 def bombs() -> dict[str, tuple[str, bytes]]:
-    """Kind and bytes of files that are small, and huge when they are opened."""
+    """Kind and bytes of files that are small and expand to a huge size."""
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\x00\x00\x00\x00\x00\xff\xff\xff"
     return {
         "png of many pixels": ("image", png(60_000, 60_000, rows=bytes(2**20))),
@@ -97,31 +97,31 @@ def bombs() -> dict[str, tuple[str, bytes]]:
         ),
         "jpeg of many pixels": ("image", mjpeg_bomb()),
         "video of many pixels": ("video", clip(1, size=(4800, 2600))),
-        "mjpeg of many pixels": ("video", mjpeg_film()),
+        "mjpeg of many pixels": ("video", mjpeg_video()),
     }
 
 
-def mjpeg_film() -> bytes:
-    """An AVI of small pictures, one of which says it is huge."""
-    film = bytearray(clip(5, container="avi", codec="mjpeg"))
-    at = film.rindex(b"\xff\xc0") + 5
-    film[at : at + 4] = (12_000).to_bytes(2, "big") * 2
-    return bytes(film)
+def mjpeg_video() -> bytes:
+    """An AVI of small pictures, one of which claims a huge size."""
+    video = bytearray(clip(5, container="avi", codec="mjpeg"))
+    at = video.rindex(b"\xff\xc0") + 5
+    video[at : at + 4] = (12_000).to_bytes(2, "big") * 2
+    return bytes(video)
 
 
 def foreign_codecs() -> dict[str, tuple[str, bytes]]:
-    """Kind and bytes of sound files of decoders that have had holes and that no clip needs, such as JPEG 2000's."""
+    """Kind and bytes of valid files whose decoders have had security bugs and that no clip needs."""
     found: dict[str, tuple[str, bytes]] = {}
     for format in ("JPEG2000", "TIFF"):
         file = io.BytesIO()
         Image.new("RGB", (32, 32), "red").save(file, format)
         found[format] = ("image", file.getvalue())
     for codec in ("jpeg2000", "mpeg1video"):
-        found[codec] = ("video", film_of(codec))
+        found[codec] = ("video", video_of(codec))
     return found
 
 
-def film_of(codec: str) -> bytes:
+def video_of(codec: str) -> bytes:
     """A Matroska of one picture."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as out:
@@ -133,15 +133,15 @@ def film_of(codec: str) -> bytes:
     return file.getvalue()
 
 
-def broken_films() -> dict[str, bytes]:
-    """Films cut and scratched in many places."""
+def damaged_videos() -> dict[str, bytes]:
+    """Videos that are truncated or damaged in many places."""
     whole = clip(30)
-    films = {f"cut at {share}/8": whole[: len(whole) * share // 8] for share in range(1, 8)}
+    videos = {f"cut at {share}/8": whole[: len(whole) * share // 8] for share in range(1, 8)}
     for seed in range(6):
-        scratched = bytearray(whole)
-        for at in range(seed * 37, len(scratched), 211):
-            scratched[at] ^= 0x5A
-        films[f"scratched {seed}"] = bytes(scratched)
+        damaged = bytearray(whole)
+        for at in range(seed * 37, len(damaged), 211):
+            damaged[at] ^= 0x5A
+        videos[f"damaged {seed}"] = bytes(damaged)
     box = io.BytesIO(whole)
-    films["nested"] = b"\x00\x00\x00\x08moov" * 50_000 + box.getvalue()
-    return films
+    videos["nested"] = b"\x00\x00\x00\x08moov" * 50_000 + box.getvalue()
+    return videos

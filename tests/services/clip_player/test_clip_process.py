@@ -24,7 +24,7 @@ from services.messages.video import ClipRefused, VisualTokens
 from services.processes.child_processes import spawn
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
-from tests.services.attack_files import bait, bombs, broken_films, fetchers, foreign_codecs
+from tests.services.attack_files import bait, bombs, damaged_videos, fetchers, foreign_codecs
 from tests.services.h264 import clip
 from tests.services.served_gateway import MODEL, ScriptedDecoder, listening
 
@@ -193,8 +193,8 @@ def test_bombs_harm_nobody(served: Served) -> None:
     assert served.ask(clip(10), "video").status_code == 200
 
 
-def test_broken_films_harm_nobody(served: Served) -> None:
-    for name, media in broken_films().items():
+def test_damaged_videos_harm_nobody(served: Served) -> None:
+    for name, media in damaged_videos().items():
         answer = served.ask(media, "video")
         assert answer.status_code in (200, 400), name
         if answer.status_code == 400:
