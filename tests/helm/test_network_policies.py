@@ -1,4 +1,4 @@
-"""The policies allow the arrows of the picture in design and README, and nothing else.
+"""The policies allow the arrows of the picture in the README of the chart, and nothing else.
 
 They are evaluated here as Kubernetes does it: a connection is allowed when the sender's policies let it out and the
 receiver's let it in; a pod that no policy selects may do anything.
