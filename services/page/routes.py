@@ -12,6 +12,10 @@ FOLDER = Path(__file__).parent
 MEDIA_TYPES = {
     "index.html": "text/html",
     "page.js": "text/javascript",
+    "answers.js": "text/javascript",
+    "cameras.js": "text/javascript",
+    "elements.js": "text/javascript",
+    "pictures.js": "text/javascript",
     "page.css": "text/css",
     "icon.svg": "image/svg+xml",
 }
