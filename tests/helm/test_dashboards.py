@@ -17,7 +17,7 @@ from tests.helm.queries import CHART, Asked, dashboards, of_alerts, of_panels, p
 from tests.prometheus import PROMTOOL
 
 TRAINING = re.findall(
-    r"\bstreamchat_train_\w+", (PROJECT_ROOT / "training" / "run" / "metrics.py").read_text()
+    r"\bstreamchat_train_\w+", (PROJECT_ROOT / "training" / "monitoring" / "metrics.py").read_text()
 )
 EVERY_PANEL = [
     pytest.param(panel, id=f"{name}: {panel['title']}")
