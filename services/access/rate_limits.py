@@ -84,10 +84,10 @@ class RateLimits:
             try:
                 async with asyncio.timeout(STORAGE_TIMEOUT_S), self._storage_calls:
                     return await _wait_s(self._shared, key, limit)
-            except Exception as error:  # whatever is wrong with the storage, requests go on
+            except Exception as error:  # whatever is wrong with the storage, requests are served
                 if (
                     time.monotonic() >= self._retry_storage_at_s
-                ):  # else a request at the same time has said it
+                ):  # log once for all requests that failed together
                     log.warning("rate limits are counted locally: %r", error)
                 self._retry_storage_at_s = time.monotonic() + RETRY_STORAGE_S
         self._on_fallback()

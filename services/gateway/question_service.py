@@ -76,7 +76,7 @@ class QuestionService:
             message = f"no model is called {model[:80]!r}: this is {self.model_name!r}"
             raise ApiError(404, "model_not_found", message, param="model")
 
-    async def play(self, media: bytes, kind: str, param: str) -> PlayedClip:
+    async def play_clip(self, media: bytes, kind: str, param: str) -> PlayedClip:
         """Play a clip or picture into a private FIFO. Raises ApiError if it cannot be played."""
         try:
             async with asyncio.timeout(CLIP_TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API tells them, over HTTP, SSE and WebSocket."""
+"""Errors in the format of OpenAI's API, for HTTP, server-sent events and WebSocket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-TYPES = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
@@ -21,7 +21,7 @@ TYPES = {
 
 
 class ErrorDetail(BaseModel):
-    """What was got, what is wanted, and where."""
+    """What was received, what is expected, and in which field."""
 
     message: str = Field(description="what was got and what is wanted")
     type: str = Field(description="such as invalid_request_error, rate_limit_error or server_error")
@@ -30,13 +30,13 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Body of every answer with status 400 or more, and of a stream's last event when it failed."""
+    """Body of every response with status 400 or more, and of the last event of a stream that failed."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """A request that cannot be served. `message` says what was got and what is wanted."""
+    """A request that cannot be served. `message` says what was received and what is expected."""
 
     def __init__(
         self,
@@ -56,23 +56,23 @@ class ApiError(Exception):
 
     @property
     def body(self) -> ErrorBody:
-        """The error in OpenAI's shape."""
-        kind = TYPES.get(self.status, "server_error")
-        detail = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        """The error in OpenAI's format."""
+        error_type = ERROR_TYPES.get(self.status, "server_error")
+        detail = ErrorDetail(message=self.message, type=error_type, param=self.param, code=self.code)
         return ErrorBody(error=detail)
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, where waiting helps."""
+        """`Retry-After` in seconds, rounded up, if waiting helps."""
         if self.retry_after_s is None:
             return {}
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
     def response(self, extra_headers: dict[str, str] | None = None) -> JSONResponse:
-        """The HTTP answer."""
+        """The error as an HTTP response."""
         headers = {"Cache-Control": "no-store", **self.headers, **(extra_headers or {})}
         return JSONResponse(self.body.model_dump(), self.status, headers)
 
     def event(self) -> str:
-        """The last server-sent event of a stream that failed."""
+        """The error as the last server-sent event of a stream."""
         return f"data: {json.dumps(self.body.model_dump())}\n\n"

@@ -1,6 +1,6 @@
-"""What crosses a process about pictures: packets, frames, cameras, clips.
+"""Messages between processes about video: packets, frames, cameras and clips.
 
-Light: no torch, no numpy, no client library.
+This module is light: no torch, no numpy, no client library.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualTokens:
-    """The vision encoder's answer for one picture: [P, width] values as raw bytes."""
+    """The vision encoder's output for one picture: an array [P, width] as raw bytes."""
 
     shape: tuple[int, int]
     dtype: str
@@ -49,7 +49,7 @@ class VisualTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CameraState:
-    """What `GET /v1/cameras` tells of one camera."""
+    """The state of one camera, as `GET /v1/cameras` shows it."""
 
     camera: str
     state: Literal["live", "silent"]  # silent: no frame for longer than the settings allow
@@ -62,15 +62,15 @@ class CameraState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayedClip:
-    """A clip that was played into a private FIFO, ready to be asked about."""
+    """A clip that was played into a private FIFO, so that questions about it can be answered."""
 
-    camera: str  # "clip-<uuid>": known to nobody else, forgotten soon
+    camera: str  # "clip-<uuid>": private, and removed soon
     num_frames: int
     end_s: float  # capture time of its last frame, on the clip's own clock
 
 
 class ClipRefused(Exception):
-    """A clip that cannot be played; what the person who sent it is told. Crosses processes, so it pickles."""
+    """A clip that cannot be played, and the reason for its sender. It can be pickled."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(status, code, message)

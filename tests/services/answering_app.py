@@ -1,4 +1,4 @@
-"""The smallest Serve application that `up` can hold up: for tests of what is around the app."""
+"""The smallest Serve application that `streamchat up` can run: for tests of everything but the app itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ api = FastAPI()
 
 @api.get("/readyz")
 def ready() -> dict[str, str]:
-    """Where the broker and the store are, as the replica was told."""
+    """The broker, store and model that the replica got from its environment."""
     settings = Settings.from_environment()
     return {"broker": settings.kafka_bootstrap_servers, "store": settings.redis_url, "model": settings.model}
 

@@ -1,4 +1,4 @@
-"""Drives the page as a person would, in a real browser: for the page's own test and for the whole stack's."""
+"""Drives the page in a real browser: for the page's own tests and for the test of the whole stack."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVING = """times => {
     const all = Object.values(seen);
     return all.length >= tiles.length && tiles.length > 0 && all.every(ids => ids.size > times);
 }"""
-# Notes how many words stand there whenever it changes, while the answer is being made.
+# Records the number of words whenever it changes while the answer arrives.
 COUNT_WORDS = """() => {
     window.wordCounts = [];
     new MutationObserver(() => {
@@ -48,9 +48,9 @@ class PageSeen:
 
     cameras: list[str] = field(default_factory=lambda: list[str]())
     answer: str = ""
-    word_counts: list[int] = field(default_factory=lambda: list[int]())  # as they stood while the answer came
-    frame_ids: list[str] = field(default_factory=lambda: list[str]())  # behind the words that were pointed at
-    ages: list[str] = field(default_factory=lambda: list[str]())  # as the page tells them
+    word_counts: list[int] = field(default_factory=lambda: list[int]())  # while the answer arrived
+    frame_ids: list[str] = field(default_factory=lambda: list[str]())  # of the words that were pointed at
+    ages: list[str] = field(default_factory=lambda: list[str]())  # as the page shows them
     problems: list[str] = field(default_factory=lambda: list[str]())  # errors, requests to other hosts
 
 
@@ -68,7 +68,7 @@ def browser() -> Generator[Browser]:
 def page_at(
     browser: Browser, url: str, seen: PageSeen, *, size: tuple[int, int] = WIDE, dark: bool = False
 ) -> Generator[Page]:
-    """The page in a window of that size; notes what goes wrong in `seen.problems`."""
+    """The page in a window of that size; problems are recorded in `seen.problems`."""
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]},
         color_scheme="dark" if dark else "light",
@@ -97,7 +97,7 @@ def see_cameras_move(page: Page, seen: PageSeen, *, times: int = 3, num_cameras:
 
 
 def ask(page: Page, seen: PageSeen, camera: str, question: str, timeout_s: float = 60) -> None:
-    """Choose the camera, ask, and wait for the end of the answer, noting how its words came."""
+    """Choose the camera, ask, and wait for the end of the answer, recording how its words arrive."""
     page.get_by_role("radio", name=f"Camera {camera}", exact=True).click()
     page.evaluate(COUNT_WORDS)
     page.get_by_label("Your question").fill(question)
@@ -129,7 +129,7 @@ def scrolls_sideways(page: Page) -> bool:
 
 
 def keep_picture(page: Page, path: Path | None) -> None:
-    """A picture of the window, when somebody wants one."""
+    """Save a screenshot of the window, if there is a path."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=path)

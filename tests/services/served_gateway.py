@@ -1,4 +1,4 @@
-"""A gateway that really listens, over a store in memory and a decoder that speaks from a script."""
+"""A gateway that listens on a port, with a frame store in memory and a scripted decoder."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def frame(camera: str, number: int, captured_s: float | None = None, picture: by
 
 @dataclass
 class ScriptedDecoder:
-    """Speaks `words`, each from the newest frame in the store, and goes on where `spoken` says it was.
+    """Generates `words`, each with the newest frame in the store, after the request's prior tokens.
 
-    `dies_after` holds, for each dispatch in turn, how many tokens come before its replica dies (None: it lives).
+    `dies_after` holds, for each request in turn, the number of tokens before its replica dies (None: it lives).
     """
 
     store: MemoryFrameStore
@@ -77,22 +77,22 @@ class ScriptedDecoder:
     num_open: int = 0
 
     def start_over(self, *, words: Sequence[str] = WORDS, pace_s: float = 0.0) -> None:
-        """Forget the script and what was asked, once all dialogs have ended."""
+        """Reset the script and the recorded requests, once all dialogs have ended."""
         wait_for(lambda: self.num_open == 0)
         self.__dict__.update(ScriptedDecoder(self.store, words=words, pace_s=pace_s).__dict__)
 
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
-        """The given part of an LLMDecoder."""
+        """Stands in for LLMDecoder.decode."""
         self.requests.append(request)
         dies_after = self.dies_after.pop(0) if self.dies_after else None
         self.num_open += 1
         try:
-            async for events in self._speak(request, dies_after):
+            async for events in self._events(request, dies_after):
                 yield events
         finally:
             self.num_open -= 1
 
-    async def _speak(
+    async def _events(
         self, request: DialogRequest, dies_after: int | None
     ) -> AsyncGenerator[list[DialogEvent]]:
         if self.refusal is not None:
@@ -132,13 +132,13 @@ class ScriptedDecoder:
 
 @dataclass
 class ScriptedPlayer:
-    """Plays every clip but those that say "broken"."""
+    """Plays every clip except b"broken"."""
 
     store: MemoryFrameStore
     played: list[tuple[bytes, str]] = field(default_factory=lambda: list[tuple[bytes, str]]())
 
     async def play_clip(self, media: bytes, kind: str) -> PlayedClip:
-        """The given part of a FrameFifo."""
+        """Stands in for the clip player."""
         if media == b"broken":
             raise ClipRefused(400, "clip_without_video", "the clip has no video stream")
         self.played.append((media, kind))
@@ -188,7 +188,7 @@ def gateway(settings: Settings | None = None) -> Generator[Gateway]:
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    """Return as soon as the condition holds; AssertionError when it does not in time."""
+    """Return as soon as the condition holds. Raises AssertionError after the timeout."""
     ends_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < ends_s, "the condition did not come about in time"

@@ -237,5 +237,5 @@ async def play_clip(
         message = "a clip is asked about when it is over: leave visual_context out, or say frozen"
         raise ApiError(400, "invalid_option", message, param="streamchat.visual_context")
     media = await asyncio.to_thread(media_of, source)
-    clip = await questions.play(media, source.kind, source.param)
+    clip = await questions.play_clip(media, source.kind, source.param)
     return options.model_copy(update={"visual_context": "frozen", "max_frame_age_ms": None}), clip

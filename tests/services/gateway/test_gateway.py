@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from services.gateway.gateway import make_app
+from services.page.routes import MEDIA_TYPES
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import (
@@ -92,7 +93,7 @@ def test_wrong_routes_are_told_in_openais_shape(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/page/page.js", "/page/page.css", "/page/icon.svg", "/v1/cameras", "/nowhere"]
+    "path", ["/", "/docs", "/v1/cameras", "/nowhere", *(f"/page/{name}" for name in MEDIA_TYPES)]
 )
 def test_nothing_is_loaded_from_elsewhere(http: httpx.Client, path: str) -> None:
     response = http.get(path)

@@ -291,6 +291,14 @@ def test_a_decoder_that_is_lost_for_good_is_told(served: Gateway) -> None:
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "".join(WORDS[:2])
 
 
+def test_a_stream_without_new_tokens_is_kept_alive(served: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.chat.endpoint.KEEP_ALIVE_S", 0.02)
+    served.decoder.start_over(pace_s=0.1)
+    text = ask(served, stream=True).text
+    assert text.count("\n\n: still here\n\n") >= len(WORDS)
+    assert text.endswith("data: [DONE]\n\n")
+
+
 def test_a_stream_that_fails_ends_with_the_error(served: Gateway) -> None:
     served.decoder.fails_after = 3
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
