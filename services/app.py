@@ -1,9 +1,10 @@
-"""How the deployments are bound: `serve run services.app:app` on a laptop and under KubeRay alike.
+"""Binds the deployments: `serve run services.app:app`, on a laptop and under KubeRay alike.
 
-The services themselves are plain classes; here they become Ray Serve deployments and get their parts:
+The services are plain classes. Here they become Ray Serve deployments and get their parts:
 
     Gateway --> LLMDecoder (routed by camera) --> Redis
     FrameFifo --> VisionEncoder;  Kafka --> FrameFifo --> Redis
+    Gateway --> ClipPlayer (in the FrameFifo's replicas) --> VisionEncoder, Redis
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from services.messages.video import PlayedClip, VisualTokens
 from services.ports.recorder import MetricsRecorder
 from services.settings import Settings
 
-# A camera's dialogs go where its frames already are; two other replicas stand in when that one is full or gone.
+# The dialogs of a camera go to the replica that has its frames; two others are fallbacks when it is full or gone.
 ROUTER = RequestRouterConfig.model_validate(
     {"request_router_class": ConsistentHashRouter, "request_router_kwargs": {"num_fallback_replicas": 2}}
 )
@@ -43,12 +44,12 @@ def model_folder(settings: Settings) -> Path:
 
 
 def device_of(num_gpus: float) -> str:
-    """Where a replica with that many GPUs computes."""
+    """The torch device of a replica with that many GPUs."""
     return "cuda" if num_gpus > 0 else "cpu"
 
 
 def create_recorder(service: str) -> MetricsRecorder:
-    """Where a replica's measurements go; asked in the replica itself."""
+    """The recorder of a replica's metrics; called in the replica itself."""
     from services.adapters.ray_recorder import RayRecorder
 
     return RayRecorder(service, serve.get_replica_context().replica_id.unique_id)
@@ -107,7 +108,7 @@ class FrameFifoReplica:
         return await self._clips.play(media, kind)
 
     async def check_health(self) -> None:
-        """Raises when the work has ended, so that the replica is replaced."""
+        """Raises when the FrameFifo has ended, so that the replica is replaced."""
         if self._work.done():
             raise RuntimeError("the FrameFifo has ended") from self._work.exception()
         self._fifo.check()
@@ -131,17 +132,17 @@ class LLMDecoderReplica:
         stream = self._decoder.decode(request)
         try:
             async for events in stream:
-                self._frame_ages.note(events)
+                self._frame_ages.record(events)
                 yield events
         finally:
             await stream.aclose()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Ray Serve where the number of replicas is not fixed: see ReplicaPolicy."""
+        """Called by Ray Serve when it scales the replicas: see ReplicaPolicy."""
         return {FRAME_AGE: self._frame_ages.mean_s()}
 
     async def ready(self) -> bool:
-        """Answers as soon as the model is loaded."""
+        """True as soon as the model is loaded."""
         self._decoder.check()
         return True
 
@@ -150,7 +151,7 @@ class LLMDecoderReplica:
         return self._decoder.stats()
 
     async def check_health(self) -> None:
-        """Raises when a thread has ended."""
+        """Raises when a thread has ended, so that the replica is replaced."""
         self._decoder.check()
 
 
@@ -193,7 +194,7 @@ class GatewayReplica:
 
 
 def build(settings: Settings) -> Application:
-    """Bind the four deployments. Raises FileNotFoundError or ValueError when the model folder is none."""
+    """Bind the four deployments. FileNotFoundError or ValueError when the model folder is invalid."""
     model_name = StreamChatConfig.load(model_folder(settings)).name
     encoder = serve.deployment(
         name="VisionEncoder",
@@ -211,7 +212,7 @@ def build(settings: Settings) -> Application:
     decoder = serve.deployment(
         name="LLMDecoder",
         num_replicas=settings.decoder_replicas,
-        # Above the engine's own places: what does not fit is to get its answer, not to queue.
+        # More than the engine has room for: requests that do not fit get an error at once instead of queueing.
         max_ongoing_requests=settings.max_dialogs * 8,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_decoder},
@@ -227,7 +228,7 @@ def build(settings: Settings) -> Application:
 
 
 def __getattr__(name: str) -> Application:
-    """`app` is built when it is asked for, from the environment; importing this module does nothing."""
+    """`app` is built from the environment on first access; importing this module builds nothing."""
     if name == "app":
         return build(Settings.from_environment())
     raise AttributeError(name)

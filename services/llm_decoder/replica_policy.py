@@ -23,7 +23,7 @@ class FrameAges:
         self._clock = clock
         self._ages: deque[tuple[float, float]] = deque(maxlen=4096)  # when, and the age in seconds
 
-    def note(self, events: Iterable[DialogEvent]) -> None:
+    def record(self, events: Iterable[DialogEvent]) -> None:
         """Record the tokens among events."""
         now = self._clock()
         for event in events:

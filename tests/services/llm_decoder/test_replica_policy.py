@@ -72,11 +72,11 @@ def test_ages_are_those_of_the_last_seconds() -> None:
     now = [0.0]
     ages = FrameAges(clock=lambda: now[0])
     assert ages.mean_s() == 0.0
-    ages.note(
+    ages.record(
         [token(age_ms=4000), DialogEnded(finish_reason="stop", num_prompt_tokens=1, num_completion_tokens=1)]
     )
     now[0] = SPAN_S - 1
-    ages.note([token(age_ms=200), token(age_ms=60_000, stale=True)])
+    ages.record([token(age_ms=200), token(age_ms=60_000, stale=True)])
     assert ages.mean_s() == pytest.approx(2.1)
     now[0] = SPAN_S + 1
     assert ages.mean_s() == pytest.approx(0.2)
