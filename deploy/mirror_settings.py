@@ -19,7 +19,7 @@ from services.settings import PREFIX, Settings
 
 CHART = PROJECT_ROOT / "helm" / "streamchat"
 PAGE = PROJECT_ROOT / "docs" / "settings.md"
-# Name of each setting: what pydantic says of it (`type`, `default`, `description`, `enum`, limits).
+# Each setting with its JSON schema (`type`, `default`, `description`, `enum`, limits).
 SETTINGS: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]
 PLAIN = {name: about for name, about in SETTINGS.items() if about.get("format") != "password"}
 PAGE_HEAD = """# Settings

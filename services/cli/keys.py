@@ -74,7 +74,7 @@ def date(at_s: float | None) -> str:
 
 
 def ends_after(days: float | None) -> float | None:
-    """The end of a key that is valid for so many days from now (None: for ever). ValueError for 0 or less."""
+    """The end of a key that is valid for this many days from now (None: for ever). ValueError for 0 or less."""
     if days is not None and days <= 0:
         raise ValueError(f"--days: got {days:g}, wanted more than 0")
     return None if days is None else time.time() + days * DAY_S

@@ -43,7 +43,7 @@ A model that knows the real world is assembled from a SigLIP and a Qwen2.5, and 
 
 
 class DemoFailed(RuntimeError):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 class Interrupted(BaseException):

@@ -131,7 +131,7 @@ def start_store(port: int = 0, *, max_bytes: int = 2 * 2**30) -> Store:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on right now."""
+    """A port on 127.0.0.1 on which no program listens now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -169,7 +169,7 @@ def run(supervisor: Supervisor, *, port: int, app: str, folder: Path, guard_pid:
         supervisor.watch(guard_pid)
     except (StopRequested, KeyboardInterrupt, SystemExit):
         return 0
-    except Exception as error:  # whatever it is, the person who started us is told
+    except Exception as error:  # whatever it is, print it on one line
         supervisor.print_progress(f"{type(error).__name__}: {error}")
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""Wait for something that cannot tell when it happens."""
+"""Wait for a condition by asking again and again."""
 
 from __future__ import annotations
 

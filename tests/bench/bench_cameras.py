@@ -161,7 +161,7 @@ def main() -> None:
     """Read the command line, run, keep, print."""
     options = make_parser(__doc__)
     options.add_argument(
-        "--cameras", type=int_list, default=[16, 32, 48, 64, 80, 96], help="so many, row by row"
+        "--cameras", type=int_list, default=[16, 32, 48, 64, 80, 96], help="number of cameras of each row"
     )
     options.add_argument("--fps", type=int, default=1, help="pictures a second of each camera (1)")
     options.add_argument(

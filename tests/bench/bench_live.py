@@ -2,7 +2,7 @@
 
     python tests/bench/bench_live.py [--seconds 30] [--rounds 15]
 
-Starts a broker, a store and `streamchat up`, publishes four live-world clips as cameras at real pace, and asks.
+Starts a broker, a store and `streamchat up`, publishes four live-world clips as cameras in real time, and asks.
 Prints a table, keeps the result in tests/bench/results/, and ends with one JSON line.
 """
 

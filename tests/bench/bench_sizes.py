@@ -37,7 +37,7 @@ from services.video.sampled_frame import SampledFrame, sample_frame
 from tests.bench.measure.report import Plot, make_parser, print_table, save_result, setup
 from tests.services.h264 import encoded
 
-DIALOG_TOKENS = 2048  # of a dialog: its question, what it says, turns before
+DIALOG_TOKENS = 2048  # of a dialog: question, answer, earlier turns
 CAMERAS = ((640, 360), (1280, 720), (1920, 1080))
 CAMERA_FPS = 15
 KEYFRAME_S = 2
@@ -166,7 +166,7 @@ def gpu_limits(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def random_tokens(shape: tuple[int, int], dtype: str, width: int) -> VisualTokens:
-    """As the vision encoder gives them; a store looks at their size alone."""
+    """Random visual tokens; only their size matters to a store."""
     return VisualTokens(shape=shape, dtype=dtype, data=os.urandom(shape[0] * shape[1] * width))
 
 

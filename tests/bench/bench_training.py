@@ -58,13 +58,13 @@ def make_plan(work: Path, *, wide: bool) -> Plan:
 
 def measure(plan: Plan, workers: int, work: Path) -> dict[str, Any]:
     """One run: the most that any worker held and grew by, and the median time of a step after the first."""
-    with WorkerPool(workers) as gang:  # new processes: how far one has grown it does not forget
-        told = gang.train(plan, workers, work)
+    with WorkerPool(workers) as pool:  # new processes: how far one has grown it does not forget
+        reports = pool.train(plan, workers, work)
     return {
         "workers": workers,
-        "held_mb": round(max(sum(t["held"].values()) for t in told) / 1e6, 1),
-        "grown_mb": round(max(t["grown"] for t in told) / 1e6, 1),
-        "step_s": round(statistics.median(s["seconds"] for s in told[0]["steps"][1:]), 3),
+        "held_mb": round(max(sum(t["held"].values()) for t in reports) / 1e6, 1),
+        "grown_mb": round(max(t["grown"] for t in reports) / 1e6, 1),
+        "step_s": round(statistics.median(s["seconds"] for s in reports[0]["steps"][1:]), 3),
     }
 
 

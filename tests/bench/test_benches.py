@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Bench:
-    """Runs a benchmark as a person would, and reads what it kept and said."""
+    """Runs a benchmark from its command line, and reads its result and its output."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
@@ -30,12 +30,12 @@ class Bench:
         common = ["--quick", "--rounds", "1", "--device", "cpu", "--threads", "1", "--out", str(self.folder)]
         self.monkeypatch.setattr(sys, "argv", [module.__name__, *common, *arguments])
         module.main()
-        said = self.capsys.readouterr().out.splitlines()
-        result = json.loads(said[-1])
+        lines = self.capsys.readouterr().out.splitlines()
+        result = json.loads(lines[-1])
         kept = self.folder / f"bench_{result['bench']}"
         assert json.loads(kept.with_suffix(".json").read_text()) == result
         assert kept.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-        assert len(said) > 3
+        assert len(lines) > 3
         assert {"date", "hardware", "torch", "threads", "load_of_others"} <= result.keys()
         return result
 

@@ -1,4 +1,4 @@
-"""Cameras that send what cannot be used: counted, kept as dead letters with a reason, and nobody else notices."""
+"""Cameras that send unusable packets: each is a dead letter with a reason, and other cameras are not disturbed."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_a_camera_with_a_truncated_packet_goes_on_with_the_next_keyframe(
         eventually(lambda: live.cameras()["shaky"]["newest_captured_s"] > over_s, "it did not go on")
 
 
-def test_a_camera_without_a_frame_is_no_unknown_one(live: LiveStack) -> None:
-    def never_whole(packet: VideoPacket) -> VideoPacket:
+def test_a_camera_without_a_frame_gives_another_error_than_an_unknown_one(live: LiveStack) -> None:
+    def without_keyframes(packet: VideoPacket) -> VideoPacket:
         return replace(packet, keyframe=False)
 
     def refusal() -> str | None:
@@ -93,7 +93,7 @@ def test_a_camera_without_a_frame_is_no_unknown_one(live: LiveStack) -> None:
         return caught.value.code
 
     refusals: list[openai.APIStatusError] = []
-    with KafkaCamera(live.kafka, "blind", change=never_whole):
+    with KafkaCamera(live.kafka, "blind", change=without_keyframes):
         eventually(lambda: refusal() == "no_frame", "it stayed unknown")
         assert isinstance(refusals[-1], openai.ConflictError)
         assert {one.code for one in refusals} <= {"unknown_camera", "no_frame"}

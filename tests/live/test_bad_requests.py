@@ -1,4 +1,4 @@
-"""Questions that cannot be answered: each is told what is wrong with it, and nobody else notices."""
+"""Wrong requests: each gets an error that names the mistake, and other requests are not disturbed."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def options(**ours: Any) -> dict[str, Any]:
         (options(speed=3), 400, "invalid_option", "streamchat.speed"),
     ],
 )
-def test_a_request_that_is_wrong_is_told_where(
+def test_the_error_names_the_wrong_field(
     live: LiveStack, request_: dict[str, Any], status: int, code: str, param: str | None
 ) -> None:
     check(post(live, **request_), status, code, param)
 
 
-def test_what_is_no_request_is_refused(live: LiveStack) -> None:
+def test_malformed_requests_are_refused(live: LiveStack) -> None:
     address = f"{live.url}/v1/chat/completions"
     json = {"Content-Type": "application/json"}
     with httpx.Client(timeout=PATIENCE_S, trust_env=False) as http:

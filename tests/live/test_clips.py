@@ -1,4 +1,4 @@
-"""Pictures and clips that come with the question, whole and broken, through the whole stack."""
+"""Pictures and clips sent with the question, valid and broken, through the whole stack."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_clip_is_answered_from_its_end(live: LiveStack) -> None:
     assert len(tokens) == 5
     assert [token["frame_age_ms"] for token in tokens] == [0.0] * 5
     assert [token["stale"] for token in tokens] == [False] * 5
-    assert not [camera for camera in known if camera.startswith("clip-")]  # it is nobody else's
+    assert not [camera for camera in known if camera.startswith("clip-")]  # a clip is private
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_clip_is_answered_from_its_end(live: LiveStack) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_looked_at_is_told(live: LiveStack, kind: str, url: str, code: str) -> None:
+def test_a_clip_that_cannot_be_used_is_refused(live: LiveStack, kind: str, url: str, code: str) -> None:
     with live.client() as client, pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=MODEL, messages=question_about(part(kind, url)), max_tokens=5)
     assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""A camera that comes by a Kafka client of another make (confluent-kafka), on a topic of its own."""
+"""A camera on its own topic, sent with another Kafka client (confluent-kafka)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_a_new_camera_on_a_new_topic_appears_by_itself_and_is_talked_about(live: LiveStack) -> None:
+def test_a_new_camera_on_a_new_topic_is_found_and_can_be_asked_about(live: LiveStack) -> None:
     assert "porch" not in live.cameras()
     with KafkaCamera(live.kafka, "porch", topic="cameras.second"), live.client() as client:
         live.wait_for_frames("porch")

@@ -14,7 +14,7 @@ from tests.live.clients.live_stack import MODEL, LiveStack, camera_part, in_orde
 pytestmark = pytest.mark.timeout(400)  # the first test here starts everything
 
 
-def speak(live: LiveStack, camera: str, num_tokens: int, **options: Any) -> list[dict[str, Any]]:
+def stream_tokens(live: LiveStack, camera: str, num_tokens: int, **options: Any) -> list[dict[str, Any]]:
     """The tokens of a streamed answer."""
     with live.client() as client:
         stream = client.chat.completions.create(
@@ -71,33 +71,33 @@ def test_a_streamed_answer_comes_word_by_word(live: LiveStack) -> None:
         assert chunk.choices[0].delta.content == "".join(token["text"] for token in tokens_of(chunk))
 
 
-def test_frames_go_on_while_it_speaks(live: LiveStack) -> None:
+def test_new_frames_are_used_during_an_answer(live: LiveStack) -> None:
     began_s = time.time()
-    tokens = speak(live, "door", 30, tokens_per_second=10)
+    tokens = stream_tokens(live, "door", 30, tokens_per_second=10)
     assert len(tokens) == 30
     ids = [token["frame_id"] for token in tokens]
     assert in_order(ids)
     assert len(set(ids)) >= 5  # three seconds, five frames a second
-    assert tokens[-1]["captured_s"] > began_s  # it tells of what came after the question
+    assert tokens[-1]["captured_s"] > began_s  # a frame after the question
     assert tokens[-1]["time_s"] == pytest.approx(2.9, abs=1.5)
 
 
-def test_a_frozen_answer_sees_only_what_was_there(live: LiveStack) -> None:
+def test_a_frozen_answer_uses_only_the_frames_before_it(live: LiveStack) -> None:
     asked_s = time.time()
-    tokens = speak(live, "door", 15, tokens_per_second=10, visual_context="frozen")
+    tokens = stream_tokens(live, "door", 15, tokens_per_second=10, visual_context="frozen")
     assert len({token["frame_id"] for token in tokens}) == 1
     assert tokens[0]["captured_s"] <= asked_s + 1
     ages = [token["frame_age_ms"] for token in tokens]
     assert ages == sorted(ages)
 
 
-def test_what_is_too_old_is_told(live: LiveStack) -> None:
-    tokens = speak(live, "door", 3, max_frame_age_ms=0.001)
+def test_a_frame_that_is_too_old_is_marked(live: LiveStack) -> None:
+    tokens = stream_tokens(live, "door", 3, max_frame_age_ms=0.001)
     assert [token["stale"] for token in tokens] == [True] * 3
 
 
 def test_the_picture_behind_a_word_can_be_fetched(live: LiveStack) -> None:
-    frame_id = speak(live, "door", 1)[0]["frame_id"]
+    frame_id = stream_tokens(live, "door", 1)[0]["frame_id"]
     with live.client() as client:
         picture = client.with_options(max_retries=0).get(
             f"/cameras/door/frame.jpg?frame={frame_id}", cast_to=bytes

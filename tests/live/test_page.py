@@ -1,4 +1,4 @@
-"""The page of the whole stack in headless Chromium: cameras move, words come one by one and show their frames."""
+"""The page of the whole stack in headless Chromium: cameras move, and words arrive one by one with their frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER = PROJECT_ROOT / "runs" / "page"  # pictures for people to look at; git i
 
 
 def see_them_move(page: Page, *cameras: str) -> None:
-    """Wait until each of these cameras has shown three pictures; others may have stopped filming."""
+    """Wait until each of these cameras has shown three pictures; others may have stopped."""
     shown: dict[str, set[str]] = {camera: set() for camera in cameras}
 
     def moved() -> bool:
@@ -38,7 +38,7 @@ def see_them_move(page: Page, *cameras: str) -> None:
     eventually(moved, f"the cameras do not move: {shown}")
 
 
-def test_a_visit(live: LiveStack) -> None:
+def test_ask_on_the_page(live: LiveStack) -> None:
     seen = PageSeen()
     with browser() as chromium, page_at(chromium, live.url, seen) as page:
         see_them_move(page, "door", "yard")

@@ -29,7 +29,7 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 def prometheus(live: LiveStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
-    """It has seen cameras, a publisher, and answers."""
+    """A Prometheus that has scraped cameras, a publisher, and answers."""
     folder = tmp_path_factory.mktemp("prometheus")
     publisher = f"{HOST}:{free_port()}"
     clip = clip_file(folder, num_frames=150, size=(320, 240))
@@ -63,7 +63,7 @@ def test_every_query_returns_data(prometheus: PrometheusServer, asked: Asked) ->
 
 
 def test_the_headline_is_what_it_says(prometheus: PrometheusServer) -> None:
-    """Tokens that were spoken, each with the age of its frame; a camera of 15 frames a second, looked at 5 times."""
+    """One frame age for each generated token, and all cameras up."""
     count = 'sum(streamchat_frame_age_at_decode_seconds_count{camera="gate"})'
     eventually(lambda: prometheus.values(count) == [20], f"{prometheus.values(count)} ages for 20 tokens")
     assert prometheus.values("sum(streamchat_generation_tokens_total)")[0] >= 60

@@ -1,4 +1,4 @@
-"""The Realtime API of the whole stack, spoken by the unmodified openai client."""
+"""The Realtime API of the whole stack, used with the unmodified openai client."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ async def test_an_answer_is_cancelled_and_the_next_one_comes(talk: AsyncRealtime
             if len(statuses) == 2:
                 break
             assert num_deltas < 20
-            num_deltas = 100  # the next one is let speak
+            num_deltas = 100  # do not cancel the next one
             await ask(talk)
     assert statuses == ["cancelled", "incomplete"]
 
 
-async def test_a_mistake_is_told_and_the_conversation_goes_on(talk: AsyncRealtimeConnection) -> None:
+async def test_after_an_error_the_conversation_goes_on(talk: AsyncRealtimeConnection) -> None:
     nowhere: Any = {"type": "realtime", "streamchat": {"camera": "nowhere"}}
     await talk.session.update(session=nowhere)
     await ask(talk)

@@ -45,7 +45,7 @@ def test_cameras_and_model(client: ChatClient) -> None:
     assert client.model() == MODEL
 
 
-def test_a_mistake_is_told_in_the_services_words(client: ChatClient) -> None:
+def test_a_refusal_has_the_message_of_the_service(client: ChatClient) -> None:
     with pytest.raises(ChatRefused, match="back-door"):
         list(client.ask("back-door", "What happens?"))
     with pytest.raises(ChatRefused):
@@ -54,7 +54,7 @@ def test_a_mistake_is_told_in_the_services_words(client: ChatClient) -> None:
         ChatClient("localhost:8000")
 
 
-def test_trouble_is_no_mistake_of_the_users(served: Gateway, client: ChatClient) -> None:
+def test_a_failure_of_the_service_is_not_a_refusal(served: Gateway, client: ChatClient) -> None:
     served.decoder.refusal = DialogFailed(
         status=429, code="decoder_full", message="all places are taken", retry_after_s=1
     )
@@ -62,9 +62,9 @@ def test_trouble_is_no_mistake_of_the_users(served: Gateway, client: ChatClient)
         list(client.ask("front-door", "What happens?"))
     served.decoder.start_over()
     served.decoder.fails_after = 3
-    heard: list[str] = []
+    received: list[str] = []
     with pytest.raises(ChatLost, match=r"the answer stopped early: .*the engine failed"):
-        heard.extend(token.text for token in client.ask("front-door", "What happens?"))
-    assert len(heard) <= 3
+        received.extend(token.text for token in client.ask("front-door", "What happens?"))
+    assert len(received) <= 3
     with pytest.raises(ChatLost, match="is `streamchat up` running"):
         ChatClient(f"http://127.0.0.1:{free_port()}").cameras()

@@ -51,7 +51,7 @@ def test_a_key_lives_from_make_to_revoke(tmp_path: Path, capsys: pytest.CaptureF
         (("make", "me", "--requests-at-once", "-1"), "wanted 0"),
     ],
 )
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], complaint: str
 ) -> None:
     assert run("--file", str(tmp_path / "keys.json"), *words) == 2

@@ -1,4 +1,4 @@
-"""Publishing: what leaves a file or a camera, at what pace, and what a person is told when it cannot."""
+"""Publishing: what is sent from a file or a camera, at what pace, and the errors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def decodable(found: list[AccessUnit]) -> int:
         ("avi", "mjpeg", "mjpeg"),
     ],
 )
-def test_a_known_codec_is_copied_and_every_keyframe_is_a_beginning(
+def test_a_known_codec_is_copied_and_can_be_decoded_from_every_keyframe(
     tmp_path: Path, container: str, codec: str, name: str
 ) -> None:
     path = clip_file(tmp_path, num_frames=45, container=container, codec=codec)
@@ -114,7 +114,9 @@ def test_a_known_codec_is_copied_and_every_keyframe_is_a_beginning(
         {"gop": 1000, "b_frames": 2, "size": (98, 74)},
     ],
 )
-def test_what_a_late_reader_could_not_join_is_encoded_anew(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_file_that_a_late_reader_could_not_join_is_encoded_again(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     path = clip_file(tmp_path, num_frames=60, **options)
     assert open_source(str(path)).transcode
     found = units(path)
@@ -165,7 +167,7 @@ def test_a_file_that_is_not_looped_ends(tmp_path: Path) -> None:
     assert "8 frames" in Progress(num_frames=8, started_at=time.monotonic()).line("door")
 
 
-def test_a_publisher_that_fell_behind_goes_on_from_now(tmp_path: Path) -> None:
+def test_a_publisher_that_is_late_continues_from_now(tmp_path: Path) -> None:
     source = open_source(str(clip_file(tmp_path, num_frames=30)))
     found: list[float] = []
     for i, (_, captured_s) in enumerate(file_units(source, threading.Event(), loop=False)):
@@ -206,12 +208,12 @@ def test_errors_are_clear(tmp_path: Path) -> None:
         send_source(str(noise), "front door", RecordingLog())
 
 
-def test_the_command_tells_errors_in_one_line_and_returns_1(tmp_path: Path) -> None:
+def test_the_command_prints_errors_on_one_line_and_returns_1(tmp_path: Path) -> None:
     file = tmp_path / "clip.mp4"
     file.write_bytes(clip(3))
-    nobody = f"127.0.0.1:{free_port()}"
+    no_broker = f"127.0.0.1:{free_port()}"
     for source, words in ((str(file), "no Kafka broker answers"), ("nothing.mp4", "no such file")):
         out = io.StringIO()
-        assert publish(source, camera="door", bootstrap_servers=nobody, out=out) == 1
+        assert publish(source, camera="door", bootstrap_servers=no_broker, out=out) == 1
         assert words in out.getvalue()
         assert len(out.getvalue().splitlines()) == 1
