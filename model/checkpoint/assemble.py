@@ -1,7 +1,7 @@
-"""A StreamChat folder from Hugging Face folders of SigLIP and of Qwen2 (or a Llama-shaped language model).
+"""Assembles a StreamChat folder from Hugging Face folders of SigLIP and of Qwen2 or a Llama-shaped language model.
 
-V-FFNs are copies of the language model's FFNs, and cross-attention shares its attention (paper, section 2.1). Bytes go
-from file to file: whatever the size of the model, only headers are in memory.
+V-FFNs start as copies of the language model's FFNs, and cross-attention shares its attention (paper, section 2.1).
+Tensors are copied from file to file in chunks, so a model of any size needs little memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from model.checkpoint.folder import SHARD_BYTES, plan_shards, shard_files, write_index
-from model.checkpoint.tensor_files import AnyTensor, MadeTensor, StoredTensor, stored_tensors, write_tensors
+from model.checkpoint.tensor_files import (
+    MemoryTensor,
+    StoredTensor,
+    TensorSource,
+    stored_tensors,
+    write_tensors,
+)
 from model.checkpoint.tokenizer import copy_tokenizer, tokenizer_files
 from model.config import StreamChatConfig, VisionConfig
 from model.network.streamchat import StreamChat
 
-Progress = Callable[[int, int], None]  # bytes written, bytes in all
+Progress = Callable[[int, int], None]  # bytes written, total bytes
 
-# A parameter's name here -> Hugging Face's name: the one place that knows both.
+# Parts of parameter names: ours, Hugging Face's.
 LANGUAGE_NAMES = (
     (".visual_ffn.", ".mlp."),
     (".visual_norm.", ".post_attention_layernorm."),
@@ -33,7 +39,7 @@ LANGUAGE_NAMES = (
     ("language.lm_head.", "lm_head."),
     ("language.", "model."),
 )
-VISION_PREFIXES = (  # SiglipVisionModel, SiglipModel, PaliGemma; each as older and newer transformers write it
+VISION_PREFIXES = (  # of SiglipVisionModel, SiglipModel and PaliGemma, in older and newer transformers
     "",
     "vision_model.",
     "vision_tower.",
@@ -46,14 +52,14 @@ FIRST_VISION_TENSOR = "embeddings.patch_embedding.weight"
 
 
 def language_name(name: str) -> str:
-    """Hugging Face's name of the tensor that the parameter `name` (`language.…`) starts from."""
+    """Hugging Face's name of the tensor that initialises our parameter `name` (`language.…`)."""
     for ours, theirs in LANGUAGE_NAMES:
         name = name.replace(ours, theirs)
     return name
 
 
 def show_progress(written: int, total: int) -> None:
-    """One line on stderr that counts up."""
+    """Show progress in one line on stderr."""
     line = f"\rassembling: {written / 1e9:.2f} of {total / 1e9:.2f} GB ({written * 100 // max(total, 1)} %)"
     print(line, end="\n" if written == total else "", file=sys.stderr, flush=True)
 
@@ -67,19 +73,19 @@ def assemble(
     changes: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> StreamChatConfig:
-    """Write the StreamChat folder `out`; returns its config. Weights keep the precision of their files.
+    """Write the StreamChat folder `out`; returns its config. Weights keep the dtype of their files.
 
     Args:
         vision: folder of a SiglipVisionModel, a SiglipModel or a PaliGemma model (its vision part is taken).
         language: folder of a Qwen2ForCausalLM or LlamaForCausalLM, with its tokenizer.
         out: a folder that does not exist, or is empty.
-        progress: called now and then with bytes written and bytes in all.
-        changes: fields of the config to set otherwise, such as the switches of the paper's Table 3.
+        progress: called after each chunk with the bytes written and the total.
+        changes: fields of the config to override, such as the switches of the paper's Table 3.
 
     Raises:
         FileNotFoundError: a folder lacks its config, weights or tokenizer.
         FileExistsError: `out` is not empty.
-        ValueError: a model of another kind, damaged files, or tensors that do not fit; says which.
+        ValueError: a model of another architecture, a damaged file, or a tensor of a wrong shape; names it.
     """
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty")
@@ -87,7 +93,7 @@ def assemble(
     fields: dict[str, Any] = {"name": f"streamchat-{language.resolve().name}".lower()}
     fields |= _language_fields(language) | {"vision": _vision_config(vision)} | dict(changes or {})
     config = StreamChatConfig(**fields)
-    tensors = _plan(config, vision, language)
+    tensors = _plan_tensors(config, vision, language)
     sizes = {name: tensor.num_bytes for name, tensor in tensors.items()}
     shards = plan_shards(sizes.items(), shard_bytes)
     out.mkdir(parents=True, exist_ok=True)
@@ -98,39 +104,41 @@ def assemble(
             written += num_bytes
             progress(written, total)
     write_index(out, shards, total)
-    config.save(out)  # last: a folder without a config is known to be unfinished
+    config.save(out)  # last: a folder without a config is incomplete
     return config
 
 
-def _plan(config: StreamChatConfig, vision: Path, language: Path) -> dict[str, AnyTensor]:
-    """Where each parameter's bytes come from."""
+def _plan_tensors(config: StreamChatConfig, vision: Path, language: Path) -> dict[str, TensorSource]:
+    """The source of each parameter's bytes."""
     with torch.device("meta"):
         model = StreamChat(config)
-    seen, said = stored_tensors(vision), stored_tensors(language)
-    prefix = next((p for p in VISION_PREFIXES if p + FIRST_VISION_TENSOR in seen), None)
+    vision_tensors, language_tensors = stored_tensors(vision), stored_tensors(language)
+    prefix = next((p for p in VISION_PREFIXES if p + FIRST_VISION_TENSOR in vision_tensors), None)
     if prefix is None:
-        raise ValueError(f"{vision} holds no SigLIP: no tensor is called {FIRST_VISION_TENSOR}")
-    made = _made_tensors(config, said)
-    plan: dict[str, AnyTensor] = {}
+        raise ValueError(f"{vision} has no SigLIP weights: there is no tensor {FIRST_VISION_TENSOR}")
+    initialised = _new_tensors(config, language_tensors)
+    plan: dict[str, TensorSource] = {}
     used: set[str] = set()
     for name, parameter in model.named_parameters():
-        if name in made:
-            plan[name] = made[name]
+        if name in initialised:
+            plan[name] = initialised[name]
         elif name.startswith("vision."):
-            plan[name] = _found(vision, seen, prefix + name.removeprefix("vision.encoder."), parameter)
+            theirs = prefix + name.removeprefix("vision.encoder.")
+            plan[name] = _checked(vision, vision_tensors, theirs, parameter)
         else:
-            used.add(language_name(name))
-            plan[name] = _found(language, said, language_name(name), parameter)
+            theirs = language_name(name)
+            used.add(theirs)
+            plan[name] = _checked(language, language_tensors, theirs, parameter)
     if unknown := sorted(
-        name for name in set(said) - used if name != "lm_head.weight" and "inv_freq" not in name
+        name for name in set(language_tensors) - used if name != "lm_head.weight" and "inv_freq" not in name
     ):
         raise ValueError(
-            f"{language}: this network has no place for {len(unknown)} tensors, such as {unknown[0]}"
+            f"{language}: {len(unknown)} tensors have no counterpart in this network, such as {unknown[0]}"
         )
     return plan
 
 
-def _found(
+def _checked(
     folder: Path, tensors: Mapping[str, StoredTensor], name: str, wanted: nn.Parameter
 ) -> StoredTensor:
     if name not in tensors:
@@ -143,26 +151,28 @@ def _found(
     return tensor
 
 
-def _made_tensors(config: StreamChatConfig, said: Mapping[str, StoredTensor]) -> dict[str, AnyTensor]:
-    """What neither model has, in the language model's precision: adapter, random from a fixed seed, and gates."""
-    first = said.get("model.embed_tokens.weight")
+def _new_tensors(
+    config: StreamChatConfig, language_tensors: Mapping[str, StoredTensor]
+) -> dict[str, TensorSource]:
+    """The adapter (random, from a fixed seed) and the gates, in the language model's dtype."""
+    first = language_tensors.get("model.embed_tokens.weight")
     dtype = first.dtype if first is not None and first.dtype in DTYPES else "F32"
-    made: dict[str, AnyTensor] = {}
+    tensors: dict[str, TensorSource] = {}
     generator = torch.Generator().manual_seed(0)
-    for place, width in ((0, config.vision.hidden_size), (2, config.hidden_size)):
+    for position, width in ((0, config.vision.hidden_size), (2, config.hidden_size)):
         weight = torch.empty(config.hidden_size, width)
         nn.init.uniform_(weight, -(width**-0.5), width**-0.5, generator=generator)
-        made[f"adapter.{place}.weight"] = _made(weight, dtype)
-        made[f"adapter.{place}.bias"] = _made(torch.zeros(config.hidden_size), dtype)
-    gate = _made(torch.full((config.hidden_size,), config.gate_init), dtype)
+        tensors[f"adapter.{position}.weight"] = _in_memory(weight, dtype)
+        tensors[f"adapter.{position}.bias"] = _in_memory(torch.zeros(config.hidden_size), dtype)
+    gate = _in_memory(torch.full((config.hidden_size,), config.gate_init), dtype)
     for layer in config.cross_layers:
-        made |= {f"language.layers.{layer}.{name}": gate for name in ("gate_cross", "gate_visual")}
-    return made
+        tensors |= {f"language.layers.{layer}.{name}": gate for name in ("gate_cross", "gate_visual")}
+    return tensors
 
 
-def _made(values: Tensor, dtype: str) -> MadeTensor:
+def _in_memory(values: Tensor, dtype: str) -> MemoryTensor:
     data = values.to(DTYPES[dtype]).view(torch.uint8).numpy().tobytes()
-    return MadeTensor(tuple(values.shape), data, dtype)
+    return MemoryTensor(tuple(values.shape), data, dtype)
 
 
 def _vision_config(folder: Path) -> VisionConfig:
@@ -179,7 +189,7 @@ def _vision_config(folder: Path) -> VisionConfig:
 
 
 def _language_fields(folder: Path) -> dict[str, Any]:
-    """The fields of our config that a language model's config settles."""
+    """The fields of our config that come from a language model's config."""
     values = _json_config(folder)
     kind = values.get("model_type")
     if kind not in ("qwen2", "llama"):
@@ -189,16 +199,16 @@ def _language_fields(folder: Path) -> dict[str, Any]:
     except StrictDataclassError as error:
         raise ValueError(f"{folder}: its config.json contradicts itself: {error}") from error
     rope: dict[str, Any] = dict(read.rope_parameters or {})
-    wanted: dict[str, tuple[Any, Any]] = {  # what this network can only be
+    wanted: dict[str, tuple[Any, Any]] = {  # name: (value, the only one that this network supports)
         "hidden_act": (read.hidden_act, "silu"),
         "rope_type": (rope.get("rope_type", "default"), "default"),
         "use_sliding_window": (getattr(read, "use_sliding_window", False), False),
         "attention_bias": (kind == "llama" and bool(values.get("attention_bias")), False),
         "mlp_bias": (bool(values.get("mlp_bias")), False),
     }
-    for name, (got, possible) in wanted.items():
-        if got != possible:
-            raise ValueError(f"{folder}: {name} is {got!r}, wanted {possible!r}")
+    for name, (got, supported) in wanted.items():
+        if got != supported:
+            raise ValueError(f"{folder}: {name} is {got!r}, wanted {supported!r}")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
     return {name: getattr(read, name) for name in names} | {

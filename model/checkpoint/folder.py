@@ -1,6 +1,6 @@
-"""A StreamChat folder: config.json, safetensors (sharded when large) with their index, tokenizer files.
+"""A StreamChat folder: config.json, safetensors (sharded if large) with their index, tokenizer files.
 
-What `streamchat assemble` and the trainers write and the services load. A tensor's name is its parameter's name.
+`streamchat assemble` and training write it, the services load it. A tensor has the name of its parameter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARD_BYTES = 4_000_000_000
 
 
 def plan_shards(sizes: Iterable[tuple[str, int]], shard_bytes: int) -> list[list[str]]:
-    """Names, in order, split so that no shard is larger than `shard_bytes` unless one tensor is."""
+    """Tensor names by shard, in order. A shard is larger than `shard_bytes` only if its one tensor is."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes:
@@ -39,26 +39,28 @@ def plan_shards(sizes: Iterable[tuple[str, int]], shard_bytes: int) -> list[list
 
 
 def shard_files(shards: list[list[str]]) -> list[str]:
-    """File names for shards: one `model.safetensors`, or `model-00001-of-00003.safetensors` and so on."""
+    """File names of shards: `model.safetensors` for one, else `model-00001-of-00003.safetensors` and so on."""
     if len(shards) == 1:
         return [WEIGHTS]
     return [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
 
 
 def write_index(folder: Path, shards: list[list[str]], total_bytes: int) -> None:
-    """Write the index that tells which shard holds a tensor, or remove an old one if there is one shard only."""
+    """Write the index from tensors to shards. For one shard there is none: an old one is removed."""
     if len(shards) == 1:
         (folder / INDEX).unlink(missing_ok=True)
         return
-    places = {name: file for names, file in zip(shards, shard_files(shards), strict=True) for name in names}
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": places}
+    weight_map = {
+        name: file for names, file in zip(shards, shard_files(shards), strict=True) for name in names
+    }
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def save_folder(
     model: StreamChat, folder: Path, *, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write `model` as a folder that the services load; `tokenizer` is a folder whose tokenizer files are copied."""
+    """Write `model` as a folder that the services load, with the tokenizer files of the folder `tokenizer`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
@@ -66,23 +68,31 @@ def save_folder(
     for old in folder.glob("model*.safetensors"):
         old.unlink()
     for names, file in zip(shards, shard_files(shards), strict=True):
-        save_file({name: tensors[name].cpu().contiguous() for name in names}, folder / file, {"format": "pt"})
+        _save_shard({name: tensors[name].cpu().contiguous() for name in names}, folder / file)
     write_index(folder, shards, sum(sizes.values()))
     model.config.save(folder)
     if tokenizer is not None:
         copy_tokenizer(tokenizer, folder)
 
 
+def _save_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    """`save_file`, with the permissions of any new file: it would leave a file that other users cannot read."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(mode)
+
+
 def load_model(
     folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> StreamChat:
-    """Read a StreamChat folder, tensor by tensor: never two copies of the weights in memory. In eval mode.
+    """Read a StreamChat folder, tensor by tensor: the weights are in memory once. The model is in eval mode.
 
-    `dtype` None keeps what the files hold.
+    `dtype` None keeps that of the files.
 
     Raises:
         FileNotFoundError: no such folder, or no weights in it.
-        ValueError: a tensor is missing, unknown or of a wrong shape, or a file is damaged; says which.
+        ValueError: a tensor is missing, unknown or of a wrong shape, or a file is damaged; names it.
     """
     config = StreamChatConfig.load(folder)
     with torch.device("meta"):
@@ -95,12 +105,12 @@ def load_model(
 def load_vision(
     folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> VisionTower:
-    """Read only the vision encoder of a StreamChat folder, in eval mode; errors as `load_model`."""
+    """Read only the vision encoder of a StreamChat folder, in eval mode; raises as `load_model` does."""
     config = StreamChatConfig.load(folder)
     with torch.device("meta"):
         tower = VisionTower(config.vision)
-    part = nn.ModuleDict({"vision": tower})
-    _read_tensors(part, folder, dtype, device, only="vision.")
+    module = nn.ModuleDict({"vision": tower})
+    _read_tensors(module, folder, dtype, device, only="vision.")
     tower.fill_buffers(torch.device(device))
     return tower.eval()
 
@@ -108,20 +118,20 @@ def load_vision(
 def _read_tensors(
     module: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device | str, only: str = ""
 ) -> None:
-    """Give `module`, built without memory, its tensors from the folder: those whose names start with `only`."""
+    """Fill `module`, which is on the meta device, with the folder's tensors whose names start with `only`."""
     wanted = dict(module.named_parameters())
-    seen: set[str] = set()
+    loaded: set[str] = set()
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt", device=str(device)) as reader:
                 for name in reader.keys():  # noqa: SIM118 - not a dict
                     if name.startswith(only):
-                        _check(folder, name, wanted, tuple(reader.get_slice(name).get_shape()))
+                        _check_tensor(folder, name, wanted, tuple(reader.get_slice(name).get_shape()))
                         _assign(module, name, reader.get_tensor(name).to(dtype))
-                        seen.add(name)
+                        loaded.add(name)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or cut short: {error}") from error
-    if missing := sorted(set(wanted) - seen):
+    if missing := sorted(set(wanted) - loaded):
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
 
 
@@ -138,7 +148,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check(folder: Path, name: str, wanted: dict[str, nn.Parameter], shape: tuple[int, ...]) -> None:
+def _check_tensor(folder: Path, name: str, wanted: dict[str, nn.Parameter], shape: tuple[int, ...]) -> None:
     if name not in wanted:
         raise ValueError(f"{folder}: tensor {name} is unknown to its config.json")
     if shape != tuple(wanted[name].shape):

@@ -1,4 +1,4 @@
-"""Safetensors files read and written as bytes: headers in memory, tensors only on their way through.
+"""Safetensors files, read and written as bytes. Headers are held in memory, tensors are copied in chunks.
 
 The format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
 """
@@ -19,30 +19,30 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies."""
+    """A tensor in a file."""
 
     file: Path
     dtype: str  # as safetensors names it: F32, BF16, ...
     shape: tuple[int, ...]
-    start: int  # bytes from the file's beginning
+    start: int  # byte offset in the file
     num_bytes: int
 
     def chunks(self) -> Iterator[bytes]:
         """The tensor's bytes, a few megabytes at a time."""
         with self.file.open("rb") as file:
             file.seek(self.start)
-            left = self.num_bytes
-            while left:
-                data = file.read(min(CHUNK_BYTES, left))
+            num_left = self.num_bytes
+            while num_left:
+                data = file.read(min(CHUNK_BYTES, num_left))
                 if not data:
                     raise ValueError(f"{self.file} is cut short")
-                left -= len(data)
+                num_left -= len(data)
                 yield data
 
 
 @dataclass(frozen=True, slots=True)
-class MadeTensor:
-    """A tensor that comes from no file."""
+class MemoryTensor:
+    """A tensor in memory."""
 
     shape: tuple[int, ...]
     data: bytes
@@ -58,7 +58,7 @@ class MadeTensor:
         yield self.data
 
 
-AnyTensor = StoredTensor | MadeTensor
+TensorSource = StoredTensor | MemoryTensor
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -66,15 +66,15 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file is damaged or cut short, or holds numbers that are no floats.
+        ValueError: a file is damaged or cut short.
     """
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weights: wanted model.safetensors or its shards")
-    return {name: tensor for file in files for name, tensor in _header(file)}
+    return {name: tensor for file in files for name, tensor in _read_header(file)}
 
 
-def _header(file: Path) -> Iterable[tuple[str, StoredTensor]]:
+def _read_header(file: Path) -> Iterable[tuple[str, StoredTensor]]:
     size = file.stat().st_size
     try:
         with file.open("rb") as reader:
@@ -95,8 +95,8 @@ def _header(file: Path) -> Iterable[tuple[str, StoredTensor]]:
         yield name, StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
 
 
-def write_tensors(file: Path, tensors: dict[str, AnyTensor]) -> Iterator[int]:
-    """Write one safetensors file; yields the bytes written since the last time, so that a caller can tell."""
+def write_tensors(file: Path, tensors: dict[str, TensorSource]) -> Iterator[int]:
+    """Write one safetensors file; yields the number of bytes after each chunk, for a progress display."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, tensor in tensors.items():
@@ -104,14 +104,14 @@ def write_tensors(file: Path, tensors: dict[str, AnyTensor]) -> Iterator[int]:
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         start += tensor.num_bytes
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # data begins on an even place
+    text += b" " * (-len(text) % 8)  # aligns the data to 8 bytes
     with file.open("wb") as writer:
         writer.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
             yield from _copy(tensor, writer)
 
 
-def _copy(tensor: AnyTensor, writer: BinaryIO) -> Iterator[int]:
+def _copy(tensor: TensorSource, writer: BinaryIO) -> Iterator[int]:
     for data in tensor.chunks():
         writer.write(data)
         yield len(data)

@@ -1,4 +1,4 @@
-"""The tokenizer of a StreamChat folder. Imports no torch: what makes training data needs a tokenizer and no model."""
+"""The tokenizer of a StreamChat folder. Imports no torch: preparing training data needs a tokenizer but no model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, with its chat template; raises FileNotFoundError if there is none."""
     if "tokenizer.json" in tokenizer_files(folder):
         return PreTrainedTokenizerFast.from_pretrained(str(folder))
-    # An older kind, which must be converted: only then is the class looked for that can, with torch in its train.
+    # An older format. The class that converts it imports torch, so it is imported only here.
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""What weights are made of while they are used: the files' own numbers, bfloat16, or 8 bits by torchao."""
+"""The format of weights in memory: that of the files, float32, bfloat16, or 8 bits through torchao."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from torch import Tensor, nn
 
 from model.runtime.packed_weights import Quantise
 
-Weights = Literal["auto", "float32", "bfloat16", "int8", "float8"]
+WeightFormat = Literal["auto", "float32", "bfloat16", "int8", "float8"]
 
 
-def weights_named(name: str) -> Weights:
-    """The name, checked; raises ValueError saying what was got and what is wanted."""
-    for known in get_args(Weights):
+def parse_weight_format(name: str) -> WeightFormat:
+    """Raises ValueError for an unknown name."""
+    for known in get_args(WeightFormat):
         if name == known:
             return known
-    raise ValueError(f"weights: got {name!r}, wanted one of {', '.join(get_args(Weights))}")
+    raise ValueError(f"weights: got {name!r}, wanted one of {', '.join(get_args(WeightFormat))}")
 
 
-def dtype_of(weights: Weights, device: torch.device | str) -> torch.dtype:
-    """Of the numbers that are computed with: `auto` and 8-bit weights are bfloat16 on a GPU, float32 on a CPU."""
+def compute_dtype(weights: WeightFormat, device: torch.device | str) -> torch.dtype:
+    """The dtype of activations: with `auto` and 8-bit weights bfloat16 on a GPU and float32 on a CPU."""
     if weights in ("float32", "bfloat16"):
         return torch.float32 if weights == "float32" else torch.bfloat16
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
-def quantise_to(weights: Weights) -> Quantise | None:
-    """What the engine does with each of the text's weight matrices; None: nothing.
+def quantise_to(weights: WeightFormat) -> Quantise | None:
+    """The function that quantises a weight matrix; None if `weights` is not an 8-bit format.
 
-    8 bits a weight and one scale a row; numbers that are computed with stay what they are. Frames' weights are not
-    touched: they are read once a frame, not once a token. Raises ImportError without torchao (the `quantised` extra).
+    It keeps 8 bits a weight and one scale a row; activations stay as they are. The engine quantises the weights for
+    text only: those for frames are read once a frame, not once a token. Raises ImportError without torchao (the
+    `quantised` extra).
     """
     if weights not in ("int8", "float8"):
         return None

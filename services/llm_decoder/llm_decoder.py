@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
-from model.checkpoint.weights import dtype_of, quantise_to, weights_named
+from model.checkpoint.weights import compute_dtype, parse_weight_format, quantise_to
 from model.engine.engine import Engine
 from model.engine.retention import Retention
 from model.network.streamchat import StreamChat
@@ -47,7 +47,7 @@ def create_engine(model: StreamChat, settings: Settings) -> Engine:
         cache_bytes=cache_bytes,
         page_tokens=page_tokens,
         retention=retention,
-        quantise=quantise_to(weights_named(settings.weights)),
+        quantise=quantise_to(parse_weight_format(settings.weights)),
     )
 
 
@@ -64,8 +64,8 @@ class LLMDecoder:
         recorder: MetricsRecorder,
     ) -> None:
         torch.set_num_threads(settings.torch_threads)
-        weights = weights_named(settings.weights)
-        model = load_model(folder, dtype=dtype_of(weights, device), device=device)
+        weights = parse_weight_format(settings.weights)
+        model = load_model(folder, dtype=compute_dtype(weights, device), device=device)
         self.capacity = settings.fifo_frames or model.config.fifo_frames
         model.config = replace(model.config, fifo_frames=self.capacity)
         self.tokenizer = load_tokenizer(folder)

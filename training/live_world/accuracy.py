@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from model.checkpoint.folder import load_model
 from model.checkpoint.tokenizer import load_tokenizer
-from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_named
+from model.checkpoint.weights import WeightFormat, compute_dtype, parse_weight_format, quantise_to
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.network.streamchat import StreamChat
@@ -79,12 +79,12 @@ class AccuracyEvaluator:
     """Asks a model about clips in simulated time."""
 
     def __init__(
-        self, model: StreamChat, tokenizer: PreTrainedTokenizerFast, weights: Weights = "float32"
+        self, model: StreamChat, tokenizer: PreTrainedTokenizerFast, weights: WeightFormat = "float32"
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._quantise = quantise_to(weights)
         for module in (model.language, model.adapter):  # the services run the encoder apart, in float32
-            module.to(dtype_of(weights, "cpu"))
+            module.to(compute_dtype(weights, "cpu"))
         self.rate = model.config.frames_per_second
         self.dialog_tokenizer = DialogTokenizer(tokenizer, model.config.fifo_frames)
         self.stop_id = self.dialog_tokenizer.end_id
@@ -310,7 +310,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num", type=int, default=0, help="number of clips, the first ones (default: all)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--weights", type=weights_named, default="float32", help="bfloat16, int8, float8")
+    parser.add_argument(
+        "--weights", type=parse_weight_format, default="float32", help="bfloat16, int8, float8"
+    )
     parser.add_argument(
         "--any-seed", action="store_true", help="allow clips that are not held out (to look, not to report)"
     )

@@ -220,7 +220,7 @@ def test_an_unfit_folder_is_refused_with_the_reason(folders: tuple[Path, Path], 
         ({"num_hidden_layers": 6, "layer_types": None}, r"tensor model\.layers\.5\..* is missing"),
         (
             {"num_hidden_layers": 4, "layer_types": None},
-            r"no place for 12 tensors, such as model\.layers\.4\.",
+            r"12 tensors have no counterpart in this network, such as model\.layers\.4\.",
         ),
     ]
     for changes, words in wrong:

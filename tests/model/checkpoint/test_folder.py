@@ -57,6 +57,13 @@ def test_a_loaded_model_can_be_trained(small: StreamChat, tmp_path: Path):
     assert loaded.adapter[0].weight.grad is not None
 
 
+def test_other_users_may_read_what_the_umask_lets_them_read(small: StreamChat, tmp_path: Path):
+    """The weights have the permissions of the folder's other files."""
+    save_folder(small, tmp_path, shard_bytes=60_000)
+    wanted = (tmp_path / "config.json").stat().st_mode
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {wanted}
+
+
 def test_shards_are_cut_between_tensors():
     assert plan_shards([("a", 4), ("b", 4), ("c", 9), ("d", 1)], 8) == [["a", "b"], ["c"], ["d"]]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint.weights import Weights, dtype_of, quantise_to, weights_named
+from model.checkpoint.weights import WeightFormat, compute_dtype, parse_weight_format, quantise_to
 from model.config import PROJECT_ROOT
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
@@ -15,15 +15,15 @@ from tests.model.scenes import make_model, make_scene, play
 
 
 def test_names_and_what_is_computed_with():
-    assert weights_named("int8") == "int8"
+    assert parse_weight_format("int8") == "int8"
     with pytest.raises(
         ValueError, match="weights: got 'int3', wanted one of auto, float32, bfloat16, int8, float8"
     ):
-        weights_named("int3")
-    assert dtype_of("auto", "cpu") == dtype_of("int8", "cpu") == torch.float32
-    assert dtype_of("auto", "cuda:1") == dtype_of("float8", "cuda") == torch.bfloat16
-    assert dtype_of("float32", "cuda") == torch.float32
-    assert dtype_of("bfloat16", "cpu") == torch.bfloat16
+        parse_weight_format("int3")
+    assert compute_dtype("auto", "cpu") == compute_dtype("int8", "cpu") == torch.float32
+    assert compute_dtype("auto", "cuda:1") == compute_dtype("float8", "cuda") == torch.bfloat16
+    assert compute_dtype("float32", "cuda") == torch.float32
+    assert compute_dtype("bfloat16", "cpu") == torch.bfloat16
     assert quantise_to("bfloat16") is None
 
 
@@ -39,9 +39,9 @@ def test_without_torchao_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch
         quantise_to("int8")
 
 
-def served(model: StreamChat, weights: Weights) -> Tensor:
+def served(model: StreamChat, weights: WeightFormat) -> Tensor:
     """Logits [positions, V] of a scene."""
-    model = model.to(dtype_of(weights, "cpu"))
+    model = model.to(compute_dtype(weights, "cpu"))
     engine = Engine(model, quantise=quantise_to(weights), max_dialogs=1)
     return torch.stack([logits.float() for _, logits in play(engine, make_scene(model), DialogOptions())])
 
@@ -49,7 +49,7 @@ def served(model: StreamChat, weights: Weights) -> Tensor:
 @pytest.mark.parametrize("shape", ["gqa_tied", "own_attention", "llama"])
 @pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize("weights", ["int8", "float8", "bfloat16"])
-def test_fewer_bits_change_little(shape: str, weights: Weights):
+def test_fewer_bits_change_little(shape: str, weights: WeightFormat):
     wanted, got = served(make_model(shape), "float32"), served(make_model(shape), weights)
     error = (got - wanted).square().mean().sqrt() / wanted.std()
     assert 0 < error < 0.1
