@@ -1,86 +1,88 @@
-"""The cameras of an engine: each one's ring, and the moments of it that frozen dialogs still look at."""
+"""The cameras of an engine: a ring of frames for each, and the snapshots that frozen dialogs see."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-import torch
-
+from model.engine.admission import EngineFull
+from model.engine.dialog import Dialog
 from model.engine.frame_ring import FrameRing
+from model.engine.pages import PagePool
 from model.engine.retention import Retention
-from model.runtime.frame_ingest import FrameChain, NewFrame
-from model.runtime.kv_cache import FrameKVCache
-
-
-class EngineFull(RuntimeError):
-    """No place for one more dialog or camera."""
 
 
 class Cameras:
-    """Rings by camera, those least recently asked about first."""
+    """Rings by camera; the camera that was asked about least recently comes first."""
 
-    def __init__(self, store: FrameKVCache, retention: Retention) -> None:
-        """A ring is a page of `store`."""
-        self.store, self.retention = store, retention
+    def __init__(self, pages: PagePool, retention: Retention, copy_ring: Callable[[int, int], None]) -> None:
+        """`pages`: one for each ring; `copy_ring` copies the keys and values of a page to another one."""
+        self._pages, self.retention, self._copy_ring = pages, retention, copy_ring
         self.rings: dict[str, FrameRing] = {}
 
     def ring(self, camera: str) -> FrameRing:
-        """A camera's; raises ValueError if it was not added."""
+        """A camera's ring; raises ValueError if the camera was not added."""
         if camera not in self.rings:
             raise ValueError(f"camera: got {camera!r}, which was not added")
         return self.rings[camera]
 
     def touch(self, camera: str) -> None:
-        """Somebody asks: the other cameras make way before this one."""
+        """Mark a camera as the most recently asked about: other cameras are evicted before it."""
         self.rings[camera] = self.rings.pop(camera)
 
     def camera_to_evict(self, watched: Collection[str]) -> str | None:
-        """The camera to drop if one more is to come, unless there is a free ring."""
-        if self.store.pages.num_unreserved:
+        """The camera that one more camera would evict; None if a ring is free. Raises EngineFull."""
+        if self._pages.num_unreserved:
             return None
-        spare = next((camera for camera in self.rings if camera not in watched), None)
-        if spare is None:
-            raise EngineFull(f"all {self.store.pages.num_pages} cameras are watched")
-        return spare
+        unwatched = next((camera for camera in self.rings if camera not in watched), None)
+        if unwatched is None:
+            raise EngineFull(f"all {self._pages.num_pages} cameras are watched")
+        return unwatched
 
     def add(self, camera: str) -> None:
-        """An empty ring for a new camera; there is a free one."""
-        taken = self.store.pages.reserve(camera, 1)
-        assert taken, "no ring is free"
-        self.rings[camera] = FrameRing(self.store.pages.allocate(camera), self.retention)
+        """Add a camera with an empty ring. A ring must be free."""
+        reserved = self._pages.reserve(camera, 1)
+        assert reserved, "no ring is free"
+        self.rings[camera] = FrameRing(self._pages.allocate(camera), self.retention)
 
     def drop(self, camera: str) -> None:
-        """Nobody looks at it any more."""
+        """Free a camera's ring and its snapshot. No dialog may see them."""
         if (snapshot := self.rings.pop(camera).snapshot) is not None:
-            self.store.pages.release(snapshot)
-        self.store.pages.release(camera)
+            self._pages.release(snapshot)
+        self._pages.release(camera)
 
-    def add_frame(self, frame: NewFrame, chain: FrameChain) -> int | None:
-        """A frame takes its place, by slot; None: its camera was dropped meanwhile."""
-        ring = self.rings.get(frame.camera)
+    def add_frame(self, camera: str, frame_id: str, captured_s: float) -> tuple[int, int] | None:
+        """Add a camera's newest frame; returns its page and slot. None: the camera was dropped meanwhile."""
+        ring = self.rings.get(camera)
         if ring is None:
             return None
         if ring.snapshot is not None and not ring.snapshot.num_dialogs:
-            self.store.pages.release(ring.snapshot)
-        slot = ring.add(frame.frame_id, frame.captured_s)
-        self.store.write(ring.page, slot, chain)
-        return slot
+            self._pages.release(ring.snapshot)
+        return ring.page, ring.add(frame_id, captured_s)
 
-    @torch.inference_mode()
-    def acquire_snapshot(self, live: FrameRing) -> FrameRing:
-        """A copy of a ring for one more who looks at it, one for all who ask at the same frame."""
-        if live.snapshot is None:
-            snapshot, pages = live.copy_to(-1), self.store.pages
-            if not pages.reserve(snapshot, 1):
-                raise EngineFull(f"all {pages.num_pages} rings are taken: none is left for a frozen moment")
-            snapshot.page = pages.allocate(snapshot)
-            self.store.copy(live.page, snapshot.page)
-            live.snapshot = snapshot
-        live.snapshot.num_dialogs += 1
-        return live.snapshot
+    def select_ring(self, dialog: Dialog) -> None:
+        """Let a dialog see its camera's ring, or, if it is frozen, a snapshot of it. Raises EngineFull."""
+        self.leave_snapshot(dialog)
+        if dialog.options.visual_context == "frozen":
+            dialog.ring = self._acquire_snapshot(dialog.camera_ring)
 
-    def release_snapshot(self, frozen: FrameRing, live: FrameRing) -> None:
-        """One fewer looks at a copy. The newest one stays, for who asks before the next frame."""
-        frozen.num_dialogs -= 1
-        if not frozen.num_dialogs and live.snapshot is not frozen:
-            self.store.pages.release(frozen)
+    def leave_snapshot(self, dialog: Dialog) -> None:
+        """Let a dialog see its camera's ring. The snapshot of the present frames stays for the next dialog."""
+        snapshot, ring = dialog.ring, dialog.camera_ring
+        dialog.see_camera()
+        if snapshot is not ring:
+            snapshot.num_dialogs -= 1
+            if not snapshot.num_dialogs and ring.snapshot is not snapshot:
+                self._pages.release(snapshot)
+
+    def _acquire_snapshot(self, ring: FrameRing) -> FrameRing:
+        """A copy of a ring's present frames; dialogs that ask at the same frame share it. Raises EngineFull."""
+        if ring.snapshot is None:
+            snapshot = ring.copy_to(-1)
+            if not self._pages.reserve(snapshot, 1):
+                num_rings = self._pages.num_pages
+                raise EngineFull(f"all {num_rings} rings are taken: none is left for a frozen dialog")
+            snapshot.page = self._pages.allocate(snapshot)
+            self._copy_ring(ring.page, snapshot.page)
+            ring.snapshot = snapshot
+        ring.snapshot.num_dialogs += 1
+        return ring.snapshot

@@ -9,27 +9,24 @@ from model.engine.retention import Retention
 
 @dataclass(frozen=True, slots=True)
 class RingFrame:
-    """Who a frame in a ring is."""
+    """Identity of a frame in a ring."""
 
     frame_id: str
     captured_s: float
-    number: int  # how many frames of this camera came before it: what masks are made of, never slots
+    number: int  # frames of this camera that came before it; visibility depends on it, never on slots
 
 
 class FrameRing:
-    """Which frames of a camera lie where: F of them, by default the newest. A slot is only where a frame lies.
-
-    What may be seen is decided by the frames' numbers.
-    """
+    """The F frames of a camera that are kept, by default the newest. A slot is only where a frame is stored."""
 
     def __init__(self, page: int, retention: Retention) -> None:
-        """`place`: the ring's page in the frame store."""
+        """`page`: the ring's page in the cache of frames."""
         self.page, self.retention, self.capacity = page, retention, retention.capacity
         self.frames: list[RingFrame | None] = [None] * self.capacity  # by slot
         self.num_arrived = 0
-        self.num_dialogs = 0  # dialogs that look at it, of a ring that no camera fills
+        self.num_dialogs = 0  # dialogs that see it, if it is a snapshot
+        self.snapshot: FrameRing | None = None  # copy of the present frames, for frozen dialogs
         self._order: list[int] = []  # slots, oldest frame first
-        self.snapshot: FrameRing | None = None  # of this very moment
 
     @property
     def newest(self) -> RingFrame | None:
@@ -38,7 +35,7 @@ class FrameRing:
 
     @property
     def is_full(self) -> bool:
-        """Whether a next frame makes another one leave."""
+        """Whether the next frame evicts another one."""
         return len(self._order) == self.capacity
 
     def in_order(self) -> list[tuple[int, RingFrame]]:
@@ -46,11 +43,10 @@ class FrameRing:
         return [(slot, frame) for slot in self._order if (frame := self.frames[slot]) is not None]
 
     def add(self, frame_id: str, captured_s: float) -> int:
-        """The newest frame comes; returns its slot, that of the frame which makes way."""
+        """Add the newest frame; returns its slot. In a full ring it takes the slot of the frame that it evicts."""
         if self.is_full:
-            slot = self._order.pop(
-                self.retention.frame_to_evict([frame.captured_s for _, frame in self.in_order()])
-            )
+            times = [frame.captured_s for _, frame in self.in_order()]
+            slot = self._order.pop(self.retention.frame_to_evict(times))
         else:
             slot = len(self._order)
         self._order.append(slot)
@@ -59,8 +55,8 @@ class FrameRing:
         self.snapshot = None
         return slot
 
-    def copy_to(self, place: int) -> FrameRing:
-        """The same frames at another place of the store (whoever asks copies the numbers there)."""
-        copy = FrameRing(place, self.retention)
+    def copy_to(self, page: int) -> FrameRing:
+        """A ring of the same frames on another page. The caller copies the keys and values."""
+        copy = FrameRing(page, self.retention)
         copy.frames, copy.num_arrived, copy._order = list(self.frames), self.num_arrived, list(self._order)
         return copy

@@ -1,4 +1,4 @@
-"""How a dialog watches and speaks."""
+"""How a dialog sees its camera and generates tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.engine.sampling import SamplingParameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DialogOptions(SamplingParameters):
-    """How a dialog watches and speaks; raises ValueError for a value that makes no sense."""
+    """What a dialog sees and when it stops; raises ValueError for a value out of range."""
 
     visual_context: Literal["live", "frozen"] = "live"  # frozen: only what was visible at the question
     num_frames: int | None = None  # newest frames to see; None: all that the ring holds

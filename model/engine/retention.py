@@ -1,4 +1,4 @@
-"""Which frame makes way when a camera's ring is full (paper, section 2.1: the oldest; or thinner with age)."""
+"""Which frame a full ring evicts: the oldest (paper, section 2.1), or with several rates the one that is spare."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Of frames older than those of the tiers before: this many, at most one every `every_s` seconds."""
+    """Frames older than those of the previous tiers: how many, and the seconds from one to the next."""
 
     num_frames: int
     every_s: float
 
 
 class Retention:
-    """One rate (no tiers): a FIFO. Several: the newest frames all, older ones thinner, in the same ring.
+    """Without tiers a ring is a FIFO. With tiers it keeps all of the newest frames and fewer of the older ones.
 
-    A tier keeps the first frame of each span of `every_s` seconds on the camera's own clock, so what is kept of the
-    past does not depend on when it is looked at.
+    A tier keeps the first frame of each interval of `every_s` seconds on the camera's own clock. So the frames that
+    are kept do not depend on when a dialog sees them.
     """
 
     def __init__(self, capacity: int, tiers: Sequence[Tier] = ()) -> None:
-        """`tiers` come after the newest frames, which have what is left of `capacity`. Raises ValueError."""
+        """The newest frames get the slots that `tiers` leave of `capacity`. Raises ValueError for wrong tiers."""
         self.capacity, self.tiers = capacity, tuple(tiers)
         self.num_dense = capacity - sum(tier.num_frames for tier in tiers)
         if self.num_dense < 1 or any(tier.num_frames < 1 or tier.every_s <= 0 for tier in tiers):
@@ -36,23 +36,25 @@ class Retention:
 
     @staticmethod
     def parse(text: str, capacity: int) -> Retention:
-        """`10@1,6@10`: after the newest, 10 frames a second apart, then 6 ten seconds apart. Empty: one rate."""
+        """`10@1,6@10`: after the newest frames 10 that are 1 s apart, then 6 that are 10 s apart. Empty: no tiers."""
         tiers: list[Tier] = []
         for part in filter(None, text.split(",")):
             count, separator, every_s = part.strip().partition("@")
             try:
                 tiers.append(Tier(int(count), float(every_s)))
             except ValueError as error:
-                raise ValueError(f"got {text!r}, wanted frames@seconds,...: {part!r} is none") from error
+                raise ValueError(
+                    f"got {text!r}, wanted frames@seconds,...; {part!r} is not of this form"
+                ) from error
             if not separator:
-                raise ValueError(f"got {text!r}, wanted frames@seconds,...: {part!r} is none")
+                raise ValueError(f"got {text!r}, wanted frames@seconds,...; {part!r} is not of this form")
         return Retention(capacity, tiers)
 
     def frame_to_evict(self, times: Sequence[float]) -> int:
-        """Which of a full ring's frames makes way for the next one: a position in `times`, oldest first.
+        """The frame that a full ring evicts for the next one: a position in `times`, oldest first.
 
-        A frame that leaves the newest ones is given up if an older one of its span is kept already; else it pushes
-        its tier's oldest on to the next, thinner tier, where the same is asked. From the last tier the oldest goes.
+        A frame that is no longer among the newest is evicted if its interval has an older frame. Otherwise it stays,
+        and its tier's oldest frame moves to the next tier, where the same rule holds. The last tier evicts its oldest.
         """
         end = len(times) - self.num_dense + 1  # the frames before this one are no longer among the newest
         for tier in self.tiers:
@@ -64,7 +66,7 @@ class Retention:
         return 0
 
     def visible(self, frame_times: Sequence[float] | npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-        """For training: bool [N + 1, N]; row n tells which of the first n frames the ring holds after n have come."""
+        """For training: bool [N + 1, N]; row n is true for the frames that the ring holds after n have arrived."""
         held: list[int] = []
         rows = np.zeros((len(frame_times) + 1, len(frame_times)), np.bool_)
         for number in range(len(frame_times)):

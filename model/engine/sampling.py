@@ -13,21 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MAX_TOP_LOGPROBS = 20  # likeliest tokens told beside the one that was drawn (OpenAI's limit)
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParameters:
-    """How the next token is chosen; raises ValueError for a value that makes no sense."""
+    """How the next token is chosen; raises ValueError for a value out of range."""
 
-    temperature: float = 0.0  # 0: the likeliest token
-    top_p: float = 1.0  # only the likeliest tokens that together have this chance
-    min_p: float = 0.0  # only tokens at least this likely, as a share of the likeliest one's chance
-    repetition_penalty: float = 1.0  # tokens of prompt and answer: logits divided, or multiplied below 0
-    frequency_penalty: float = 0.0  # OpenAI's: taken off a token's logit for each time it was said
-    presence_penalty: float = 0.0  # OpenAI's: taken off once
-    logit_bias: tuple[tuple[int, float], ...] = ()  # OpenAI's: (token, what is added to its logit)
-    num_top_logprobs: int | None = None  # log chances: None: none; n: of the token, and the n likeliest
+    temperature: float = 0.0  # 0: the token with the highest logit
+    top_p: float = 1.0  # keep the most likely tokens that together reach this probability
+    min_p: float = 0.0  # keep tokens that have at least this share of the highest probability
+    repetition_penalty: float = 1.0  # Hugging Face's: for tokens of prompt and answer
+    frequency_penalty: float = 0.0  # OpenAI's: subtracted for each time a token was generated
+    presence_penalty: float = 0.0  # OpenAI's: subtracted once
+    logit_bias: tuple[tuple[int, float], ...] = ()  # OpenAI's: (token id, value added to its logit)
+    num_top_logprobs: int | None = None  # None: no logprobs; n: the token's own and the n highest
     seed: int | None = None  # None: a new one for each turn
 
     def __post_init__(self) -> None:
@@ -43,41 +43,38 @@ class SamplingParameters:
             raise ValueError(f"top_p: got {self.top_p}, wanted more than 0 and at most 1")
         if not 0.01 <= self.repetition_penalty <= 100.0:
             raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, wanted 0.01 to 100")
-        if self.num_top_logprobs is not None and not 0 <= self.num_top_logprobs <= MAX_TOP_LOGPROBS:
-            raise ValueError(f"num_top_logprobs: got {self.num_top_logprobs}, wanted 0 to {MAX_TOP_LOGPROBS}")
+        num_top = self.num_top_logprobs
+        if num_top is not None and not 0 <= num_top <= MAX_TOP_LOGPROBS:
+            raise ValueError(f"num_top_logprobs: got {num_top}, wanted 0 to {MAX_TOP_LOGPROBS}")
 
     @property
-    def uses_token_counts(self) -> bool:
-        """Whether what was said before changes what is said next."""
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change the logits."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
     @property
     def is_argmax(self) -> bool:
-        """Whether the token is the one with the highest logit, and nobody asks how likely it was."""
-        return (
-            self.temperature == 0.0
-            and not self.uses_token_counts
-            and not self.logit_bias
-            and self.num_top_logprobs is None
-        )
+        """Whether the token is the argmax of the raw logits, and no logprobs are wanted."""
+        greedy = self.temperature == 0.0 and not self.has_penalties and not self.logit_bias
+        return greedy and self.num_top_logprobs is None
 
 
 class TokenLogprobs(NamedTuple):
-    """Natural logarithms of chances, as the model gave them: before temperature, penalties and cuts."""
+    """Natural logarithms of the model's own probabilities: before temperature, penalties and cuts."""
 
-    token: float
-    top: tuple[tuple[int, float], ...]  # the likeliest tokens and theirs
+    token: float  # of the sampled token
+    top: tuple[tuple[int, float], ...]  # (token id, logprob) of the most likely tokens
 
 
 class SampledToken(NamedTuple):
-    """A chosen token."""
+    """A token and, if they were asked for, its logprobs."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
 
 
 class SamplerState:
-    """How one dialog chooses its tokens: always the same ones from the same seed, alone or among others."""
+    """Sampling parameters and token counts of one turn. The same seed gives the same tokens in any batch."""
 
     def __init__(
         self, parameters: SamplingParameters, seed: int, vocab_size: int, device: torch.device
@@ -86,94 +83,97 @@ class SamplerState:
         self.num_sampled = 0
         self.seen_tokens: Tensor | None = None  # bool [V]: in the prompt or the answer
         self.output_counts: Tensor | None = None  # [V]: how often in the answer
-        if parameters.uses_token_counts:
+        if parameters.has_penalties:
             self.seen_tokens = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             self.output_counts = torch.zeros(vocab_size, device=device)
 
     def add_prompt(self, token_ids: Sequence[int]) -> None:
-        """A prompt."""
+        """Count the tokens of a prompt."""
         if self.seen_tokens is not None:
             self.seen_tokens[list(token_ids)] = True
 
     def add_token(self, token_id: int) -> None:
-        """A token was made."""
+        """Count a generated token."""
         self.num_sampled += 1
         if self.seen_tokens is not None and self.output_counts is not None:
             self.seen_tokens[token_id] = True
             self.output_counts[token_id] += 1
 
     def next_uniform(self) -> float:
-        """Where in the chances, laid end to end, the next token is drawn: 0 to below 1."""
+        """The random number for the next token, 0 to below 1: it depends on the seed and the token's number."""
         return random.Random(f"{self.seed}/{self.num_sampled}").random()
 
 
-def sample(logits: Tensor, voices: Sequence[SamplerState]) -> list[SampledToken]:
+def sample(logits: Tensor, samplers: Sequence[SamplerState]) -> list[SampledToken]:
     """One token for each row of logits [B, V]."""
-    if all(voice.parameters.is_argmax for voice in voices):
+    if all(sampler.parameters.is_argmax for sampler in samplers):
         return [SampledToken(token_id) for token_id in logits.argmax(-1).tolist()]
     raw = logits.float()
-    logits = _apply_penalties(raw, voices)
-    tokens = logits.argmax(-1)
-    drawn = [row for row, voice in enumerate(voices) if voice.parameters.temperature > 0.0]
-    if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        tokens[rows] = _sample_rows(logits[rows], [voices[row] for row in drawn])
-    chances = _logprobs(raw, tokens, voices)
-    return [SampledToken(token, chance) for token, chance in zip(tokens.tolist(), chances, strict=True)]
+    logits = _apply_penalties(raw, samplers)
+    token_ids = logits.argmax(-1)
+    random_rows = [row for row, sampler in enumerate(samplers) if sampler.parameters.temperature > 0.0]
+    if random_rows:
+        rows = torch.tensor(random_rows, device=logits.device)
+        token_ids[rows] = _sample_rows(logits[rows], [samplers[row] for row in random_rows])
+    logprobs = _logprobs(raw, token_ids, samplers)
+    return [SampledToken(*pair) for pair in zip(token_ids.tolist(), logprobs, strict=True)]
 
 
-def _apply_penalties(logits: Tensor, voices: Sequence[SamplerState]) -> Tensor:
+def _apply_penalties(logits: Tensor, samplers: Sequence[SamplerState]) -> Tensor:
+    """Logits [B, V] with penalties and biases."""
     changed = [
         row
-        for row, voice in enumerate(voices)
-        if voice.parameters.uses_token_counts or voice.parameters.logit_bias
+        for row, each in enumerate(samplers)
+        if each.parameters.has_penalties or each.parameters.logit_bias
     ]
     if not changed:
         return logits
     logits = logits.clone()
     for row in changed:
-        voice, own = voices[row], logits[row]
-        sampling = voice.parameters
-        if voice.seen_tokens is not None and voice.output_counts is not None:
-            penalty = sampling.repetition_penalty
-            own = torch.where(voice.seen_tokens, torch.where(own > 0, own / penalty, own * penalty), own)
-            own -= sampling.frequency_penalty * voice.output_counts + sampling.presence_penalty * (
-                voice.output_counts > 0
-            )
-        for token_id, bias in sampling.logit_bias:
+        sampler, own = samplers[row], logits[row]
+        parameters = sampler.parameters
+        if (seen := sampler.seen_tokens) is not None and (counts := sampler.output_counts) is not None:
+            penalty = parameters.repetition_penalty
+            own = torch.where(seen, torch.where(own > 0, own / penalty, own * penalty), own)
+            own -= parameters.frequency_penalty * counts + parameters.presence_penalty * (counts > 0)
+        for token_id, bias in parameters.logit_bias:
             own[token_id] += bias
         logits[row] = own
     return logits
 
 
-def _sample_rows(logits: Tensor, voices: Sequence[SamplerState]) -> Tensor:
-    """Tokens [B], all rows at once: sorted, cut, and drawn at each voice's place."""
+def _sample_rows(logits: Tensor, samplers: Sequence[SamplerState]) -> Tensor:
+    """Token ids [B] by inverse transform sampling, after the top-p and min-p cuts, all rows at once."""
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
-    heat = column([voice.parameters.temperature for voice in voices])
-    chances, order = (logits / heat).softmax(-1).sort(descending=True, stable=True)
-    before = chances.cumsum(-1) - chances
-    kept = before < column([voice.parameters.top_p for voice in voices])
-    kept &= chances >= column([voice.parameters.min_p for voice in voices]) * chances[:, :1]
-    sums = chances.where(kept, 0.0).cumsum(-1)
-    place = column([voice.next_uniform() for voice in voices]) * sums[:, -1:]
+    parameters = [sampler.parameters for sampler in samplers]
+    temperature = column([each.temperature for each in parameters])
+    probabilities, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = before < column([each.top_p for each in parameters])
+    kept &= probabilities >= column([each.min_p for each in parameters]) * probabilities[:, :1]
+    sums = probabilities.where(kept, 0.0).cumsum(-1)
+    drawn = column([sampler.next_uniform() for sampler in samplers]) * sums[:, -1:]
     last = kept.sum(-1, keepdim=True) - 1
-    return order.gather(-1, torch.searchsorted(sums, place, right=True).minimum(last))[:, 0]
+    return order.gather(-1, torch.searchsorted(sums, drawn, right=True).minimum(last))[:, 0]
 
 
-def _logprobs(logits: Tensor, tokens: Tensor, voices: Sequence[SamplerState]) -> list[TokenLogprobs | None]:
-    asked = [voice.parameters.num_top_logprobs for voice in voices]
-    found: list[TokenLogprobs | None] = [None] * len(asked)
-    most = max((num for num in asked if num is not None), default=None)
+def _logprobs(
+    logits: Tensor, token_ids: Tensor, samplers: Sequence[SamplerState]
+) -> list[TokenLogprobs | None]:
+    """Of the rows that ask for them."""
+    wanted = [sampler.parameters.num_top_logprobs for sampler in samplers]
+    logprobs: list[TokenLogprobs | None] = [None] * len(wanted)
+    most = max((num for num in wanted if num is not None), default=None)
     if most is None:
-        return found
-    logs = logits.log_softmax(-1)
-    own: list[float] = logs.gather(-1, tokens[:, None])[:, 0].tolist()
-    values, ids = (part.tolist() for part in logs.topk(min(most, logs.shape[-1]), -1))
-    for row, num in enumerate(asked):
+        return logprobs
+    all_logprobs = logits.log_softmax(-1)
+    own: list[float] = all_logprobs.gather(-1, token_ids[:, None])[:, 0].tolist()
+    values, ids = (part.tolist() for part in all_logprobs.topk(min(most, all_logprobs.shape[-1]), -1))
+    for row, num in enumerate(wanted):
         if num is not None:
             top = tuple(zip(ids[row][:num], values[row][:num], strict=True))
-            found[row] = TokenLogprobs(own[row], top)
-    return found
+            logprobs[row] = TokenLogprobs(own[row], top)
+    return logprobs

@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from model.engine.engine import Engine, EngineFull, GeneratedToken
+from model.engine.admission import EngineFull
+from model.engine.dialog import GeneratedToken
+from model.engine.engine import Engine
 from services.llm_decoder.camera_frames import CameraFrames
 from services.llm_decoder.command_inbox import CommandInbox
 from services.llm_decoder.dialog_opener import DialogOpener

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from model.engine.admission import EngineFull
 from model.engine.dialog import PriorToken
-from model.engine.engine import Engine, EngineFull
+from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from services.llm_decoder.live_dialog import LiveDialog
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs

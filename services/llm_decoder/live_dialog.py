@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from model.engine.engine import GeneratedToken
+from model.engine.dialog import GeneratedToken
 from services.llm_decoder.text_stream import TextStream
 from services.messages.dialog import (
     DialogEnded,

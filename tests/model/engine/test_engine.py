@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model.config import preset
-from model.engine.dialog import PriorToken
-from model.engine.engine import Engine, EngineFull, GeneratedToken
+from model.engine.admission import EngineFull
+from model.engine.dialog import GeneratedToken, PriorToken
+from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.engine.retention import Retention, Tier
 from model.network.streamchat import StreamChat
@@ -278,7 +279,7 @@ def test_a_dialog_that_cannot_be_read_gives_its_place_back(small: StreamChat):
     with pytest.raises(RuntimeError, match="for index"):
         engine.open_dialog("d", "a", [*PROMPT[:1], 1.5, 2], DialogOptions())  # pyright: ignore[reportArgumentType]
     assert not engine.dialogs
-    assert engine.text_bytes == 0
+    assert engine.cache_usage.text_bytes == 0
     engine.open_dialog("d", "a", PROMPT, DialogOptions())
 
 
@@ -407,15 +408,13 @@ def test_oldest_turns_are_dropped_where_the_window_is_full(small: StreamChat):
     for _ in range(30):
         while engine.step(["d"])[0].finish_reason is None:
             pass
-        held.append(engine.dialog_bytes("d"))
+        held.append(engine.cache_usage.dialog_bytes(engine.dialogs["d"]))
         engine.start_turn("d", PROMPT * 5)
     dialog = engine.dialogs["d"]
     assert dialog.num_computed_tokens > 1000
     assert len(set(held[5:])) <= 3
-    assert max(held) <= engine.cache_limit_bytes - engine.camera_bytes * 32
-    first, end = dialog.dropped_tokens
-    assert first == 6
-    assert dialog.turns[0].first_token == end
+    assert max(held) <= engine.cache_usage.limit_bytes - engine.cache_usage.camera_bytes * 32
+    assert dialog.dropped_tokens == range(6, dialog.turns[0].first_token)
     assert dialog.num_cached_tokens < 100
     assert dialog.pages.count(-1) > 100
 
@@ -435,11 +434,12 @@ def test_a_dropped_turn_leaves_no_trace_and_nothing_is_read_again(small: StreamC
         dialog = engine.dialogs["d"]
         for _ in range(6):
             engine.append_token("d", 9) if dialog.finish_reason is None else None
-        assert dialog.dropped_tokens == (0, 0)
+        assert dialog.dropped_tokens == range(0)
         engine.start_turn("d", PROMPT * 2)
-        assert dialog.dropped_tokens == (2, 24)
+        assert dialog.dropped_tokens == range(2, 24)
         if poison:
-            for keys, values in engine._text.layers:  # pyright: ignore[reportPrivateUsage]
+            cache = engine._runner.text_cache  # pyright: ignore[reportPrivateUsage]
+            for keys, values in cache.layers:
                 with torch.inference_mode():
                     keys[dialog.pages[0], :, 2:] = values[dialog.pages[0], :, 2:] = 1e4
         logits.append(engine.logits(["d"]))
@@ -471,7 +471,8 @@ def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
         engine.open_dialog(name, "a", PROMPT, DialogOptions(max_tokens=20))
         engine.step([name])
         engine.suspend_dialog(name)
-    assert engine.text_bytes == 2 * page == engine.dialog_bytes("old") + engine.dialog_bytes("young")
+    assert engine.cache_usage.text_bytes == 2 * page
+    assert [engine.cache_usage.dialog_bytes(dialog) for dialog in engine.dialogs.values()] == [page, page]
     engine.open_dialog("long", "a", PROMPT * 24, DialogOptions(max_tokens=20))  # 15 pages
     assert list(engine.dialogs) == ["young", "long"]
     with pytest.raises(EngineFull, match="no memory"):
@@ -484,7 +485,7 @@ def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
 
 def test_cameras_that_nobody_watches_make_way(small: StreamChat):
     engine = with_cameras(small, "a", "b", "c", max_cameras=3)
-    assert engine.frame_bytes == 3 * engine.camera_bytes
+    assert engine.cache_usage.frame_bytes == 3 * engine.cache_usage.camera_bytes
     engine.open_dialog("d", "a", PROMPT, DialogOptions())
     engine.open_dialog("e", "b", PROMPT, DialogOptions())
     engine.close_dialog("e")
@@ -495,7 +496,7 @@ def test_cameras_that_nobody_watches_make_way(small: StreamChat):
     with pytest.raises(EngineFull, match="3 cameras are watched"):
         engine.add_camera("z")
     assert list(engine.cameras) == ["a", "x", "y"]
-    with pytest.raises(EngineFull, match="frozen moment"):
+    with pytest.raises(EngineFull, match="frozen dialog"):
         engine.open_dialog("h", "a", PROMPT, DialogOptions(visual_context="frozen"))
     assert "h" not in engine.dialogs
 
@@ -504,16 +505,16 @@ def test_frozen_dialogs_of_one_moment_share_one_copy(small: StreamChat):
     engine = with_cameras(small, "a", max_cameras=4)
     for name in ("d", "e"):
         engine.open_dialog(name, "a", PROMPT, DialogOptions(visual_context="frozen"))
-    assert engine.frame_bytes == 2 * engine.camera_bytes
+    assert engine.cache_usage.frame_bytes == 2 * engine.cache_usage.camera_bytes
     watch(engine, "a", 7, 7)
     engine.open_dialog("f", "a", PROMPT, DialogOptions(visual_context="frozen"))
-    assert engine.frame_bytes == 3 * engine.camera_bytes
+    assert engine.cache_usage.frame_bytes == 3 * engine.cache_usage.camera_bytes
     for name in ("d", "e", "f"):
         engine.close_dialog(name)
     watch(engine, "a", 8, 8)
-    assert engine.frame_bytes == engine.camera_bytes
+    assert engine.cache_usage.frame_bytes == engine.cache_usage.camera_bytes
     engine.drop_camera("a")
-    assert (engine.frame_bytes, engine.text_bytes) == (0, 0)
+    assert (engine.cache_usage.frame_bytes, engine.cache_usage.text_bytes) == (0, 0)
 
 
 def test_several_rates_are_seen_as_in_training(small: StreamChat):
@@ -542,7 +543,7 @@ def test_the_14b_model_fits_an_80_gb_card_with_its_caches():
         torch.set_default_dtype(before)
     weights = sum(parameter.numel() * 2 for parameter in model.parameters())
     engine = Engine(model, max_dialogs=64, max_cameras=8, page_tokens=256)
-    assert engine.camera_bytes == 12 * 2 * 8 * 32 * 256 * 128 * 2
+    assert engine.cache_usage.camera_bytes == 12 * 2 * 8 * 32 * 256 * 128 * 2
     assert 34e9 < weights < 37e9
-    assert 30e9 < engine.cache_limit_bytes < 36e9
-    assert weights + engine.cache_limit_bytes < 0.95 * 80e9  # the rest is for what a step writes
+    assert 30e9 < engine.cache_usage.limit_bytes < 36e9
+    assert weights + engine.cache_usage.limit_bytes < 0.95 * 80e9  # the rest is for what a step writes

@@ -25,7 +25,7 @@ def small() -> StreamChat:
 
 def allocated(engine: Engine) -> dict[str, int]:
     """Bytes of new tensors by operation, in one run of the engine's step."""
-    step: Any = engine._step  # pyright: ignore[reportPrivateUsage]
+    step: Any = engine._runner.step  # pyright: ignore[reportPrivateUsage]
     with (
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen,
         torch.inference_mode(),
@@ -51,14 +51,14 @@ def test_the_same_dialogs_go_on_in_the_same_memory(small: StreamChat):
     engine = with_cameras(small, "a")
     engine.open_dialog("d", "a", PROMPT, DialogOptions())
     engine.step(["d"])
-    step = engine._step  # pyright: ignore[reportPrivateUsage]
+    step = engine._runner.step  # pyright: ignore[reportPrivateUsage]
     for number in range(7, 11):
         watch(engine, "a", number, number)
         engine.step(["d"])
-        assert engine._step is step  # pyright: ignore[reportPrivateUsage]
+        assert engine._runner.step is step  # pyright: ignore[reportPrivateUsage]
     engine.open_dialog("e", "a", PROMPT, DialogOptions())
     engine.step(["d", "e"])
-    assert engine._step is not step  # pyright: ignore[reportPrivateUsage]
+    assert engine._runner.step is not step  # pyright: ignore[reportPrivateUsage]
 
 
 def test_many_get_what_one_alone_gets(model: StreamChat):
