@@ -36,7 +36,7 @@ class RunFolder:
 
     def parts(self) -> list[dict[str, Any]]:
         """The record of all parts that were trained on."""
-        files = sorted((self.out / "run").glob("parts-*.jsonl"))
+        files = sorted((self.out / "run").glob("micro_batches-*.jsonl"))
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
     def has_checkpoint(self) -> bool:

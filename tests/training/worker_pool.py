@@ -107,8 +107,15 @@ def train(training: Training) -> dict[str, Any]:
     from training.optimise.objective import Objective
     from training.optimise.optimizers import Optimizers
     from training.optimise.trainable import set_trainable
-    from training.run.micro_batch_source import Source
-    from training.run.sharding import load_state, local_bytes, read_weights, save_state, shard, write_folder
+    from training.run.micro_batch_source import MicroBatchSource
+    from training.run.sharding import (
+        load_checkpoint,
+        load_weights,
+        local_bytes,
+        save_checkpoint,
+        save_model_folder,
+        shard,
+    )
     from training.run.train_step import StepRunner
 
     torch.set_num_threads(1)
@@ -121,22 +128,22 @@ def train(training: Training) -> dict[str, Any]:
     set_trainable(model, recipe.trainable)
     objective = Objective(model)
     shard(objective, init_device_mesh("cpu", (workers,)), recipe)
-    read_weights(model, plan.start, cpu)
+    load_weights(model, plan.start, cpu)
     optimizers = Optimizers.of(model, recipe)
     if training.load is not None:
-        load_state(training.load, model, optimizers.all)
-    stepper, source = StepRunner(objective, optimizers, recipe, cpu), Source(plan)
+        load_checkpoint(training.load, model, optimizers.all)
+    stepper, source = StepRunner(objective, optimizers, recipe, cpu), MicroBatchSource(plan)
     per_step = recipe.micro_batches_per_step
     steps: list[dict[str, Any]] = []
     for step in range(training.first, training.last):
         mine = [n for n in range(step * per_step, (step + 1) * per_step) if n % workers == rank]
-        parts = [source.part(number) for number in mine]
+        parts = [source.micro_batch(number) for number in mine]
         parts += [source.empty() for _ in range(-(-per_step // workers) - len(parts))]
         steps.append(asdict(stepper.step(parts, step / plan.total_steps)))
     held = local_bytes(model, optimizers.all)
     if training.save is not None:
-        save_state(training.save, model, optimizers.all)
-        write_folder(model, plan.start, training.save / "folder", writes=rank == 0)
+        save_checkpoint(training.save, model, optimizers.all)
+        save_model_folder(model, plan.start, training.save / "folder", writes=rank == 0)
     dist.destroy_process_group()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return {"steps": steps, "held": held, "grown": grown}

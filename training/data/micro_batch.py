@@ -1,4 +1,4 @@
-"""A part: what goes through the model together, a micro-batch of a step. It crosses processes as one safetensors blob.
+"""A micro-batch: what goes through the model at once. It crosses processes as one safetensors blob.
 
 Letters: C clips, F frames of a clip, M pictures, P visual tokens, Dv the encoder's width, S pixels along a side.
 """
@@ -20,38 +20,38 @@ from training.data.token_row import Bools, Ints, TokenBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Rows, the frames they look at (as pictures, or as the encoder's output), and what became of bad data."""
+    """Token rows, their frames (as pictures or as the encoder's output), and the bad rows that were skipped."""
 
-    number: int  # counted over the whole run
+    index: int  # of the micro-batch in the whole run
     batch: TokenBatch
     num_clips: int
     segments: Ints | None = None  # [B, T]: see `packing.Packed`; None: one sample a row
     pictures: npt.NDArray[np.uint8] | None = None  # [M, S, S, 3]
-    slots: Ints | None = None  # [M]: the place of a picture among C * F
+    slots: Ints | None = None  # [M]: index of each picture among the C * F frames
     features: npt.NDArray[np.float32] | None = None  # [C, F, P, Dv] instead
     truth: npt.NDArray[np.int8] | None = None  # [C, F, P, 3], for grounding
-    samples: tuple[str, ...] = ()  # ids, for the record of what was seen
-    bad: tuple[tuple[str, str, str], ...] = ()  # place, reason, detail
+    samples: tuple[str, ...] = ()  # their ids, for the record of the run
+    bad: tuple[tuple[str, str, str], ...] = ()  # video or id, reason, detail
 
     @property
     def weight(self) -> float:
-        """The weight of all tokens that count."""
-        return float(self.batch.weights[self.batch.counts].sum())
+        """Sum of the loss weights."""
+        return float(self.batch.loss_weights[self.batch.loss_mask].sum())
 
     @property
     def num_tokens(self) -> int:
         """Text tokens, padding not counted."""
         if self.segments is not None:
             return int((self.segments >= 0).sum())
-        return int((self.batch.visible.any(-1) | self.batch.counts).sum())
+        return int((self.batch.visible.any(-1) | self.batch.loss_mask).sum())
 
     @property
     def num_frames(self) -> int:
-        """Frames that some token looks at."""
+        """Frames that at least one token sees."""
         return int(self.batch.visible.any(1).sum())
 
     def to_bytes(self) -> bytes:
-        """Everything, as one blob."""
+        """The micro-batch as one blob."""
         arrays = {
             f"batch.{f.name}": np.ascontiguousarray(getattr(self.batch, f.name)) for f in fields(TokenBatch)
         }
@@ -64,7 +64,7 @@ class MicroBatch:
 
     @staticmethod
     def from_bytes(blob: bytes) -> MicroBatch:
-        """Read what `to_bytes` wrote."""
+        """The inverse of `to_bytes`."""
         arrays = load(blob)
         rest: dict[str, Any] = json.loads(arrays.pop("rest").tobytes())
         batch = TokenBatch(**{f.name: arrays.pop(f"batch.{f.name}") for f in fields(TokenBatch)})
@@ -72,7 +72,7 @@ class MicroBatch:
         return MicroBatch(batch=batch, **arrays, **rest)
 
     def text_mask(self) -> Bools | None:
-        """What each token may read, bool [B, T, T]; None: all up to itself."""
+        """Attention mask of the text, bool [B, T, T]; None: causal."""
         if self.segments is None:
             return None
         same = self.segments[:, :, None] == self.segments[:, None, :]
@@ -83,7 +83,7 @@ ARRAYS = ("segments", "pictures", "slots", "features", "truth")
 
 
 def packed_micro_batch(
-    number: int,
+    index: int,
     samples: Sequence[Sample],
     longest: int,
     pad_id: int,
@@ -91,10 +91,10 @@ def packed_micro_batch(
     ids: Sequence[str] = (),
     bad: Sequence[tuple[str, str, str]] = (),
 ) -> MicroBatch:
-    """Samples as a part of packed rows; without samples, one in which nothing counts."""
+    """Samples packed into rows; without samples, a micro-batch with no loss."""
     packed: Packed = pack(samples, longest, pad_id, size)
     return MicroBatch(
-        number=number,
+        index=index,
         batch=packed.batch,
         num_clips=len(packed.segments),
         segments=packed.segments,

@@ -81,21 +81,21 @@ def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[TokenB
     ids = np.full(shape, pad_id, np.int64)
     batch = TokenBatch(
         token_ids=ids,
-        heard=ids.copy(),
+        input_ids=ids.copy(),
         text_index=np.zeros(shape, np.int64),
         clip_of_row=np.arange(shape[0]),
         frame_index=np.zeros((shape[0], num_frames), np.int64),
         visible=np.zeros((*shape, num_frames), np.bool_),
-        counts=np.zeros(shape, np.bool_),
-        weights=np.zeros(shape),
+        loss_mask=np.zeros(shape, np.bool_),
+        loss_weights=np.zeros(shape),
         topics=np.full(shape[0], -1),
     )
     return batch, np.full(shape, -1, np.int64)
 
 
 def _fill(batch: TokenBatch, row: int, here: slice, there: slice, said: TokenRow) -> None:
-    batch.token_ids[row, here], batch.heard[row, here] = said.token_ids, said.heard
+    batch.token_ids[row, here], batch.input_ids[row, here] = said.token_ids, said.input_ids
     batch.text_index[row, here] = said.text_index
-    batch.counts[row, here], batch.weights[row, here] = said.counts, said.weights
+    batch.loss_mask[row, here], batch.loss_weights[row, here] = said.loss_mask, said.loss_weights
     batch.frame_index[row, there] = said.frame_index
     batch.visible[row, here, there] = said.visible

@@ -91,7 +91,7 @@ class RowMicroBatches:
         pad = text.tokenizer.pad_token_id
         self.pad_id = text.end_id if pad is None else int(pad)  # type: ignore[arg-type]
 
-    def part(self, number: int, ordinal: int) -> MicroBatch:
+    def micro_batch(self, number: int, ordinal: int) -> MicroBatch:
         """MicroBatch `number` of the run, the `ordinal`-th that is made of rows."""
         samples: list[Sample] = []
         ids: list[str] = []

@@ -1,4 +1,4 @@
-"""A row's turns as tokens: each with its time, what it may see, and whether it counts (paper, section 2.3).
+"""A row's turns as tokens: each with its time, what it may see, and whether it loss_mask (paper, section 2.3).
 
 All tokens of an instruction have the time at which it is asked; an answer's words are spread over its interval, and
 a word's tokens share its time. In kinds other than "dense" the whole video comes before the text.
@@ -22,18 +22,18 @@ WORD = re.compile(r"\s*\S+")
 
 
 @dataclass(slots=True)
-class _Spoken:
+class _TimedTokens:
     """Tokens as they come."""
 
     ids: list[int] = field(default_factory=list[int])
     times: list[float] = field(default_factory=list[float])
-    counts: list[bool] = field(default_factory=list[bool])  # whether this very token is to be learnt
+    loss_mask: list[bool] = field(default_factory=list[bool])  # whether this very token is to be predicted
     turns: list[int] = field(default_factory=list[int])  # where instructions start
 
-    def say(self, ids: list[int], time_s: float, *, counts: bool) -> None:
+    def extend(self, ids: list[int], time_s: float, *, loss_mask: bool) -> None:
         self.ids += ids
         self.times += [time_s] * len(ids)
-        self.counts += [counts] * len(ids)
+        self.loss_mask += [loss_mask] * len(ids)
 
 
 class RowTokenizer:
@@ -49,43 +49,43 @@ class RowTokenizer:
     def tokens(self, row: TrainingRow, frame_times: Floats) -> TokenRow:
         """The row's T tokens over its N frames; BadRow when not even one turn fits."""
         dense = row.kind == "dense"
-        spoken = self._spoken(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
-        at = np.array(spoken.times)
-        text_index, frame_index = indices(at, frame_times, spoken.turns)
+        timed = self._spoken(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
+        at = np.array(timed.times)
+        text_index, frame_index = indices(at, frame_times, timed.turns)
         next_times = np.append(at[1:], at[-1])
         capacity = self.capacity if dense else max(len(frame_times), 1)
-        counts = np.append(np.array(spoken.counts[1:], np.bool_), False)  # of the token that comes next
-        ids = np.array(spoken.ids)
+        loss_mask = np.append(np.array(timed.loss_mask[1:], np.bool_), False)  # of the token that comes next
+        ids = np.array(timed.ids)
         return TokenRow(
             token_ids=ids,
-            heard=ids,
+            input_ids=ids,
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, capacity)),
-            counts=counts,
-            weights=counts.astype(np.float64),
+            loss_mask=loss_mask,
+            loss_weights=loss_mask.astype(np.float64),
         )
 
-    def _spoken(self, turns: tuple[Turn, ...], dense: bool, end_s: float) -> _Spoken:
+    def _spoken(self, turns: tuple[Turn, ...], dense: bool, end_s: float) -> _TimedTokens:
         """`end_s`: when all is said, unless the turns have times of their own."""
-        spoken = _Spoken()
+        timed = _TimedTokens()
         now_s = 0.0 if dense else end_s
         for number, turn in enumerate(turns):
             start_s = max(turn.start_s, now_s) if dense else end_s
             stop_s = max(turn.end_s, start_s) if dense else end_s
             prompt = self._pieces(self._prompt(turns[: number + 1]))
             answer = self._answer(turn.answer, start_s, stop_s, dense)
-            num_tokens = len(spoken.ids) + len(prompt) + sum(len(ids) for ids, _ in answer) + 1
+            num_tokens = len(timed.ids) + len(prompt) + sum(len(ids) for ids, _ in answer) + 1
             if num_tokens > self.max_tokens:
                 if not number:
                     raise BadRow("too long", f"got {num_tokens} tokens in one turn, wanted {self.max_tokens}")
                 break
-            spoken.turns.append(len(spoken.ids))
-            spoken.say(prompt, start_s, counts=False)
+            timed.turns.append(len(timed.ids))
+            timed.extend(prompt, start_s, loss_mask=False)
             for ids, now_s in answer:
-                spoken.say(ids, now_s, counts=True)
-            spoken.say([self.end_id], now_s, counts=True)
-        return spoken
+                timed.extend(ids, now_s, loss_mask=True)
+            timed.extend([self.end_id], now_s, loss_mask=True)
+        return timed
 
     def _answer(
         self, answer: str, start_s: float, stop_s: float, dense: bool

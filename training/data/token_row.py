@@ -20,13 +20,13 @@ Bools = npt.NDArray[np.bool_]
 class TokenRow:
     """One dialog on one clip: T text tokens, N frames of the clip."""
 
-    token_ids: Ints  # [T]
+    token_ids: Ints  # [T]: the right tokens, which are to be predicted
     text_index: Ints  # [T]
     frame_index: Ints  # [N]
     visible: Bools  # [T, N]: what the query at i may see, that is, what the token i + 1 could see
-    counts: Bools  # [T]: whether predicting token i + 1 is part of the loss
-    weights: Floats  # [T]: how much, where it counts
-    heard: Ints  # [T]: what the model reads, `token_ids` with slips of the tongue in the answer
+    loss_mask: Bools  # [T]: whether predicting token i + 1 is part of the loss
+    loss_weights: Floats  # [T]: its weight, where it is part of the loss
+    input_ids: Ints  # [T]: what the model reads: `token_ids`, in some answers with wrong words
     topic: int = -1  # token of the thing or the place that is asked for, if any
 
 
@@ -39,14 +39,14 @@ class TokenBatch:
     clip_of_row: Ints  # [B]
     frame_index: Ints  # [B, F]
     visible: Bools  # [B, T, F]
-    counts: Bools  # [B, T]
-    weights: Floats  # [B, T]
-    heard: Ints  # [B, T]
+    loss_mask: Bools  # [B, T]
+    loss_weights: Floats  # [B, T]
+    input_ids: Ints  # [B, T]
     topics: Ints  # [B]
 
 
 def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -> TokenBatch:
-    """Pad rows to the longest; padding sees nothing and counts nothing."""
+    """Pad rows to the longest one; padding sees no frame and is not part of the loss."""
     longest = max(len(r.token_ids) for r in rows)
     longest = (longest + 7) // 8 * 8
     num_frames = len(rows[0].frame_index)
@@ -57,16 +57,16 @@ def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -
     for i, row in enumerate(rows):
         length = len(row.token_ids)
         ids[i, :length], index[i, :length] = row.token_ids, row.text_index
-        visible[i, :length], counts[i, :length] = row.visible, row.counts
-        heard[i, :length], weights[i, :length] = row.heard, row.weights
+        visible[i, :length], counts[i, :length] = row.visible, row.loss_mask
+        heard[i, :length], weights[i, :length] = row.input_ids, row.loss_weights
     return TokenBatch(
         token_ids=ids,
         text_index=index,
         clip_of_row=np.array(clip_of_row),
         frame_index=np.stack([r.frame_index for r in rows]),
         visible=visible,
-        counts=counts,
-        weights=weights,
-        heard=heard,
+        loss_mask=counts,
+        loss_weights=weights,
+        input_ids=heard,
         topics=np.array([r.topic for r in rows]),
     )

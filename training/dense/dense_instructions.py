@@ -256,7 +256,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     instructions = InstructionRun(rows, config, options.out, replies, price)
     requests = instructions.requests(options.per_window)
     if requests:
-        connect(options.ray, trains=False)
+        connect(options.ray, needs_dashboard=False)
         instructions.ask(requests, options.workers)
     embed: Embedder = word_vectors
     if options.embedding_model:

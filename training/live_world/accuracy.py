@@ -172,7 +172,7 @@ class AccuracyEvaluator:
         tensors = (batch.token_ids, batch.text_index, batch.clip_of_row, batch.frame_index, batch.visible)
         ids, index, clip_of_row, frame_index, visible = (torch.from_numpy(t) for t in tensors)
         logits = self.model(ids, index, features, clip_of_row, frame_index, visible)
-        predicted, counts = logits[:, :-1].argmax(-1), torch.from_numpy(batch.counts)[:, :-1]
+        predicted, counts = logits[:, :-1].argmax(-1), torch.from_numpy(batch.loss_mask)[:, :-1]
         pairs = [self.count_right(p[c], w[c]) for p, w, c in zip(predicted, ids[:, 1:], counts, strict=True)]
         return sum(right for right, _ in pairs), sum(num for _, num in pairs)
 

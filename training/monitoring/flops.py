@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from model.network.streamchat import StreamChat
-from training.optimise.trainable import part_of
+from training.optimise.trainable import component_of
 
 PEAKS = {  # dense bfloat16 operations a second, from the makers' data sheets
     "B200": 2250e12,
@@ -27,19 +27,19 @@ PEAKS = {  # dense bfloat16 operations a second, from the makers' data sheets
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrainingFlops:
     """Operations of training: by text token, by frame from pixels on, and by frame from the encoder's output on."""
 
     token: float
     frame: float
-    encoded_frame: float
+    per_encoded_frame: float
 
     @staticmethod
-    def of(model: StreamChat) -> Work:
+    def of(model: StreamChat) -> TrainingFlops:
         """Count a model's weights (before it is sharded)."""
         sizes = dict.fromkeys(("adapter", "vision", "visual_ffn", "language"), 0)
         for name, parameter in model.named_parameters():
-            part = part_of(name)
+            part = component_of(name)
             looked_up = name.endswith("embed_tokens.weight") and model.language.lm_head is not None
             if parameter.ndim > 1 and part in sizes and not looked_up:
                 sizes[part] += parameter.numel()
@@ -50,12 +50,12 @@ class Work:
         patches = config.vision.num_visual_tokens
         encoder = (6 if learns else 2) * sizes["vision"] * patches
         speaks = any(p.requires_grad for p in model.language.layers.parameters())
-        return Work(
+        return TrainingFlops(
             (6 if speaks else 4) * sizes["language"], 6 * chain * patches + encoder, 6 * chain * patches
         )
 
 
-def peak_operations(device: torch.device) -> float:
+def peak_flops(device: torch.device) -> float:
     """Operations a second that the device could do: of a GPU by its name, of anything else as measured just now."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

@@ -25,7 +25,7 @@ def git_revision(folder: Path) -> str:
     return parts[0] + ("+" if parts[1] else "")
 
 
-def describe(plan: Plan, command: list[str], trainable: list[str], workers: int) -> None:
+def write_provenance(plan: Plan, command: list[str], trainable: list[str], workers: int) -> None:
     """Write `recipe.json` beside the model: what made it, by which code."""
     row = {
         "command": " ".join(["python", *command]),
@@ -35,6 +35,6 @@ def describe(plan: Plan, command: list[str], trainable: list[str], workers: int)
         "trainable": trainable,
         "recipe": asdict(plan.recipe),
     }
-    plan.run.mkdir(parents=True, exist_ok=True)
-    (plan.run / "recipe.json").write_text(json.dumps(row, indent=1) + "\n")
+    plan.run_folder.mkdir(parents=True, exist_ok=True)
+    (plan.run_folder / "recipe.json").write_text(json.dumps(row, indent=1) + "\n")
     print("\n".join(trainable), file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from training.data.micro_batch import MicroBatch
 from training.monitoring.curves import draw, read_log
-from training.monitoring.flops import Work
+from training.monitoring.flops import TrainingFlops
 from training.monitoring.metrics import TrainMetrics
 from training.monitoring.run_log import RunLog
 from training.run.plan import Plan
@@ -26,12 +26,12 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def keep_parts(path: Path, step: int, parts: list[MicroBatch]) -> None:
+def log_micro_batches(path: Path, step: int, parts: list[MicroBatch]) -> None:
     """Record which samples a step has seen, and which rows were bad: one line a part."""
     rows = [
-        {"step": step, "part": part.number, "samples": part.samples, "bad": part.bad}
+        {"step": step, "part": part.index, "samples": part.samples, "bad": part.bad}
         for part in parts
-        if part.number >= 0
+        if part.index >= 0
     ]
     # In one write: a kill leaves no half lines.
     with path.open("ab", buffering=0) as file:
@@ -41,11 +41,13 @@ def keep_parts(path: Path, step: int, parts: list[MicroBatch]) -> None:
 class RunReporter:
     """Rank 0's. Values between two reports are summed or averaged."""
 
-    def __init__(self, plan: Plan, work: Work, peak: float, workers: int, device: torch.device) -> None:
+    def __init__(
+        self, plan: Plan, work: TrainingFlops, peak: float, workers: int, device: torch.device
+    ) -> None:
         """`peak`: operations a second of one worker's device."""
         self.plan, self.work, self.peak, self.workers, self.device = plan, work, peak, workers, device
-        self.log = RunLog(plan.run)
-        self.board = SummaryWriter(str(plan.run / "tensorboard"))
+        self.log = RunLog(plan.run_folder)
+        self.board = SummaryWriter(str(plan.run_folder / "tensorboard"))
         self.metrics = TrainMetrics(plan.recipe.name)
         self.told: list[tuple[StepResult, float]] = []
         self.began_s = time.monotonic()
@@ -77,13 +79,13 @@ class RunReporter:
     def close(self) -> None:
         """Draw the curves."""
         self.board.close()
-        draw(read_log(self.plan.run), self.plan.run / "curve.png")
+        draw(read_log(self.plan.run_folder), self.plan.run_folder / "curve.png")
 
     def _report(self, step: int, total: int) -> None:
         took_s = time.monotonic() - self.began_s
         num = len(self.told)
         tokens, frames = sum(t.tokens for t, _ in self.told), sum(t.frames for t, _ in self.told)
-        per_frame = self.work.encoded_frame if self._encoded else self.work.frame
+        per_frame = self.work.per_encoded_frame if self._encoded else self.work.frame
         operations = tokens * self.work.token + frames * per_frame
         values = {
             "loss": sum(t.loss for t, _ in self.told) / num,

@@ -90,7 +90,7 @@ class Objective(nn.Module):
         batch, mask = part.batch, part.text_mask()
         hidden_mask = None if mask is None else there(mask)
         logits = self.model(
-            there(batch.heard),
+            there(batch.input_ids),
             there(batch.text_index),
             features,
             there(batch.clip_of_row),
@@ -98,9 +98,9 @@ class Objective(nn.Module):
             there(batch.visible),
             hidden_mask,
         )
-        counts = there(batch.counts)[:, :-1]
+        counts = there(batch.loss_mask)[:, :-1]
         said, wanted = logits[:, :-1][counts].float(), there(batch.token_ids)[:, 1:][counts]
-        weights = there(batch.weights)[:, :-1][counts].float() / totals.weight
+        weights = there(batch.loss_weights)[:, :-1][counts].float() / totals.weight
         losses = functional.cross_entropy(said, wanted, reduction="none")
         right = ((said.argmax(-1) == wanted) * weights).sum()
         # Where nothing counts the sum is empty, and yet all that takes part must be gone back through.

@@ -36,8 +36,8 @@ class TopicLoss:
         assert self._hidden is not None, "the batch comes first"
         hidden, self._hidden = self._hidden, None
         words = self.words.to(hidden.device)
-        topics = torch.from_numpy(batch.topics).to(hidden.device)[:, None].expand(batch.counts.shape)
-        asked = torch.from_numpy(batch.counts).to(hidden.device) & (topics >= 0)
+        topics = torch.from_numpy(batch.topics).to(hidden.device)[:, None].expand(batch.loss_mask.shape)
+        asked = torch.from_numpy(batch.loss_mask).to(hidden.device) & (topics >= 0)
         if not bool(asked.any()):
             return hidden.sum() * 0.0
         half = hidden.shape[-1] // 2

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
-PARTS = ("adapter", "vision", "visual_ffn", "gates", "language")
+COMPONENTS = ("adapter", "vision", "visual_ffn", "gates", "language")
 
 
-def part_of(name: str) -> str:
+def component_of(name: str) -> str:
     """The part that a parameter of `StreamChat` belongs to."""
     if name.startswith(("adapter.", "vision.")):
         return name.partition(".")[0]
@@ -23,20 +23,22 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> list[str]:
 
     Raises ValueError for a part that there is not, and when nothing would learn.
     """
-    chosen = set(PARTS) if "all" in (wanted := set(parts)) else wanted
-    if unknown := sorted(chosen - set(PARTS)):
-        raise ValueError(f"trainable: got {', '.join(unknown)}, wanted all or some of {', '.join(PARTS)}")
+    chosen = set(COMPONENTS) if "all" in (wanted := set(parts)) else wanted
+    if unknown := sorted(chosen - set(COMPONENTS)):
+        raise ValueError(
+            f"trainable: got {', '.join(unknown)}, wanted all or some of {', '.join(COMPONENTS)}"
+        )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in chosen)
-    learning = {part_of(n) for n, p in model.named_parameters() if p.requires_grad}
-    still = {part_of(n) for n, p in model.named_parameters() if not p.requires_grad}
+        parameter.requires_grad_(component_of(name) in chosen)
+    learning = {component_of(n) for n, p in model.named_parameters() if p.requires_grad}
+    still = {component_of(n) for n, p in model.named_parameters() if not p.requires_grad}
     assert learning <= chosen, (learning, chosen)
     assert not still & chosen, (still, chosen)
     if not learning:
         raise ValueError(f"trainable: the model has no parameters in {', '.join(sorted(chosen))}")
-    return [_line(model, part, part in chosen) for part in PARTS if part in learning | still]
+    return [_line(model, part, part in chosen) for part in COMPONENTS if part in learning | still]
 
 
 def _line(model: nn.Module, part: str, learns: bool) -> str:
-    size = sum(p.numel() for n, p in model.named_parameters() if part_of(n) == part)
+    size = sum(p.numel() for n, p in model.named_parameters() if component_of(n) == part)
     return f"{part:10} {size:>14,} parameters {'learn' if learns else 'stay'}"

@@ -12,10 +12,10 @@ from model.network.layer import Layer
 from model.network.streamchat import StreamChat
 from training.live_world.tiny_tokenizer import make_tokenizer
 from training.run.recipe import Recipe
-from training.run.tiny_init import make_model
+from training.run.tiny_init import new_tiny_model
 
 
-def start_folder(recipe: Recipe, given: Path, work: Path) -> Path:
+def prepare_start_folder(recipe: Recipe, given: Path, work: Path) -> Path:
     """`given`, or a copy in `work` whose shape is as the recipe's switches want it."""
     config = StreamChatConfig.load(given)
     switches = ("visual_ffn", "gate", "share_attention_parameters")
@@ -23,11 +23,11 @@ def start_folder(recipe: Recipe, given: Path, work: Path) -> Path:
     if all(getattr(config, name) == value for name, value in wanted.items()):
         return given
     if not (work / "config.json").is_file():
-        save_folder(switched(load_model(given), replace(config, **wanted)), work, tokenizer=given)
+        save_folder(with_switches(load_model(given), replace(config, **wanted)), work, tokenizer=given)
     return work
 
 
-def switched(model: StreamChat, config: StreamChatConfig) -> StreamChat:
+def with_switches(model: StreamChat, config: StreamChatConfig) -> StreamChat:
     """The model in another shape: what both have is kept, what is new starts as a copy of what text uses."""
     made = StreamChat(config)
     places = set(made.state_dict())
@@ -40,9 +40,9 @@ def switched(model: StreamChat, config: StreamChatConfig) -> StreamChat:
     return made
 
 
-def tiny_start(work: Path, vision: Path | None, seed: int) -> Path:
+def new_tiny_folder(work: Path, vision: Path | None, seed: int) -> Path:
     """A new streamchat-tiny with its tokenizer; `vision`: what pretrain_vision.py wrote."""
     if not (work / "config.json").is_file():
         work.mkdir(parents=True, exist_ok=True)
-        save_folder(make_model(vision, make_tokenizer(work), seed), work)
+        save_folder(new_tiny_model(vision, make_tokenizer(work), seed), work)
     return work

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.data.bad_row import BadRowCounter
 from training.run.local_ray import connect
-from training.run.recipe import Recipe, overridden
+from training.run.recipe import Recipe, with_overrides
 
 if TYPE_CHECKING:
     from training.run.plan import Plan
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RUNS = Path("streamchat-runs")  # in the home folder, unless --out says otherwise
 
 
-def parser_of(recipes: Mapping[str, Recipe], about: str | None) -> argparse.ArgumentParser:
+def argument_parser(recipes: Mapping[str, Recipe], about: str | None) -> argparse.ArgumentParser:
     """The options that all training has."""
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     add = parser.add_argument
@@ -57,14 +57,14 @@ def parser_of(recipes: Mapping[str, Recipe], about: str | None) -> argparse.Argu
 
 def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
     """Read the command line, train, and say where the folder is."""
-    parser = parser_of(recipes, about)
+    parser = argument_parser(recipes, about)
     options = parser.parse_args()
     try:
-        recipe = overridden(recipes[options.recipe], options.set)
+        recipe = with_overrides(recipes[options.recipe], options.set)
         workers = _workers(options.workers)
         options.out = options.out or Path.home() / RUNS / recipe.name
         # Only now: torch takes seconds, and whoever asks for help, or mistypes an option, need not wait for it.
-        from training.monitoring.provenance import describe
+        from training.monitoring.provenance import write_provenance
         from training.run.plan_builder import make_plan, trainable
 
         plan = make_plan(recipe, options)
@@ -73,7 +73,7 @@ def main(recipes: Mapping[str, Recipe], about: str | None) -> None:
         parser.error(str(error))
     if (plan.out / "config.json").is_file():
         parser.exit(0, f"{plan.out} is finished; to train anew, give another --out\n")
-    describe(plan, sys.argv, learning, max(workers) if isinstance(workers, tuple) else workers)
+    write_provenance(plan, sys.argv, learning, max(workers) if isinstance(workers, tuple) else workers)
     _fit(plan, workers, options)
     if why := _stopped(plan):
         parser.exit(1, f"stopped: {why}\n")
@@ -92,7 +92,7 @@ def _workers(text: str) -> int | tuple[int, int]:
 
 def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace) -> None:
     """Run Ray Train until the end."""
-    connect(options.ray, trains=True)
+    connect(options.ray, needs_dashboard=True)
     # Only now: Ray reads its settings from the environment when it is imported.
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -115,7 +115,7 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=needs),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=str(plan.run),
+            storage_path=str(plan.run_folder),
             failure_config=FailureConfig(max_failures=options.tries),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -126,12 +126,12 @@ def _fit(plan: Plan, workers: int | tuple[int, int], options: argparse.Namespace
 
 def _stopped(plan: Plan) -> str:
     """Why the run ended early, with the bad rows by name; "" when it did not."""
-    path = plan.run / "stopped.json"
+    path = plan.run_folder / "stopped.json"
     if not path.is_file():
         return ""
     bad = BadRowCounter(max_share=1.0)
     seen: set[int] = set()
-    for file in sorted(plan.run.glob("parts-*.jsonl")):
+    for file in sorted(plan.run_folder.glob("micro_batches-*.jsonl")):
         for line in file.read_text().splitlines():
             part = json.loads(line)
             if part["part"] not in seen:

@@ -15,7 +15,7 @@ from pathlib import Path
 QUIET = logging.WARNING
 
 
-def connect(address: str | None, *, trains: bool) -> None:
+def connect(address: str | None, *, needs_dashboard: bool) -> None:
     """Join the cluster at `address`; without one, the cluster whose job this is, else start Ray on this machine.
 
     Imports Ray, which reads its settings from the environment at that moment: nothing may have imported it before.
@@ -30,7 +30,12 @@ def connect(address: str | None, *, trains: bool) -> None:
 
     if private:
         # Ray Train asks the dashboard's server how its actors are; nothing else needs one.
-        ray.init(address="local", include_dashboard=trains, dashboard_host="127.0.0.1", logging_level=QUIET)
+        ray.init(
+            address="local",
+            include_dashboard=needs_dashboard,
+            dashboard_host="127.0.0.1",
+            logging_level=QUIET,
+        )
     else:
         ray.init(address=address, logging_level=QUIET)
 

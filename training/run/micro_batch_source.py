@@ -18,7 +18,7 @@ from training.live_world.curriculum.micro_batches import LiveWorldMicroBatches
 from training.run.plan import Plan
 
 
-class Source:
+class MicroBatchSource:
     """Makes any part of a run by its number."""
 
     def __init__(self, plan: Plan) -> None:
@@ -45,17 +45,17 @@ class Source:
                 np.lib.format.open_memmap(plan.seen, mode="r"),
             )  # fmt: skip
 
-    def part(self, number: int) -> MicroBatch:
+    def micro_batch(self, number: int) -> MicroBatch:
         """MicroBatch `number` of the run: always the same."""
         if self.rows is None:
             assert self.world is not None
-            return self.world.part(number)
+            return self.world.micro_batch(number)
         if self.world is None:
-            return self.rows.part(number, number)
+            return self.rows.micro_batch(number, number)
         # Parts of either kind are spread evenly, and rows are counted on their own: none is left out.
         share = 1 - self.recipe.world_share
         before, after = int(number * share + 1e-9), int((number + 1) * share + 1e-9)
-        return self.rows.part(number, before) if after > before else self.world.part(number)
+        return self.rows.micro_batch(number, before) if after > before else self.world.micro_batch(number)
 
     def empty(self) -> MicroBatch:
         """A part in which nothing counts: for a worker that has none left in a step that others still work on."""
@@ -75,6 +75,6 @@ class Source:
 
 
 @lru_cache(maxsize=2)
-def source_of(plan: Plan) -> Source:
+def cached_source(plan: Plan) -> MicroBatchSource:
     """The plan's source, made once in a process."""
-    return Source(plan)
+    return MicroBatchSource(plan)

@@ -20,7 +20,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig
 
 from training.data.micro_batch import MicroBatch
-from training.run.micro_batch_source import source_of
+from training.run.micro_batch_source import cached_source
 from training.run.plan import Plan
 
 CHUNK = 4096  # parts of one Ray data set: it plans all of its blocks before the first is made
@@ -38,7 +38,9 @@ class MicroBatchStream:
     def parts(self, first_step: int) -> Iterator[MicroBatch]:
         """This worker's parts from a step on, to the end of the run; those that come next are made meanwhile."""
         first = first_step * self.plan.recipe.micro_batches_per_step
-        left = range(first + (self.rank - first) % self.world_size, self.plan.total_parts, self.world_size)
+        left = range(
+            first + (self.rank - first) % self.world_size, self.plan.num_micro_batches, self.world_size
+        )
         _quiet_and_in_order()
         while left:
             yield from self._made(left[:CHUNK])
@@ -48,7 +50,7 @@ class MicroBatchStream:
         plan = self.plan
 
         def made(row: dict[str, Any]) -> dict[str, Any]:
-            return {"part": source_of(plan).part(numbers[int(row["id"])]).to_bytes()}
+            return {"part": cached_source(plan).micro_batch(numbers[int(row["id"])]).to_bytes()}
 
         # One part a block: so tasks make the parts that come next side by side, not one the first thousand. Counting
         # takes a whole CPU unless it is told otherwise, which a worker's share of a small machine may not have.
@@ -69,8 +71,8 @@ class MicroBatchStream:
         for step in range(first_step, self.plan.total_steps):
             numbers = range(step * per_step, (step + 1) * per_step)
             parts = [next(stream) for n in numbers if n % self.world_size == self.rank]
-            assert all(part.number in numbers for part in parts), "a part came out of its order"
-            yield parts + [source_of(self.plan).empty() for _ in range(most - len(parts))]
+            assert all(part.index in numbers for part in parts), "a part came out of its order"
+            yield parts + [cached_source(self.plan).empty() for _ in range(most - len(parts))]
 
 
 class MicroBatchDataConfig(DataConfig):

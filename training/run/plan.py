@@ -1,4 +1,4 @@
-"""A run, as every process of it knows it: where things lie, how long it is, and how its parts are made."""
+"""The plan of a run, which every process has: where its files are, and how long it is."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Plan:
     threads: int = 1
 
     @property
-    def run(self) -> Path:
-        """Log, curves, checkpoints and all else that tells how the folder was made."""
+    def run_folder(self) -> Path:
+        """Log, curves, checkpoints and the record of how the model was trained."""
         return self.out / "run"
 
     @property
@@ -35,6 +35,6 @@ class Plan:
         return -(-round(self.recipe.epochs * self.num_rows) // self.recipe.global_batch)
 
     @property
-    def total_parts(self) -> int:
-        """Parts of the whole run."""
+    def num_micro_batches(self) -> int:
+        """Micro-batches of the whole run."""
         return self.total_steps * self.recipe.micro_batches_per_step

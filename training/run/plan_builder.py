@@ -22,7 +22,7 @@ from training.live_world.clip_frames import frame_file
 from training.live_world.clips import training_clips
 from training.live_world.smoke_clips import smoke_rows
 from training.optimise.trainable import set_trainable
-from training.run.initial_model import start_folder, tiny_start
+from training.run.initial_model import new_tiny_folder, prepare_start_folder
 from training.run.plan import Plan
 from training.run.recipe import Recipe
 
@@ -74,12 +74,12 @@ def checked(paths: list[str], recipe: Recipe) -> Iterator[TrainingRow]:
 def _start(recipe: Recipe, options: argparse.Namespace, run: Path) -> Path:
     """The folder to start from."""
     if options.model == "new-tiny":
-        given = tiny_start(run / "new", options.vision, recipe.seed)
+        given = new_tiny_folder(run / "new", options.vision, recipe.seed)
     elif options.model or recipe.name == "smoke":
         given = Path(options.model or SHIPPED_FOLDER)
     else:
         raise ValueError("--model: give a StreamChat folder (see `streamchat assemble`), or new-tiny")
-    return start_folder(recipe, given, run / "start")
+    return prepare_start_folder(recipe, given, run / "start")
 
 
 def trainable(recipe: Recipe, start: Path) -> list[str]:

@@ -164,7 +164,7 @@ def live_world() -> Recipe:
     )
 
 
-ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: one thing switched in each
+ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: one thing with_switches in each
     "no_visual_ffn": {"visual_ffn": False},
     "tanh_gate": {"gate": "tanh"},
     "no_parameter_reuse": {"share_attention_parameters": False},
@@ -185,7 +185,7 @@ PRETRAINING_RECIPES = {
 SFT_RECIPES = {r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world()))}
 
 
-def overridden(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+def with_overrides(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with `key=value` settings, each value read as its field's type; ValueError says what is wrong."""
     kinds = get_type_hints(Recipe)
     changes: dict[str, Any] = {}

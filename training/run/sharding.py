@@ -30,7 +30,7 @@ from training.run.recipe import Recipe
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
-def repeated_layers(model: StreamChat) -> list[nn.Module]:
+def transformer_layers(model: StreamChat) -> list[nn.Module]:
     """The layers of language model and encoder: what is gathered, checkpointed and compiled one by one."""
     return [*model.language.layers, *model.vision.encoder.encoder.layers]
 
@@ -45,7 +45,7 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
     half = torch.bfloat16 if on_gpu and recipe.bfloat16 else None
     # Rotations stay float32: so nothing that goes into a layer is cast on its way.
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in repeated_layers(objective.model):
+    for layer in transformer_layers(objective.model):
         methods = ("forward", "forward_frames") if isinstance(layer, Layer) else ("forward",)
         if recipe.checkpoint_activations:
             for name in methods:
@@ -61,7 +61,7 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
         fully_shard(objective, mesh=mesh, mp_policy=policy)
 
 
-def read_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
+def load_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
     """Give a sharded model, built without memory, its weights: one tensor at a time, float32, each worker its share."""
     model.to_empty(device=device)
     model.vision.fill_buffers(device)
@@ -83,7 +83,7 @@ def _copy(parameter: Tensor, whole: Tensor) -> None:
     parameter.copy_(whole)
 
 
-def save_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
+def save_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
     """Write this worker's share of weights and moments; all workers call it, and their files make one checkpoint."""
     weights, moments = get_state_dict(model, optimizers)
     with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def save_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Opt
         state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
 
 
-def load_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
+def load_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
     """Read a checkpoint, made by any number of workers, into this worker's shares."""
     weights, moments = get_state_dict(model, optimizers)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
@@ -101,7 +101,7 @@ def load_state(folder: Path, model: StreamChat, optimizers: list[torch.optim.Opt
     set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
-def write_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> None:
+def save_model_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> None:
     """Gather the weights and write the StreamChat folder; all workers call it, one `writes`.
 
     Weights get the precision that they have in the folder that training started from.

@@ -15,21 +15,21 @@ from model.network.streamchat import StreamChat
 from training.live_world.answers import SLOTS
 
 
-def make_model(vision: Path | None, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
+def new_tiny_model(vision: Path | None, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
     """A new tiny model, around a taught vision encoder if there is one."""
     torch.manual_seed(seed)
     # No language model to protect: nothing need start small.
     model = StreamChat(preset("tiny", vocab_size=len(tokenizer), gate_init=1.0))
-    start_as_copiers(model)
-    start_by_likeness(model)
-    start_by_kinds(model, tokenizer)
+    init_attention_as_copy(model)
+    init_attention_by_similarity(model)
+    init_embeddings_by_kind(model, tokenizer)
     if vision is not None:
         model.vision.load_state_dict(load_file(vision))
     return model
 
 
 @torch.no_grad()
-def start_as_copiers(model: StreamChat) -> None:
+def init_attention_as_copy(model: StreamChat) -> None:
     """Let attention begin by handing on what it reads: output times value projection is a projection on a subspace.
 
     With grounding, what is read from a frame is near the words for it, so naming starts from the first step on.
@@ -45,7 +45,7 @@ def start_as_copiers(model: StreamChat) -> None:
 
 
 @torch.no_grad()
-def start_by_kinds(model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
+def init_embeddings_by_kind(model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
     """Words of one kind (things, colours, ...) start near each other, as they are in a language model that has read.
 
     Then what a question is about can be found by its kind, and needs not be learnt word by word.
@@ -63,7 +63,7 @@ def start_by_kinds(model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> Non
 
 
 @torch.no_grad()
-def start_by_likeness(model: StreamChat) -> None:
+def init_attention_by_similarity(model: StreamChat) -> None:
     """The layers that look after text was read begin by looking for what is like the words at hand.
 
     The first cross layer looks before text is read: its gate starts small, lest what it sees drown the question.

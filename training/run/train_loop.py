@@ -24,14 +24,14 @@ from model.config import StreamChatConfig
 from model.network.streamchat import StreamChat
 from training.data.bad_row import BadRowCounter
 from training.data.micro_batch import MicroBatch
-from training.monitoring.flops import Work, peak_operations
-from training.monitoring.run_reporter import RunReporter, keep_parts
+from training.monitoring.flops import TrainingFlops, peak_flops
+from training.monitoring.run_reporter import RunReporter, log_micro_batches
 from training.optimise.objective import Objective
 from training.optimise.optimizers import Optimizers
 from training.optimise.trainable import set_trainable
 from training.run.micro_batch_stream import MicroBatchStream
 from training.run.plan import Plan
-from training.run.sharding import load_state, read_weights, save_state, shard, write_folder
+from training.run.sharding import load_checkpoint, load_weights, save_checkpoint, save_model_folder, shard
 from training.run.train_step import StepRunner
 
 STATE = "state.json"
@@ -58,11 +58,11 @@ class Worker:
         with torch.device("meta"):
             self.model = StreamChat(StreamChatConfig.load(plan.start))
         set_trainable(self.model, self.recipe.trainable)
-        work = Work.of(self.model)
+        work = TrainingFlops.of(self.model)
         self.model.flex = self.recipe.flex and self.device.type == "cuda"
         objective = Objective(self.model, self._tokenizer(), self.recipe.grounding, self.recipe.topic)
         shard(objective, init_device_mesh(self.device.type, (self.world_size,)), self.recipe)
-        read_weights(self.model, plan.start, self.device)
+        load_weights(self.model, plan.start, self.device)
         objective.train()
         self.optimizers = Optimizers.of(self.model, self.recipe)
         self.stepper = StepRunner(objective, self.optimizers, self.recipe, self.device)
@@ -70,7 +70,7 @@ class Worker:
         self._resume()
         self.record = None
         if self.rank == 0:
-            peak = peak_operations(self.device)
+            peak = peak_flops(self.device)
             self.record = RunReporter(plan, work, peak, self.world_size, self.device)
 
     def run(self) -> None:
@@ -84,12 +84,12 @@ class Worker:
                 return
             if self.at.step % self.recipe.save_every == 0 or self.at.step == self.plan.total_steps:
                 self._save()
-        write_folder(self.model, self.plan.start, self.plan.out, writes=self.rank == 0)
+        save_model_folder(self.model, self.plan.start, self.plan.out, writes=self.rank == 0)
         if self.record is not None:
             self.record.close()
 
     def _step(self, parts: list[MicroBatch], wait_s: float) -> None:
-        keep_parts(self.plan.run / f"parts-{self.rank}.jsonl", self.at.step, parts)
+        log_micro_batches(self.plan.run_folder / f"micro_batches-{self.rank}.jsonl", self.at.step, parts)
         told = self.stepper.step(parts, self.at.step / self.plan.total_steps)
         self.at.step += 1
         self.at.samples += told.samples
@@ -105,12 +105,12 @@ class Worker:
         if self.at.bad <= self.recipe.max_bad_share * num:
             return False
         if self.rank == 0:
-            (self.plan.run / STOPPED).write_text(json.dumps({"bad": self.at.bad, "rows": num}) + "\n")
+            (self.plan.run_folder / STOPPED).write_text(json.dumps({"bad": self.at.bad, "rows": num}) + "\n")
         return True
 
     def _save(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            save_state(Path(folder), self.model, self.optimizers.all)
+            save_checkpoint(Path(folder), self.model, self.optimizers.all)
             if self.rank == 0:
                 at = {name: getattr(self.at, name) for name in Position.__slots__}
                 (Path(folder) / STATE).write_text(json.dumps(at) + "\n")
@@ -127,7 +127,7 @@ class Worker:
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            load_state(Path(folder), self.model, self.optimizers.all)
+            load_checkpoint(Path(folder), self.model, self.optimizers.all)
             values: dict[str, Any] = json.loads((Path(folder) / STATE).read_text())
         self.at = Position(**values)
         if self.rank == 0:

@@ -87,7 +87,7 @@ def test_nothing_leaks_between_samples_of_a_row(
     assert len(packed.segments) == 1
     other = 255 - samples[0].pictures
     changed = part_of([Sample(samples[0].tokens, other), *samples[1:]], 1000)
-    changed.batch.heard[0][packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))] += 1
+    changed.batch.input_ids[0][packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))] += 1
     before, after = logits_of(random_model, packed), logits_of(random_model, changed)
     same = torch.from_numpy(packed.segments[0] != changed_segment)
     assert torch.equal(before[0, same], after[0, same])

@@ -42,9 +42,11 @@ def test_the_same_part_is_made_again(
     rows = question_rows(clips[0].path.parent)
     num = write_row_table(tmp_path / "rows.arrow", rows)
     assert list(map(RowTable(tmp_path / "rows.arrow").__getitem__, range(num))) == rows
-    one, other = (maker(tokenizer, tmp_path / "rows.arrow", num).part(5, 1).to_bytes() for _ in range(2))
+    one, other = (
+        maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(5, 1).to_bytes() for _ in range(2)
+    )
     assert one == other
-    parts = [maker(tokenizer, tmp_path / "rows.arrow", num).part(n, n) for n in range(3)]
+    parts = [maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(n, n) for n in range(3)]
     assert sorted(i for part in parts for i in part.samples) == sorted(row.id for row in rows)
 
 
@@ -65,7 +67,7 @@ def test_bad_rows_are_left_out_and_named(
         TrainingRow(video=str(clips[0].path), turns=(long,), kind="dense", source="t"),
     ]
     num = write_row_table(tmp_path / "rows.arrow", rows)
-    part = maker(tokenizer, tmp_path / "rows.arrow", num, per_part=num).part(0, 0)
+    part = maker(tokenizer, tmp_path / "rows.arrow", num, per_part=num).micro_batch(0, 0)
     assert sorted(part.samples) == sorted(row.id for row in good)
     assert sorted(reason for _, reason, _ in part.bad) == [
         "empty file", "missing file", "outside the clip", "too long",
@@ -84,7 +86,7 @@ def test_a_part_of_bad_rows_alone_counts_nothing(
         source="t",
     )
     write_row_table(tmp_path / "rows.arrow", [row])
-    part = maker(tokenizer, tmp_path / "rows.arrow", 1).part(0, 0)
+    part = maker(tokenizer, tmp_path / "rows.arrow", 1).micro_batch(0, 0)
     assert (part.weight, part.samples, len(part.bad)) == (0.0, (), 1)
     assert part.pictures is not None
     assert part.pictures.dtype == np.uint8

@@ -33,7 +33,7 @@ FRAMES = np.arange(0.0, 20.0)
 def told(text: RowTokenizer, tokens: TokenRow) -> list[tuple[str, int]]:
     """Each word that is learnt, with the time (the newest frame, a frame a second) at which it is spoken."""
     words: list[tuple[str, int]] = []
-    for place in np.flatnonzero(tokens.counts):
+    for place in np.flatnonzero(tokens.loss_mask):
         piece = str(text.tokenizer.decode([int(tokens.token_ids[place + 1])]))
         time_s = int(np.flatnonzero(tokens.visible[place])[-1])
         joins = words and words[-1][1] == time_s and "<|im_end|>" not in (words[-1][0], piece)
@@ -56,7 +56,7 @@ def test_the_paper_s_example(text: RowTokenizer) -> None:
         ("<|im_end|>", 10),
     ]
     assert told(text, tokens) == spoken
-    prompt = int(np.argmax(tokens.counts))
+    prompt = int(np.argmax(tokens.loss_mask))
     assert (np.flatnonzero(tokens.visible[0]) == [2, 3, 4, 5]).all()  # the instruction's, four in the FIFO
     assert (tokens.visible[:prompt] == tokens.visible[0]).all()
 
@@ -71,7 +71,7 @@ def test_turns_follow_as_the_chat_template_writes_them(text: RowTokenizer) -> No
     ]
     whole = str(text.tokenizer.apply_chat_template(messages, tokenize=False)).removesuffix("\n")
     assert text.tokenizer.decode(tokens.token_ids.tolist()) == whole
-    learnt = text.tokenizer.decode(tokens.token_ids[1:][tokens.counts[:-1]].tolist())
+    learnt = text.tokenizer.decode(tokens.token_ids[1:][tokens.loss_mask[:-1]].tolist())
     assert learnt == "The person is cooking right now.<|im_end|>Eating.<|im_end|>"
     assert (np.diff(tokens.text_index) > 0).all()
 
@@ -92,7 +92,7 @@ def test_offline_text_comes_after_all_frames(text: RowTokenizer, kind: str) -> N
 def test_text_rows_have_no_frames(text: RowTokenizer) -> None:
     tokens = text.tokens(row(COOKING, kind="text", video=""), np.zeros(0))
     assert tokens.visible.shape[1] == 0
-    assert tokens.counts.sum() > 5
+    assert tokens.loss_mask.sum() > 5
 
 
 def test_turns_that_do_not_fit_are_left_out_and_one_that_never_fits_is_refused(text: RowTokenizer) -> None:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 
 from model.network.streamchat import StreamChat
-from training.monitoring.flops import Work, peak_operations
+from training.monitoring.flops import TrainingFlops, peak_flops
 from training.optimise.trainable import set_trainable
 
 
 def test_operations_follow_from_the_weights(random_model: StreamChat) -> None:
     set_trainable(random_model, ["all"])
-    everything = Work.of(random_model)
+    everything = TrainingFlops.of(random_model)
     language = sum(
         p.numel()
         for n, p in random_model.named_parameters()
         if p.ndim > 1 and n.startswith("language.") and ".visual" not in n and "embed_tokens" not in n
     )
     assert everything.token == 6 * language
-    assert everything.frame > everything.encoded_frame > 0
+    assert everything.frame > everything.per_encoded_frame > 0
     set_trainable(random_model, ["adapter"])
-    adapter = Work.of(random_model)
+    adapter = TrainingFlops.of(random_model)
     assert adapter.token == 4 * language
     assert everything.frame - adapter.frame == 4 * 9 * sum(
         p.numel() for p in random_model.vision.parameters() if p.ndim > 1
@@ -29,4 +29,4 @@ def test_operations_follow_from_the_weights(random_model: StreamChat) -> None:
 
 
 def test_what_a_processor_can_do_is_measured() -> None:
-    assert peak_operations(torch.device("cpu")) > 1e8
+    assert peak_flops(torch.device("cpu")) > 1e8

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.monitoring.provenance import describe, git_revision
+from training.monitoring.provenance import git_revision, write_provenance
 from training.run.plan import Plan
 from training.run.recipe import smoke
 
@@ -34,8 +34,8 @@ def test_command_recipe_and_what_learns_are_kept_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = Plan(recipe=smoke(), start=tmp_path / "start", out=tmp_path / "out")
-    describe(plan, ["training/sft.py", "--recipe", "smoke"], ["adapter 3 parameters learn"], 2)
-    kept = json.loads((plan.run / "recipe.json").read_text())
+    write_provenance(plan, ["training/sft.py", "--recipe", "smoke"], ["adapter 3 parameters learn"], 2)
+    kept = json.loads((plan.run_folder / "recipe.json").read_text())
     assert kept["command"] == "python training/sft.py --recipe smoke"
     assert kept["recipe"]["global_batch"] == smoke().global_batch
     assert kept["workers"] == 2

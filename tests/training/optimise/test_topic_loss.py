@@ -39,7 +39,7 @@ def test_the_loss_falls_when_the_layer_carries_the_word(
     layer = model.language.layers[LAYER]
     embeddings = model.language.embed_tokens.weight
     wanted = embeddings[torch.from_numpy(np.maximum(batch.topics, 0))][:, None].expand(
-        -1, batch.counts.shape[1], -1
+        -1, batch.loss_mask.shape[1], -1
     )
 
     def loss_of(output: torch.Tensor) -> float:

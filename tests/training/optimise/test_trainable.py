@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.network.streamchat import StreamChat
-from training.optimise.trainable import PARTS, part_of, set_trainable
+from training.optimise.trainable import COMPONENTS, component_of, set_trainable
 from training.run.recipe import PRETRAINING_RECIPES, SFT_RECIPES
 
 
@@ -32,7 +32,7 @@ def test_stage_2_adds_the_encoder_the_visual_ffns_and_the_gates(random_model: St
 def test_sft_teaches_everything(random_model: StreamChat) -> None:
     set_trainable(random_model, SFT_RECIPES["sft"].trainable)
     assert learning(random_model) == {name for name, _ in random_model.named_parameters()}
-    assert {part_of(name) for name in learning(random_model)} == set(PARTS)
+    assert {component_of(name) for name in learning(random_model)} == set(COMPONENTS)
 
 
 def test_a_part_that_there_is_not_is_refused(random_model: StreamChat) -> None:

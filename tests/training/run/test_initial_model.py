@@ -11,7 +11,7 @@ import torch
 from model.checkpoint.folder import load_model, save_folder
 from model.checkpoint.tokenizer import load_tokenizer
 from tests.random_folder import make_random_folder
-from training.run.initial_model import start_folder, switched, tiny_start
+from training.run.initial_model import new_tiny_folder, prepare_start_folder, with_switches
 from training.run.recipe import SFT_RECIPES
 
 
@@ -28,8 +28,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_in_the_wanted_shape_is_taken_as_it_is(given: Path, tmp_path: Path) -> None:
-    assert start_folder(SFT_RECIPES["sft"], given, tmp_path / "work") == given
-    assert start_folder(replace(SFT_RECIPES["sft"], gate="linear"), given, tmp_path / "work") == given
+    assert prepare_start_folder(SFT_RECIPES["sft"], given, tmp_path / "work") == given
+    assert prepare_start_folder(replace(SFT_RECIPES["sft"], gate="linear"), given, tmp_path / "work") == given
     assert not (tmp_path / "work").exists()
 
 
@@ -37,7 +37,7 @@ def test_a_folder_in_the_wanted_shape_is_taken_as_it_is(given: Path, tmp_path: P
 def test_a_switch_makes_a_folder_in_which_all_else_is_kept(
     given: Path, tmp_path: Path, ablation: str
 ) -> None:
-    made = start_folder(SFT_RECIPES[f"sft_{ablation}"], given, tmp_path / "work")
+    made = prepare_start_folder(SFT_RECIPES[f"sft_{ablation}"], given, tmp_path / "work")
     model, before = load_model(made), dict(load_model(given).named_parameters())
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], before[name]) for name in set(before) & set(after))
@@ -52,8 +52,8 @@ def test_a_switch_makes_a_folder_in_which_all_else_is_kept(
 
 def test_switching_back_finds_new_visual_ffns_at_the_ffns(given: Path) -> None:
     model = load_model(given)
-    without = switched(model, replace(model.config, visual_ffn=False))
-    again = dict(switched(without, model.config).named_parameters())
+    without = with_switches(model, replace(model.config, visual_ffn=False))
+    again = dict(with_switches(without, model.config).named_parameters())
     assert torch.equal(
         again["language.layers.0.visual_ffn.up_proj.weight"], again["language.layers.0.mlp.up_proj.weight"]
     )
@@ -61,7 +61,7 @@ def test_switching_back_finds_new_visual_ffns_at_the_ffns(given: Path) -> None:
 
 def test_a_new_tiny_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     one, other, third = (
-        dict(load_model(tiny_start(tmp_path / str(number), None, seed)).named_parameters())
+        dict(load_model(new_tiny_folder(tmp_path / str(number), None, seed)).named_parameters())
         for number, seed in enumerate((1, 1, 2))
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

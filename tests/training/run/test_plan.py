@@ -12,7 +12,7 @@ from tests.random_folder import make_random_folder
 from training.data.row_micro_batches import write_row_table
 from training.live_world.clips import Clip
 from training.live_world.smoke_clips import question_rows
-from training.run.micro_batch_source import Source, source_of
+from training.run.micro_batch_source import MicroBatchSource, cached_source
 from training.run.plan import Plan
 from training.run.recipe import smoke
 
@@ -34,7 +34,7 @@ def test_epochs_make_steps(plan: Plan) -> None:
 
 
 def test_an_epoch_has_every_row_once(plan: Plan) -> None:
-    parts = [Source(plan).part(number) for number in range(3)]
+    parts = [MicroBatchSource(plan).micro_batch(number) for number in range(3)]
     assert [len(part.samples) for part in parts] == [5, 5, 2]
     assert len({sample for part in parts for sample in part.samples}) == 12
 
@@ -44,7 +44,7 @@ def test_beside_the_live_world_no_row_is_left_out(plan: Plan, clips: list[Clip],
     mixed = replace(
         plan, recipe=replace(plan.recipe, steps=8), clips=(clips[0].path.parent,), seen=tmp_path / "seen.npy"
     )
-    parts = [Source(mixed).part(number) for number in range(8)]
+    parts = [MicroBatchSource(mixed).micro_batch(number) for number in range(8)]
     assert sum(part.samples[0].startswith("world-") for part in parts) == 2
     rows = [s for part in parts for s in part.samples if not s.startswith("world-")]
     assert len(rows) == 30
@@ -52,4 +52,4 @@ def test_beside_the_live_world_no_row_is_left_out(plan: Plan, clips: list[Clip],
 
 
 def test_a_process_makes_a_source_once(plan: Plan) -> None:
-    assert source_of(plan) is source_of(replace(plan))
+    assert cached_source(plan) is cached_source(replace(plan))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.run.recipe import ABLATIONS, PRETRAINING_RECIPES, SFT_RECIPES, overridden, sft
+from training.run.recipe import ABLATIONS, PRETRAINING_RECIPES, SFT_RECIPES, sft, with_overrides
 
 
 def test_the_paper_s_numbers_are_the_defaults() -> None:
@@ -24,9 +24,9 @@ def test_the_paper_s_numbers_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_switches_one_thing_and_has_2000_steps(ablation: str) -> None:
-    whole, switched = SFT_RECIPES["sft"], SFT_RECIPES[f"sft_{ablation}"]
-    assert switched.steps == 2000
-    changed = [key for key in whole.__slots__ if getattr(whole, key) != getattr(switched, key)]
+    whole, with_switches = SFT_RECIPES["sft"], SFT_RECIPES[f"sft_{ablation}"]
+    assert with_switches.steps == 2000
+    changed = [key for key in whole.__slots__ if getattr(whole, key) != getattr(with_switches, key)]
     assert sorted(changed) == sorted(["name", "steps", *ABLATIONS[ablation]])
 
 
@@ -39,10 +39,10 @@ def test_any_field_can_be_set() -> None:
         "gate=tanh",
         "visual_ffn=false",
     )
-    made = overridden(sft(), settings)
+    made = with_overrides(sft(), settings)
     assert (made.steps, made.peak_lr, made.flex) == (7, 1e-3, True)
     assert (made.trainable, made.gate, made.visual_ffn) == (("adapter", "gates"), "tanh", False)
-    assert overridden(made, ["visual_ffn=none", "kinds=dense"]).visual_ffn is None
+    assert with_overrides(made, ["visual_ffn=none", "kinds=dense"]).visual_ffn is None
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_any_field_can_be_set() -> None:
 )
 def test_mistakes_are_named(setting: str, said: str) -> None:
     with pytest.raises(ValueError, match=r"[\s\S]*") as error:
-        overridden(sft(), [setting])
+        with_overrides(sft(), [setting])
     assert said in str(error.value)

@@ -83,12 +83,12 @@ class DialogTokenizer:
             heard = self.corrupt(heard, len(prompt), rng)
         return TokenRow(
             token_ids=np.array(ids),
-            weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
-            heard=heard,
+            loss_weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
+            input_ids=heard,
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, capacity or self.capacity)),
-            counts=counts,
+            loss_mask=counts,
             topic=self.topic(answer.question),
         )
 

@@ -52,7 +52,7 @@ class LiveWorldMicroBatches:
         """Number of frames in a window."""
         return min(int(SPAN_S * self.config.frames_per_second) + self.config.fifo_frames, self.num_frames)
 
-    def part(self, number: int) -> MicroBatch:
+    def micro_batch(self, number: int) -> MicroBatch:
         """The micro-batch of that number; the same seed gives the same one.
 
         The curriculum: first one picture, then several pictures of which the newest counts, then dialogs at the clips'
@@ -75,9 +75,9 @@ class LiveWorldMicroBatches:
 
     def empty(self, number: int) -> MicroBatch:
         """A micro-batch without any loss."""
-        micro_batch = self.part(0)
-        micro_batch.batch.counts[:] = False
-        return replace(micro_batch, number=number, num_clips=0, samples=())
+        micro_batch = self.micro_batch(0)
+        micro_batch.batch.loss_mask[:] = False
+        return replace(micro_batch, index=number, num_clips=0, samples=())
 
     def dialogs(self, rng: np.random.Generator, clips: list[int], number: int = 0) -> MicroBatch:
         """Dialogs at the clips' own pace."""
@@ -161,7 +161,7 @@ class LiveWorldMicroBatches:
         seen = np.asarray(self.seen[which])
         pictures = seen.dtype == np.uint8
         return MicroBatch(
-            number=number,
+            index=number,
             batch=collate([row for of_clip in rows for row in of_clip], clip_of_row, self.pad_id),
             num_clips=len(clips),
             features=None if pictures else seen,

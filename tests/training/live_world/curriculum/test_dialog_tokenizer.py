@@ -116,12 +116,12 @@ def test_only_the_answer_counts_and_its_end_if_it_ends_by_itself(
 ) -> None:
     said = reference_answer(question("where", keeps_on=keeps_on), STORY, 3.0, 4.0, 9)
     row = maker.row("Where is the dog now?", said, frame_times(0, 70, 5.0))
-    predicted = row.token_ids[1:][row.counts[:-1]].tolist()
+    predicted = row.token_ids[1:][row.loss_mask[:-1]].tolist()
     spoken = " ".join(word.text for word in said.words)
     end = "" if keeps_on else "<|im_end|>"
     assert said.complete is not keeps_on
     assert maker.tokenizer.decode(predicted) == spoken + end
-    assert not row.counts[-1]
+    assert not row.loss_mask[-1]
 
 
 def test_padding_sees_nothing_and_counts_nothing(maker: DialogTokenizer) -> None:
@@ -135,12 +135,12 @@ def test_padding_sees_nothing_and_counts_nothing(maker: DialogTokenizer) -> None
         maker.row("What is happening?", reference_answer(question("tell"), STORY, 3.0, 4.0, 20), times),
     ]
     batch = collate(rows, [0, 1], pad_id=0)
-    assert batch.token_ids.shape == batch.counts.shape == batch.visible.shape[:2]
+    assert batch.token_ids.shape == batch.loss_mask.shape == batch.visible.shape[:2]
     for number, row in enumerate(rows):
         length = len(row.token_ids)
         np.testing.assert_array_equal(batch.token_ids[number, :length], row.token_ids)
         np.testing.assert_array_equal(batch.visible[number, :length], row.visible)
-        assert batch.counts[number].sum() == row.counts.sum()
+        assert batch.loss_mask[number].sum() == row.loss_mask.sum()
         assert not batch.visible[number, length:].any()
     np.testing.assert_array_equal(batch.clip_of_row, [0, 1])
 
@@ -189,13 +189,13 @@ def test_slips_are_heard_and_never_said(maker: DialogTokenizer) -> None:
     )
     plain = maker.row("Follow it.", said, times)
     rows = [maker.row("Follow it.", said, times, rng=np.random.default_rng(seed)) for seed in range(20)]
-    num_prompt = int(np.argmax(plain.counts)) + 1
+    num_prompt = int(np.argmax(plain.loss_mask)) + 1
     assert all(np.array_equal(row.token_ids, plain.token_ids) for row in rows)
-    assert all(np.array_equal(row.heard[:num_prompt], plain.token_ids[:num_prompt]) for row in rows)
-    changed = [int((row.heard != row.token_ids).sum()) for row in rows]
+    assert all(np.array_equal(row.input_ids[:num_prompt], plain.token_ids[:num_prompt]) for row in rows)
+    changed = [int((row.input_ids != row.token_ids).sum()) for row in rows]
     assert 0 < sum(num > 0 for num in changed) < len(rows)
     for row in rows:
-        for was, heard in zip(row.token_ids, row.heard, strict=True):
+        for was, heard in zip(row.token_ids, row.input_ids, strict=True):
             words = [str(maker.tokenizer.decode([int(token)])).strip() for token in (was, heard)]
             assert words[0] == words[1] or SLOTS[words[0]] == SLOTS[words[1]]
 
@@ -205,11 +205,11 @@ def test_random_rows_ask_in_the_window_and_hold_whole_answers(maker: DialogToken
     rows = dialog_rows(np.random.default_rng(0), maker, make_world(3, 1), times, 60, 8.0, 20)
     assert len(rows) == 60
     for row in rows:
-        first = int(np.argmax(row.counts))
+        first = int(np.argmax(row.loss_mask))
         seen = np.flatnonzero(row.visible[first])
         assert 1 <= len(seen) <= CAPACITY
         assert row.visible[:, seen[0] :].any(-1).all()
-        assert row.counts.sum() > 0
+        assert row.loss_mask.sum() > 0
 
 
 # Training and serving see the same
@@ -317,7 +317,7 @@ def test_a_step_of_the_trainer_is_what_the_engine_does_on_the_clip(
     trained = logits_of(random_model, step.batch, torch.from_numpy(step.features))
     for number, clip in enumerate(step.batch.clip_of_row.tolist()):
         row = row_of(step.batch, number)
-        num_prompt = int(np.argmax(row.counts)) + 1
+        num_prompt = int(np.argmax(row.loss_mask)) + 1
         newest = [int(frames[clip][np.flatnonzero(seen)[-1]]) for seen in row.visible]
         first = int(frames[clip][np.argmax(row.visible.any(0))])
         heard = [
@@ -344,7 +344,7 @@ def test_a_flip_book_shows_each_sentence_a_scene_of_its_own(
         row = flip_book_row(rng, maker, world, scenes, 28, num_successive=num_successive)
         newest = [int(np.argmax(np.where(seen, row.frame_index, -1))) for seen in row.visible]
         assert np.array_equal(np.sort(row.visible[:-1].sum(1)), row.visible[:-1].sum(1)), "frames only come"
-        text = str(maker.tokenizer.decode(row.token_ids[row.counts.argmax() + 1 :]))
+        text = str(maker.tokenizer.decode(row.token_ids[row.loss_mask.argmax() + 1 :]))
         if "thing" not in text:
             continue
         counted = [w for w in text.replace("<|im_end|>", "").split() if w in NUMBERS]
@@ -367,7 +367,7 @@ def row_of(batch: TokenBatch, number: int) -> TokenRow:
         text_index=batch.text_index[number, :length],
         frame_index=batch.frame_index[number],
         visible=batch.visible[number, :length],
-        counts=batch.counts[number, :length],
-        weights=batch.weights[number, :length],
-        heard=batch.heard[number, :length],
+        loss_mask=batch.loss_mask[number, :length],
+        loss_weights=batch.loss_weights[number, :length],
+        input_ids=batch.input_ids[number, :length],
     )

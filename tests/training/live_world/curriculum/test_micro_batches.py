@@ -46,11 +46,11 @@ def test_a_part_is_the_same_for_the_same_seed_and_number(
     clips: list[Clip], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     one, other = parts_of(clips, tokenizer), parts_of(clips, tokenizer)
-    blobs = [one.part(number).to_bytes() for number in range(6)]
-    assert blobs == [other.part(number).to_bytes() for number in range(6)]
+    blobs = [one.micro_batch(number).to_bytes() for number in range(6)]
+    assert blobs == [other.micro_batch(number).to_bytes() for number in range(6)]
     assert len(set(blobs)) == 6
     reseeded = parts_of(clips, tokenizer, replace(RECIPE, seed=2))
-    assert reseeded.part(0).to_bytes() != blobs[0]
+    assert reseeded.micro_batch(0).to_bytes() != blobs[0]
 
 
 def most_seen(part: MicroBatch) -> int:
@@ -61,12 +61,12 @@ def test_first_one_picture_then_several_then_dialogs(
     clips: list[Clip], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     parts = parts_of(clips, tokenizer)
-    assert {most_seen(parts.part(number)) for number in range(4)} == {1}  # two parts a step, two steps
-    later = [most_seen(parts.part(number)) for number in range(4, 8)]
+    assert {most_seen(parts.micro_batch(number)) for number in range(4)} == {1}  # two parts a step, two steps
+    later = [most_seen(parts.micro_batch(number)) for number in range(4, 8)]
     assert max(later) > 1
-    num_frames = {part.batch.visible.shape[2] for part in map(parts.part, range(8, 40))}
+    num_frames = {part.batch.visible.shape[2] for part in map(parts.micro_batch, range(8, 40))}
     assert parts.window in num_frames
-    assert all(parts.part(number).batch.visible.shape[2] < parts.window for number in range(8))
+    assert all(parts.micro_batch(number).batch.visible.shape[2] < parts.window for number in range(8))
 
 
 def test_scenes_that_follow_each_other_meet_where_something_changes(
@@ -102,9 +102,9 @@ def test_without_dense_instructions_all_is_answered_at_once(
 ) -> None:
     parts = parts_of(clips, tokenizer, replace(RECIPE, kinds=("offline", "image", "text")))
     for number in range(12):
-        batch = parts.part(number).batch
-        for row in range(len(batch.counts)):
-            seen = batch.visible[row][batch.counts[row]]
+        batch = parts.micro_batch(number).batch
+        for row in range(len(batch.loss_mask)):
+            seen = batch.visible[row][batch.loss_mask[row]]
             assert (seen == seen[0]).all()
 
 
@@ -114,7 +114,7 @@ def test_features_and_truth_are_those_of_the_frames(
     parts = parts_of(clips, tokenizer)
     truths = dataset_labels(clips, 100, 5.0)
     for number in range(12):
-        part = parts.part(number)
+        part = parts.micro_batch(number)
         assert part.features is not None
         assert part.truth is not None
         which = part.features[:, :, 0, 0].astype(int)
@@ -126,7 +126,7 @@ def test_pictures_go_along_where_the_encoder_learns(
 ) -> None:
     config = preset("tiny", vocab_size=len(tokenizer))
     pictures = np.zeros((len(clips), 100, 8, 8, 3), np.uint8)
-    part = LiveWorldMicroBatches(clips, tokenizer, config, RECIPE, pictures).part(0)
+    part = LiveWorldMicroBatches(clips, tokenizer, config, RECIPE, pictures).micro_batch(0)
     assert part.features is None
     assert part.pictures is not None
     assert part.slots is not None
@@ -137,7 +137,7 @@ def test_pictures_go_along_where_the_encoder_learns(
 
 def test_an_empty_part_counts_nothing(clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
     part = parts_of(clips, tokenizer).empty(-1)
-    assert (part.weight, part.samples, part.num_clips, part.number) == (0.0, (), 0, -1)
+    assert (part.weight, part.samples, part.num_clips, part.index) == (0.0, (), 0, -1)
 
 
 def test_frames_are_decoded_and_encoded_once(clips: list[Clip], tmp_path: Path) -> None:
