@@ -98,20 +98,27 @@ class RotateInto:
 
     def __init__(self, x: Tensor, rotation: Tensor, out: Tensor) -> None:
         """x [..., d] and `rotation` [2, ..., d] broadcast to `out`, which may be `x` itself."""
-        swapped = torch.empty_like(x)
-        self._x, self._swapped, self._out = x, swapped, out
-        self._halves, self._swapped_halves = x.chunk(2, -1), swapped.chunk(2, -1)
-        self._cos, self._sin = rotation
         exact = torch.promote_types(out.dtype, rotation.dtype)  # bfloat16 is rounded once, at the end
         apart = out is not x and out.dtype == exact
+        self._x, self._out = x, out
         self._product = out if apart else torch.empty_like(out, dtype=exact)
+        self._cos, self._sin = rotation
+        self._sin_halves = self._sin.chunk(2, -1)
+        # Where one `x` is rotated many times, its halves are swapped once for all of them.
+        self._swapped = None if x.shape == out.shape else torch.empty_like(x)
+        target = self._product if self._swapped is None else self._swapped
+        self._halves, self._target_halves = x.chunk(2, -1), target.chunk(2, -1)
 
     def __call__(self) -> Tensor:
         """Rotate what `x` and the rotation hold now; returns `out`."""
-        (first, second), (left, right) = self._halves, self._swapped_halves
-        left.copy_(second)
-        right.copy_(first)
-        torch.mul(self._swapped, self._sin, out=self._product)
+        (first, second), (left, right) = self._halves, self._target_halves
+        if self._swapped is None:
+            torch.mul(second, self._sin_halves[0], out=left)
+            torch.mul(first, self._sin_halves[1], out=right)
+        else:
+            left.copy_(second)
+            right.copy_(first)
+            torch.mul(self._swapped, self._sin, out=self._product)
         return torch.addcmul(self._product, self._x, self._cos, out=self._out)
 
 
