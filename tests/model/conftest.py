@@ -19,3 +19,9 @@ def one_thread() -> None:
 def model(request: pytest.FixtureRequest) -> StreamChat:
     """A random model of each shape in turn."""
     return make_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def small() -> StreamChat:
+    """One model that several tests share. No test changes it."""
+    return make_model("gqa_tied")

@@ -14,7 +14,7 @@ from model.network.streamchat import StreamChat
 from model.runtime.batch_layout import PageSelection
 from model.runtime.kv_cache import TextKVCache
 from model.runtime.packed_model import COLUMN_MAJOR_ROWS
-from tests.model.engine.test_engine import CLOSE, PROMPT, features, watch, with_cameras
+from tests.model.engine.watched_cameras import CLOSE, PROMPT, features, watch, with_cameras
 from tests.model.scenes import make_model
 
 
