@@ -30,7 +30,10 @@ def add_error_handlers(app: FastAPI, metrics: GatewayMetrics) -> None:
         messages[405] = f"{request.method} is not what {request.url.path[:200]} takes"
         message = messages.get(error.status_code, str(error.detail))
         code = codes.get(error.status_code, "http_error")
-        return error_response(ApiError(error.status_code, code, message), dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if "GET" in headers.get("Allow", ""):
+            headers["Allow"] += ", HEAD"  # answered by the middleware
+        return error_response(ApiError(error.status_code, code, message), headers)
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

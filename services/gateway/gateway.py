@@ -24,7 +24,7 @@ from services.gateway.chat.endpoint import chat_routes
 from services.gateway.error_handlers import add_error_handlers
 from services.gateway.health import health_routes
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.middleware import BodyLimitMiddleware, SecurityHeadersMiddleware
+from services.gateway.middleware import BodyLimitMiddleware, HeadMiddleware, SecurityHeadersMiddleware
 from services.gateway.picture_feed import PictureFeed
 from services.gateway.question_service import PlayClip, QuestionService
 from services.gateway.realtime.session import realtime_routes
@@ -54,9 +54,15 @@ def add_access_control(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(allowed),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "X-Frame-Id", "X-Captured-S", "Retry-After"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # official clients send many of their own: x-stainless-*, openai-*, ...
+            expose_headers=[
+                "X-Request-Id",
+                "X-Frame-Id",
+                "X-Captured-S",
+                "X-Ignored-Parameters",
+                "Retry-After",
+            ],
         )
     app.add_middleware(OriginMiddleware, allowed=allowed, record_error=metrics.record_error)
 
@@ -121,5 +127,6 @@ def make_app(
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_request_bytes, metrics=metrics)
     add_access_control(app, settings, metrics, rate_limit_storage)
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(HeadMiddleware)
     add_api_document(app)
     return app

@@ -1,4 +1,4 @@
-"""Middleware of every request: a limit on the body's size, and security headers."""
+"""Middleware of every request: HEAD like GET, a limit on the body's size, and security headers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,34 @@ from services.messages.api_error import ApiError
 
 BODY_TIMEOUT_S = 60.0  # a body that takes longer is refused, so it does not hold a connection for nothing
 DRAIN_S = 5.0  # a body that is too large is read and discarded for this long, so its sender sees the response
+
+
+class HeadAnswered(Exception):
+    """The headers of a stream were sent to a client that asked for them alone."""
+
+
+class HeadMiddleware:
+    """Answers HEAD like GET, without the body. A stream of a GET route ends when its headers were sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                is_stream = message.get("more_body", False)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                if is_stream:
+                    raise HeadAnswered
+            else:
+                await send(message)
+
+        with suppress(HeadAnswered):
+            await self._app({**scope, "method": "GET"}, receive, send_without_body)
+        return None
 
 
 class BodyLimitMiddleware:

@@ -60,6 +60,43 @@ def test_pages_of_listed_sites_may_call(served: Gateway, http: httpx.Client, key
     assert knock(served, "/v1/realtime", headers) == 101
 
 
+OPENAI_NODE = (
+    "arch",
+    "lang",
+    "os",
+    "package-version",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+)
+SDK_HEADERS = [
+    *(
+        "authorization",
+        "content-type",
+        "openai-organization",
+        "openai-project",
+        "openai-beta",
+        "idempotency-key",
+    ),
+    *(f"x-stainless-{name}" for name in OPENAI_NODE),
+    *("last-event-id", "user-agent", "traceparent", "x-a-header-of-next-year"),
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/cameras/front-door/frame.jpg"])
+def test_a_listed_page_may_send_the_headers_of_official_clients(http: httpx.Client, path: str) -> None:
+    preflight = {
+        "Origin": "https://desk.example",
+        "Access-Control-Request-Method": "POST" if "chat" in path else "GET",
+        "Access-Control-Request-Headers": ", ".join(SDK_HEADERS),
+    }
+    answer = http.options(path, headers=preflight)
+    assert answer.status_code == 200
+    allowed = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}
+    assert set(SDK_HEADERS) <= allowed
+
+
 def test_our_own_page_may_call(served: Gateway, http: httpx.Client, keys: Keys) -> None:
     assert http.get("/v1/models", headers={"Origin": served.url, **bearer(keys["ask"])}).status_code == 200
     assert knock(served, "/v1/realtime", {"Origin": served.url, **bearer(keys["ask"])}) == 101
