@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
@@ -21,6 +22,8 @@ from services.gateway.open_stream import ClientDisconnected, OpenStream, cancel_
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
 
+IGNORED_HEADER = "X-Ignored-Parameters"
+MAX_IGNORED_NAMES = 16
 KEEP_ALIVE_S = 15.0  # a comment is sent after this time without a token, so that proxies keep the stream open
 LARGE_BODY_BYTES = 2**18  # larger bodies are parsed in a thread, so that the event loop is not blocked
 
@@ -111,6 +114,13 @@ async def ask(questions: QuestionService, caller: Caller, chat: ChatRequest) -> 
     return question, await questions.ask(question.request)
 
 
+def ignored_header(names: Sequence[str]) -> dict[str, str]:
+    """Names the fields of a request that were ignored, in a form that is safe in a header."""
+    if not names:
+        return {}
+    return {IGNORED_HEADER: ", ".join(quote(name[:64], safe="") for name in names[:MAX_IGNORED_NAMES])}
+
+
 def chat_routes(questions: QuestionService) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -137,11 +147,11 @@ def chat_routes(questions: QuestionService) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         """Ask about a camera, live. Words are made while the video goes on, each from the newest frame."""
-        chat = parse_request(await request_json(request))
+        chat, ignored = parse_request(await request_json(request))
         try:
             question, answer = await cancel_on_disconnect(request, ask(questions, caller_of(request), chat))
             reply = Reply(question.request, questions.model_name, question.clip)
-            headers = {"X-Request-Id": question.request.request_id}
+            headers = {"X-Request-Id": question.request.request_id, **ignored_header(ignored)}
             if chat.stream:
                 include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
                 events = server_sent_events(questions, answer, reply, include_usage=include_usage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import time
 import uuid
@@ -26,7 +25,11 @@ from services.messages.dialog import DialogRequest, Message
 from services.messages.video import PlayedClip
 
 MAX_STOPS = 4
-DATA_URI = re.compile(r"data:(video|image)/[\w.+-]+((?:;[\w.+=-]+)*);base64,", re.ASCII)
+MEDIA_TYPE = re.compile(r"data:(video|image)/[\w.+-]+", re.ASCII | re.IGNORECASE)
+MAX_HEADER_CHARACTERS = 512  # of a data URI
+URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
+WHITE_SPACE = b" \t\r\n\f"
+ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
 HOW_TO_NAME_A_CAMERA = (
     'name a camera in the newest user message: {"type": "video_url", "video_url": {"url": "camera://ID"}}; '
     "GET /v1/cameras lists the ids"
@@ -54,12 +57,12 @@ def text_of(message: ChatMessage) -> str:
     """The text of a message: its text parts, joined by line breaks."""
     if isinstance(message.content, str):
         return message.content
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
 
 
 def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
     """The cameras, clips and pictures in a message."""
-    if isinstance(message.content, str):
+    if message.content is None or isinstance(message.content, str):
         return []
     sources: list[VisualSource] = []
     for index, part in enumerate(message.content):
@@ -67,7 +70,9 @@ def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
             continue
         kind = "video" if part.type == "video_url" else "image"
         url = part.video_url.url if part.type == "video_url" else part.image_url.url
-        sources.append(VisualSource(url=url, kind=kind, param=f"{path}.content[{index}].{part.type}.url"))
+        sources.append(
+            VisualSource(url=url.strip(), kind=kind, param=f"{path}.content[{index}].{part.type}.url")
+        )
     if sources and message.role != "user":
         raise ApiError(400, "misplaced_picture", "only user messages show something", param=sources[0].param)
     return sources
@@ -119,15 +124,32 @@ def camera_named(source: VisualSource) -> str | None:
     raise ApiError(400, "invalid_url", message, param=source.param)
 
 
+def decode_base64(text: str) -> bytes:
+    """The bytes of a base64 text, which may have the forms that `media_of` names. Raises ValueError."""
+    digits = text.encode("ascii")
+    if b"%" in digits:
+        for escape, character in ESCAPES.items():
+            digits = digits.replace(escape, character).replace(escape.lower(), character)
+    digits = digits.translate(URL_SAFE_BASE64, WHITE_SPACE).rstrip(b"=")
+    return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+
+
 def media_of(source: VisualSource) -> bytes:
-    """The bytes in a data URI. Raises ApiError 400 if it is invalid or of another kind than the part."""
-    header = DATA_URI.match(source.url[:256])
-    if header is None or header[1] != source.kind:
+    """The bytes in a data URI. Raises ApiError 400 if it is invalid or of another kind than the part.
+
+    Forgiving like a browser: capitals, line breaks, percent-encoding and missing padding are accepted. So is the
+    alphabet that is safe in URLs.
+    """
+    header, comma, _ = source.url[:MAX_HEADER_CHARACTERS].partition(",")
+    media_type, *parameters = (part.strip() for part in header.split(";"))
+    kind = MEDIA_TYPE.fullmatch(media_type)
+    is_base64 = bool(comma and parameters) and parameters[-1].lower() == "base64"
+    if not is_base64 or kind is None or kind[1].lower() != source.kind:
         message = f"got {source.url[:40]!r}, wanted data:{source.kind}/...;base64,..."
         raise ApiError(400, "invalid_data_uri", message, param=source.param)
     try:
-        media = base64.b64decode(source.url[header.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
+        media = decode_base64(source.url[len(header) + 1 :])
+    except ValueError as error:  # also binascii.Error
         raise ApiError(
             400, "invalid_data_uri", f"the data URI is not base64: {error}", param=source.param
         ) from error
@@ -215,11 +237,12 @@ async def question_of(questions: QuestionService, caller: Caller, chat: ChatRequ
     else:
         await questions.check_camera(caller, camera, source.param)
     request = dialog_request(camera, messages, options, max_tokens=max_tokens)
+    likeliest = chat.top_p == 0  # which leaves one token to choose from
     request = replace(
         request,
         stop=stops,
-        temperature=chat.temperature or 0.0,
-        top_p=1.0 if chat.top_p is None else chat.top_p,
+        temperature=0.0 if likeliest else chat.temperature or 0.0,
+        top_p=1.0 if likeliest or chat.top_p is None else chat.top_p,
         frequency_penalty=chat.frequency_penalty or 0.0,
         presence_penalty=chat.presence_penalty or 0.0,
         logit_bias=logit_bias,

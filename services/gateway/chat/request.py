@@ -1,6 +1,7 @@
 """The request of `POST /v1/chat/completions`: OpenAI's fields and `streamchat`, checked strictly.
 
-A field that is not implemented is refused by name if it would change the answer. It is never ignored silently.
+A field of OpenAI's that is not implemented is refused by name if it would change the answer. A field that nobody knows
+here (of a newer or another client) is ignored, and the response names it. Nothing is ignored silently.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.messages.api_error import ApiError
 
@@ -20,23 +21,28 @@ MAX_MESSAGES = 1000
 
 # Fields that are not implemented, with the values that are accepted because they change nothing.
 CHAT_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "audio": (),
     "function_call": ("none",),
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),
     "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "reasoning_effort": ("none",),
+    "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh"),  # the model does not reason
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+TOOL_FIELDS = {
+    "tools": "tool_choice",
+    "functions": "function_call",
+}  # no tool is called if the choice is "none"
+# OpenAI's fields that never change an answer in text.
 IGNORED_FIELDS = {
+    "audio",
     "metadata",
+    "prediction",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -84,22 +90,34 @@ class MediaUrl(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     url: str = Field(description="camera://ID, or data:video/...;base64,... or data:image/...;base64,...")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_text(cls, value: Any) -> Any:
+        """Some clients send the URL itself."""
+        return {"url": value} if isinstance(value, str) else value
 
-class TextPart(StrictModel):
+
+class ContentPartModel(BaseModel):
+    """A part of a message. Clients add keys of their own (`cache_control`), which change nothing."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class TextPart(ContentPartModel):
     """Words."""
 
     type: Literal["text"]
     text: str
 
 
-class VideoPart(StrictModel):
+class VideoPart(ContentPartModel):
     """A camera, or a clip as a data URI."""
 
     type: Literal["video_url"]
     video_url: MediaUrl
 
 
-class ImagePart(StrictModel):
+class ImagePart(ContentPartModel):
     """A picture as a data URI."""
 
     type: Literal["image_url"]
@@ -114,7 +132,7 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | list[ContentPart] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -137,7 +155,9 @@ class ChatRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         default=None, description="default 0: the likeliest word"
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="0: the likeliest word, like temperature 0"
+    )
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -194,28 +214,37 @@ def option_error(error: ValidationError) -> ApiError:
     return ApiError(400, code, f"{path}: {wanted}{got}"[:400], param=path)
 
 
-def check_extra(extra: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], path: str = "") -> None:
-    """Raises ApiError 400 for a field that is unknown, or not implemented and not at a neutral value."""
+def check_extra(
+    extra: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], path: str = ""
+) -> list[str]:
+    """Raises ApiError 400 for a field that is not implemented and not at a neutral value.
+
+    Returns the paths of the fields that nobody knows here, and which are ignored.
+    """
+    unknown: list[str] = []
     for name, value in extra.items():
         param = f"{path}{name[:80]}"
-        if name in IGNORED_FIELDS or value is None:
+        if name in IGNORED_FIELDS or value is None or extra.get(TOOL_FIELDS.get(name, "")) == "none":
             continue
         if name not in neutral:
-            raise ApiError(400, "unknown_parameter", f"{param}: no such field", param=param)
+            unknown.append(param)
         # `True == 1` in Python, so booleans and numbers are compared separately.
-        if not any(isinstance(value, bool) == isinstance(n, bool) and value == n for n in neutral[name]):
+        elif not any(isinstance(value, bool) == isinstance(n, bool) and value == n for n in neutral[name]):
             wanted = " or ".join(json.dumps(n) for n in neutral[name])
             message = f"{param}: not supported here" + (f", wanted {wanted}" if wanted else "")
             raise ApiError(400, "unsupported_parameter", message, param=param)
+    return unknown
 
 
-def parse_request(value: Any) -> ChatRequest:
-    """The checked request. Raises ApiError 400 with the path of the invalid field."""
+def parse_request(value: Any) -> tuple[ChatRequest, list[str]]:
+    """The checked request, and the names of the fields that are ignored.
+
+    Raises ApiError 400 with the path of the invalid field.
+    """
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_request", "the body is not a JSON object")
     try:
         request = ChatRequest.model_validate(value)
     except ValidationError as error:
         raise option_error(error) from error
-    check_extra(request.model_extra or {}, CHAT_NEUTRAL_VALUES)
-    return request
+    return request, check_extra(request.model_extra or {}, CHAT_NEUTRAL_VALUES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from urllib.parse import quote
 
 import pytest
 
@@ -21,7 +22,7 @@ def chat(*urls: str | None) -> ChatRequest:
     text = {"type": "text", "text": "?"}
     return parse_request(
         {"model": "m", "messages": [{"role": "user", "content": [*part, text]} for part in parts]}
-    )
+    )[0]
 
 
 def test_the_newest_message_that_shows_something_wins() -> None:
@@ -60,9 +61,58 @@ def test_a_data_uris_bytes_are_read() -> None:
     assert media_of(source(f"data:image/svg+xml;base64,{text}", "image")) == media
 
 
+def variants(media: bytes) -> dict[str, str]:
+    """Data URIs of one picture, as clients of many languages and shells make them."""
+    plain = base64.b64encode(media).decode()
+    lines = [plain[at : at + 76] for at in range(0, len(plain), 76)]
+    return {
+        "line feeds": "data:image/jpeg;base64," + "\n".join(lines) + "\n",
+        "as mail has them": "data:image/jpeg;base64," + "\r\n".join(lines),
+        "indented": "data:image/jpeg;base64,\n\t" + "\n\t".join(lines),
+        "capitals": "DATA:Image/JPEG;BASE64," + plain,
+        "a file name": "data:image/jpeg;name=a b.jpg;base64," + plain,
+        "a character set": "data:image/jpeg;charset=utf-8;base64," + plain,
+        "spaces": "  data:image/jpeg; base64, " + plain + " ",
+        "no padding": "data:image/jpeg;base64," + plain.rstrip("="),
+        "safe in URLs": "data:image/jpeg;base64," + base64.urlsafe_b64encode(media).decode(),
+        "percent-encoded": "data:image/jpeg;base64," + quote(plain, safe=""),
+        "percent-encoded lines": "data:image/jpeg;base64," + "%0d%0A".join(lines),
+    }
+
+
+PICTURE = bytes(range(256)) + b"\xfb\xff\xfe"
+
+
+@pytest.mark.parametrize("name", variants(PICTURE))
+def test_data_uris_are_read_as_a_browser_reads_them(name: str) -> None:
+    chat, _ = parse_request(
+        {
+            "model": "m",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": variants(PICTURE)[name]}}],
+                }
+            ],
+        }
+    )
+    found = visual_source(chat.messages)
+    assert camera_named(found) is None
+    assert media_of(found) == PICTURE
+
+
+def test_a_header_of_a_data_uri_is_read_in_linear_time() -> None:
+    with pytest.raises(ApiError, match="invalid_data_uri"):
+        media_of(source("data:video/mp4" + ";   " * 10_000 + "x", "video"))
+
+
 @pytest.mark.parametrize(
     "url",
     [
+        "data:video/mp4;base64,AAAA%00",
+        "data:video/mp4;base64,AA==AA",
+        "data:video/mp4;base64,ÄÄÄÄ",
+        "data:video/mp4;base64",
         "data:video/mp4,AAAA",
         "data:;base64,AAAA",
         "data:text/plain;base64,AAAA",

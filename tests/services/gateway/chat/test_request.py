@@ -36,23 +36,70 @@ def test_a_fields_path_is_the_requests_own(location: tuple[int | str, ...], path
 @pytest.mark.parametrize(("name", "values"), CHAT_NEUTRAL_VALUES.items())
 def test_what_changes_nothing_is_accepted(name: str, values: tuple[Any, ...]) -> None:
     for value in (None, *values):
-        parse_request({**PLAIN, name: value})
+        assert parse_request({**PLAIN, name: value})[1] == []
     with pytest.raises(ApiError) as raised:
         check_extra({name: "something else"}, CHAT_NEUTRAL_VALUES)
     assert raised.value.param == name
 
 
 def test_harmless_fields_are_accepted() -> None:
-    request = parse_request(
+    request, ignored = parse_request(
         {**PLAIN, "user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
     )
     assert request.streamchat is None
+    assert ignored == []
+
+
+# Each is documented by OpenAI, and none changes an answer in text.
+DOCUMENTED: list[dict[str, Any]] = [
+    {"top_p": 0},
+    {"top_p": 1, "temperature": 2, "frequency_penalty": -2, "presence_penalty": 2},
+    {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+    {"functions": [{"name": "f"}], "function_call": "none"},
+    {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
+    {"n": 1, "response_format": {"type": "text"}, "modalities": ["text"], "logit_bias": {}, "top_logprobs": 0},
+    {"audio": {"voice": "alloy", "format": "wav"}},
+    {"prediction": {"type": "content", "content": "the same text again"}},
+    {"reasoning_effort": "low"},
+    {"reasoning_effort": "xhigh", "verbosity": "medium"},
+    {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "s", "store": True},
+    {"service_tier": "flex", "metadata": {"a": "b"}, "user": "u"},
+    {"stream_options": {"include_usage": False, "include_obfuscation": False}},
+    {"stop": None, "seed": None, "stream": None, "max_tokens": None, "logprobs": None, "streamchat": None},
+    {"stop": [], "seed": -1, "max_completion_tokens": 1},
+    {"messages": [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "user", "content": "?"}]},
+    {"messages": [{"role": "assistant", "refusal": None, "audio": None}, {"role": "user", "content": "?"}]},
+    {"messages": [{"role": "developer", "content": "d", "name": "n"}, {"role": "user", "content": "?"}]},
+    {"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "?", "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "high"}}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png;base64,AA"}]}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", DOCUMENTED)
+def test_every_documented_value_that_changes_nothing_is_accepted(options: dict[str, Any]) -> None:
+    assert parse_request({**PLAIN, **options})[1] == []
+
+
+def test_a_field_of_a_newer_client_is_ignored_and_named() -> None:
+    _, ignored = parse_request({**PLAIN, "quantum_mode": "on", "user": "u", "thinking": {"budget": 3}})
+    assert ignored == ["quantum_mode", "thinking"]
+
+
+@pytest.mark.parametrize(
+    "choice", [None, "auto", "required", {"type": "function", "function": {"name": "f"}}]
+)
+def test_tools_that_might_be_called_are_refused(choice: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(ApiError, match="unsupported_parameter"):
+        parse_request({**PLAIN, "tools": tools, "tool_choice": choice})
 
 
 def test_all_our_options_are_read() -> None:
     options = {"visual_context": "frozen", "frames": 4, "tokens_per_second": 3, "max_frame_age_ms": 250.5}
     options |= {"min_p": 0.1, "repetition_penalty": 1.5}
-    read = parse_request({**PLAIN, "streamchat": options}).streamchat
+    read = parse_request({**PLAIN, "streamchat": options})[0].streamchat
     assert read is not None
     assert read.model_dump() == options
 
