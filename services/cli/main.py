@@ -80,6 +80,12 @@ def _add_publish(commands: Any) -> None:
     add.add_argument("source", help="a video file, an rtsp:// URL or a device such as /dev/video0")
     add.add_argument("--camera", required=True, metavar="ID", help="name of the camera in questions")
     add.add_argument("--loop", action="store_true", help="start again when the file ends")
+    add.add_argument(
+        "--fps",
+        type=float,
+        metavar="N",
+        help="frames per second of a file that stores no times, such as .h264 (default: what the video says, else 25)",
+    )
     add.add_argument("--topic", default="cameras", help="Kafka topic (default: cameras)")
     add.add_argument(
         "--kafka",
@@ -110,6 +116,7 @@ def _publish(options: argparse.Namespace) -> int:
         bootstrap_servers=brokers,
         topic=options.topic,
         loop=options.loop,
+        fps=options.fps,
         access=KafkaAccess.from_settings(settings),
         metrics=options.metrics,
     )

@@ -7,6 +7,7 @@ decoded. The second decodes no more than those frames need.
 from __future__ import annotations
 
 import io
+import struct
 import time
 import warnings
 from bisect import bisect_left
@@ -18,15 +19,25 @@ import av
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.error import FFmpegError
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from services.messages.video import ClipRefused
+from services.video.rotation import rotation_of
 from services.video.sampled_frame import SampledFrame, sample_frame
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 CODECS = ("h264", "hevc", "mjpeg", "vp8", "vp9", "av1", "mpeg4")
 DECODERS = "h264,hevc,mjpeg,vp8,vp9,libvpx,libvpx-vp9,libdav1d,av1,mpeg4"  # allowed while a file is probed
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF")
+TRANSPOSES = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PACKETS = 100_000
 WANTED_VIDEO = "an MP4/MOV, Matroska/WebM, AVI or MPEG-TS file with " + ", ".join(CODECS) + " video"
 WANTED_PICTURE = "a JPEG, PNG, WebP or GIF picture"
@@ -87,10 +98,19 @@ def decode_picture(media: bytes, limits: ClipLimits, end_s: float) -> SampledFra
             image = Image.open(io.BytesIO(media), formats=PICTURES)
         with image:
             check_size(image.width, image.height, limits)
-            picture = av.VideoFrame.from_image(image.convert("RGB"))
+            picture = av.VideoFrame.from_image(upright(image).convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise refused("unreadable", f"the picture could not be read; wanted {WANTED_PICTURE}") from error
     return sample_frame(picture, end_s, 0, limits.image_size)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as people see it: turned and mirrored as its EXIF data says, if that can be read."""
+    try:
+        how = TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (ValueError, LookupError, TypeError, SyntaxError, OSError, struct.error):
+        how = None
+    return image if how is None else image.transpose(how)
 
 
 def check_size(width: int, height: int, limits: ClipLimits) -> None:
@@ -203,7 +223,8 @@ def decode_chosen(
     for seq, (picture, time_s) in enumerate(decode_needed(media, needed, limits, deadline)):
         if time_s in chosen and not picture.is_corrupt:
             check_size(picture.width, picture.height, limits)
-            yield sample_frame(picture, time_s + shift_s, seq, limits.image_size)
+            rotation = rotation_of(picture)
+            yield sample_frame(picture, time_s + shift_s, seq, limits.image_size, rotation=rotation)
 
 
 def decode_needed(

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from model.config import PROJECT_ROOT
-from services.clip_player.clip_decoder import ClipLimits, decode_clip, refused
+from services.clip_player.clip_decoder import ClipLimits, decode_clip, refused, upright
 from services.messages.video import ClipRefused
 from services.ports.frame_store import parse_frame_id
 from services.processes.child_processes import end_process, spawn
@@ -143,17 +143,19 @@ def main() -> None:
 def warm_up(image_size: int) -> None:
     """Load everything that decoding would load on first use: no file can be opened later."""
     import av
-    from PIL import GifImagePlugin, Image, PngImagePlugin, WebPImagePlugin
+    from PIL import ExifTags, GifImagePlugin, Image, PngImagePlugin, WebPImagePlugin
 
     from services.video.sampled_frame import sample_frame
 
     _ = (GifImagePlugin, PngImagePlugin, WebPImagePlugin)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
     for kind in ("PNG", "GIF", "WEBP", "JPEG"):
         out = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(out, kind)
+        Image.new("RGB", (8, 8)).save(out, kind, exif=turned)
         with Image.open(io.BytesIO(out.getvalue()), formats=[kind]) as image:
-            picture = av.VideoFrame.from_image(image.convert("RGB"))
-    sample_frame(picture, 1.0, 0, image_size).jpeg()
+            picture = av.VideoFrame.from_image(upright(image).convert("RGB"))
+    sample_frame(picture, 1.0, 0, image_size, rotation=90).jpeg()
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(("__main__", ".datasets")):
             importlib.import_module(module.name)

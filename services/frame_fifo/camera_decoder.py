@@ -16,6 +16,7 @@ from av.error import FFmpegError
 
 from services.frame_fifo.frame_sampler import FrameSampler
 from services.messages.video import VideoPacket
+from services.video.rotation import rotation_of
 from services.video.sampled_frame import SampledFrame, sample_frame
 
 MAX_IN_CODEC = 64  # packets that a codec may hold back (B-frames need a few)
@@ -90,7 +91,13 @@ class CameraDecoder:
         due = [found for p in pictures if self.sampler.accepts((found := self._timed(p, packet))[1])]
         if not sample:
             return DecodedPacket(num_late=len(due))
-        return DecodedPacket(frames=tuple(sample_frame(*found, self.image_size) for found in due))
+        return DecodedPacket(frames=tuple(self._sampled(*found, packet) for found in due))
+
+    def _sampled(
+        self, picture: av.VideoFrame, captured_s: float, seq: int, packet: VideoPacket
+    ) -> SampledFrame:
+        rotation = rotation_of(picture) if packet.rotation is None else packet.rotation
+        return sample_frame(picture, captured_s, seq, self.image_size, rotation=rotation)
 
     def _timed(self, picture: av.VideoFrame, packet: VideoPacket) -> tuple[av.VideoFrame, float, int]:
         """A picture with the capture time and number of its own packet, even when the codec reorders."""

@@ -23,6 +23,7 @@ class VideoPacket:
     time_base: tuple[int, int]  # seconds per pts unit, as a fraction
     seq: int  # counts a camera's packets from 0, since its publisher started
     data: bytes
+    rotation: int | None = None  # degrees clockwise to turn the picture; None: as the picture itself says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """A video packet as a Kafka record: its format, and the strict check of what is read.
 
 One record is one encoded access unit. Key: camera id. Timestamp: capture time in ms. Headers: `codec`,
-`keyframe` (0 or 1), `pts`, `time_base` ("1/90000") and `seq`. Value: the access unit. Nothing is ever unpickled.
+`keyframe` (0 or 1), `pts`, `time_base` ("1/90000"), `seq` and, if the picture has to be turned, `rotation` (0, 90, 180
+or 270 degrees clockwise). Value: the access unit. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from services.messages.video import CODECS, VideoPacket
 
 CAMERA_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ROTATIONS = ("0", "90", "180", "270")
 REASON_HEADER = "reason"
 DEAD_LETTER_BYTES = 64 * 2**10  # enough to recognise a packet; dead letters must not fill a broker
 EARLIEST_MS = 946_684_800_000  # 1 January 2000: an earlier capture time means that the clock was never set
@@ -65,6 +67,7 @@ def encode_packet(packet: VideoPacket, max_packet_bytes: int) -> RawRecord:
             ("pts", str(packet.pts).encode()),
             ("time_base", f"{packet.time_base[0]}/{packet.time_base[1]}".encode()),
             ("seq", str(packet.seq).encode()),
+            *(() if packet.rotation is None else (("rotation", str(packet.rotation).encode()),)),
         ),
         timestamp_ms=round(packet.captured_s * 1000),
     )
@@ -120,7 +123,18 @@ def decode_record(record: RawRecord, max_packet_bytes: int) -> VideoPacket:
         time_base=parse_time_base(header_text(headers, "time_base")),
         seq=header_integer(headers, "seq", lowest=0),
         data=data,
+        rotation=parse_rotation(headers),
     )
+
+
+def parse_rotation(headers: Mapping[str, bytes]) -> int | None:
+    """Degrees clockwise to turn the picture, or None without the header. ValueError for anything else."""
+    if "rotation" not in headers:
+        return None
+    text = header_text(headers, "rotation")
+    if text not in ROTATIONS:
+        raise ValueError(f"header rotation: got {preview(text)}, wanted one of {', '.join(ROTATIONS)}")
+    return int(text)
 
 
 def parse_camera_id(key: bytes) -> str:
@@ -162,7 +176,7 @@ def preview(text: str) -> str:
 
 def dead_letter_record(record: VideoRecord, reason: str) -> RawRecord:
     """The dead letter of a record: the start of its bytes, the reason, and its source."""
-    known = ("codec", "keyframe", "pts", "time_base", "seq")
+    known = ("codec", "keyframe", "pts", "time_base", "seq", "rotation")
     kept = tuple((name, value) for name, value in record.headers if name in known and len(value) <= 256)
     return RawRecord(
         key=record.key[:256],

@@ -29,7 +29,7 @@ FLUSH_TIMEOUT_S = 2.0
 
 
 def send_source(
-    source: str,
+    source: str | VideoSource,
     camera: str,
     video_log: VideoWriter,
     *,
@@ -40,7 +40,7 @@ def send_source(
     """Write a source's video to a log as one camera, until it ends or `stop` is set. A lost live source is reopened.
 
     Args:
-        source: a file, `rtsp://...` or `/dev/videoN`.
+        source: a file, `rtsp://...` or `/dev/videoN`, or one that was opened.
         camera: the camera's id: 1 to 128 of A-Z a-z 0-9 . _ -
         video_log: where to write.
         loop: repeat a file for ever; its timestamps go on.
@@ -52,7 +52,7 @@ def send_source(
     if not CAMERA_ID.fullmatch(camera):
         raise ValueError(f"camera: got {preview(camera)}, wanted 1 to 128 of A-Z a-z 0-9 . _ -")
     stop = stop or threading.Event()
-    opened = open_source(source)
+    opened = open_source(source) if isinstance(source, str) else source
     progress = Progress(started_at=time.monotonic())
     reported_at = progress.started_at
     timed_units = live_units(opened, stop) if opened.live else file_units(opened, stop, loop=loop)
@@ -80,6 +80,7 @@ def send(
         time_base=(unit.time_base.numerator, unit.time_base.denominator),
         seq=progress.num_frames + progress.num_refused,
         data=unit.data,
+        rotation=unit.rotation or None,
     )
     try:
         video_log.send(packet)
@@ -150,6 +151,7 @@ def publish(
     bootstrap_servers: str,
     topic: str = "cameras",
     loop: bool = False,
+    fps: float | None = None,
     metrics: str = "",
     max_packet_bytes: int = 4 * 2**20,
     access: KafkaAccess = OPEN,
@@ -172,17 +174,19 @@ def publish(
 
     server = PublishMetrics(camera, metrics) if metrics else None
     try:
-        open_source(source)  # a wrong source is reported before connecting
+        opened = open_source(source, fps)  # a wrong source is reported before connecting
+        for note in opened.notes:
+            print(f"streamchat publish: {note}", file=terminal)
         video_log = KafkaVideoWriter(
             bootstrap_servers, topic, max_packet_bytes=max_packet_bytes, access=access
         )
-    except (SourceUnavailable, ConnectionError) as error:
+    except (SourceUnavailable, ConnectionError, ValueError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         if server is not None:
             server.close()
         return 1
     try:
-        send_source(source, camera, video_log, loop=loop, stop=stop, on_progress=show)
+        send_source(opened, camera, video_log, loop=loop, stop=stop, on_progress=show)
     except (SourceUnavailable, ValueError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         return 1

@@ -6,7 +6,6 @@ H.264, and so is a file whose keyframes are so far apart that a late reader woul
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from services.messages.video import CODECS
-
-log = logging.getLogger(__name__)
+from services.publisher.file_facts import FileFacts, read_facts, timed_packets
+from services.video.rotation import rotation_of
 
 MAX_COPIED_GOP_S = 2.0  # a file with longer groups of pictures is encoded again
 TRANSCODED_GOP_S = 1.0
@@ -55,6 +54,7 @@ class AccessUnit:
     pts: int
     time_base: Fraction
     data: bytes
+    rotation: int = 0  # degrees clockwise to turn the picture
 
     @property
     def time_s(self) -> float:
@@ -69,6 +69,9 @@ class VideoSource:
     address: str
     live: bool
     transcode: bool = False
+    frame_rate: Fraction | None = None  # of a file without times
+    rotation: int = 0  # degrees clockwise to turn all pictures
+    notes: tuple[str, ...] = ()  # what its owner should know, one line each
 
     @property
     def display_address(self) -> str:
@@ -81,21 +84,26 @@ class VideoSource:
             stream = video_stream(container, self.display_address)
             copy = stream.codec_context.name in CODECS and not self.transcode
             try:
-                yield from copy_units(container, stream) if copy else encode_units(container, stream)
+                read = copy_units if copy else encode_units
+                for unit in read(container, stream, self.frame_rate):
+                    yield replace(unit, rotation=self.rotation) if self.rotation else unit
             except FFmpegError as error:
                 raise SourceUnavailable(
                     f"{self.display_address}: reading the video failed ({error.strerror})"
                 ) from error
 
 
-def open_source(source: str) -> VideoSource:
+def open_source(source: str, fps: float | None = None) -> VideoSource:
     """Open a path, `rtsp://...` or `/dev/videoN`. `@FILE` stands for the address in that file, to keep it out of ps.
 
-    SourceUnavailable when it is missing or has no video.
+    `fps` is the frame rate of a file without times (default: what its codec says, else 25).
+    SourceUnavailable when it is missing or has no video. ValueError for an fps that no camera has.
     """
+    if fps is not None and not 0.01 <= fps <= 1000:
+        raise ValueError(f"fps: got {fps:g}, wanted 0.01 to 1000")
     if source.startswith("@"):
         try:
-            return open_source(Path(source[1:]).read_text().strip().removeprefix("@"))
+            return open_source(Path(source[1:]).read_text().strip().removeprefix("@"), fps)
         except (OSError, UnicodeDecodeError) as error:
             raise SourceUnavailable(f"{source}: cannot be read ({type(error).__name__})") from error
     if re.match(r"rtsps?://", source):
@@ -109,17 +117,52 @@ def open_source(source: str) -> VideoSource:
         raise SourceUnavailable(f"{address}: got an address, wanted a file, rtsp://... or /dev/videoN")
     if not Path(source).is_file():
         raise SourceUnavailable(f"{source}: no such file")
-    file = VideoSource(address=source, live=False)
+    return open_file(source, fps)
+
+
+def open_file(path: str, fps: float | None) -> VideoSource:
+    """A file: how its pictures are timed and turned, and whether they have to be encoded again."""
+    file = VideoSource(address=path, live=False)
     with open_container(file) as container:
-        stream = video_stream(container, source)
-        codec, longest_s = stream.codec_context.name, longest_gop_s(container, stream)
-    if codec in CODECS and longest_s <= MAX_COPIED_GOP_S:
-        return file
-    reason = (
-        f"its codec is {codec}" if codec not in CODECS else f"its keyframes are up to {longest_s:.1f} s apart"
+        facts = read_facts(container, video_stream(container, path), fps)
+    with open_container(file) as container:
+        rotation = first_rotation(container)
+    notes: list[str] = []
+    if facts.frame_rate is not None:
+        given = "--fps" if fps is not None else "its own rate; --fps gives another"
+        notes.append(
+            f"{path}: has no times of its pictures: sent at {float(facts.frame_rate):g} fps ({given})"
+        )
+    if reason := reencoding_reason(facts):
+        notes.append(
+            f"{path}: is encoded again as H.264 with a keyframe every {TRANSCODED_GOP_S:g} s: {reason}"
+        )
+    return replace(
+        file,
+        transcode=bool(reason),
+        frame_rate=facts.frame_rate,
+        rotation=rotation,
+        notes=tuple(notes),
     )
-    log.info("%s is encoded again as H.264 with a keyframe every %g s: %s", source, TRANSCODED_GOP_S, reason)
-    return replace(file, transcode=True)
+
+
+def reencoding_reason(facts: FileFacts) -> str:
+    """Why the file's packets cannot be copied. Empty: they can."""
+    if facts.codec not in CODECS:
+        return f"its codec is {facts.codec}"
+    if facts.frame_rate is not None and facts.reordered:
+        return "its pictures are stored out of order, without times"
+    if facts.longest_gop_s > MAX_COPIED_GOP_S:
+        return f"its keyframes are up to {facts.longest_gop_s:.1f} s apart"
+    return ""
+
+
+def first_rotation(container: InputContainer) -> int:
+    """How far the pictures have to be turned, as the first one says. 0 when it cannot be decoded."""
+    try:
+        return rotation_of(next(container.decode(video=0)))
+    except (FFmpegError, StopIteration):
+        return 0
 
 
 def open_container(source: VideoSource) -> InputContainer:
@@ -144,44 +187,27 @@ def video_stream(container: InputContainer, address: str) -> VideoStream:
     return container.streams.video[0]
 
 
-def longest_gop_s(container: InputContainer, stream: VideoStream) -> float:
-    """The longest time from one keyframe to the next, or to the end of the file."""
-    keyframes: list[float] = []
-    end_s = 0.0
-    for packet in container.demux(stream):
-        if packet.pts is not None and packet.size:
-            time_s = float(packet.pts * packet.time_base)
-            end_s = max(end_s, time_s)
-            if packet.is_keyframe:
-                keyframes.append(time_s)
-    gaps = [after - before for before, after in zip(keyframes, [*keyframes[1:], end_s], strict=True)]
-    return max(gaps, default=0.0)
-
-
-def copy_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
+def copy_units(
+    container: InputContainer, stream: VideoStream, frame_rate: Fraction | None = None
+) -> Iterator[AccessUnit]:
     """The source's own packets in Annex B form, so that a decoder can start at any keyframe."""
     codec = stream.codec_context.name
     bitstream = BitStreamFilterContext(FILTERS[codec], stream) if codec in FILTERS else None
     extradata = stream.codec_context.extradata or b""
     sets = b"".join(parameter_sets(codec, extradata)) if START_CODE.match(extradata[1:]) else b""
-    count = 0
-    for raw in container.demux(stream):
-        if not raw.size:
-            continue
+    for raw in timed_packets(container, stream, frame_rate):
+        pts, time_base = raw.pts or 0, raw.time_base or Fraction(1, 25)  # the filter empties the packet
         for packet in bitstream.filter(raw) if bitstream else [raw]:
             data, keyframe = bytes(packet), packet.is_keyframe or codec == "mjpeg"
             found = b"".join(parameter_sets(codec, data)) if keyframe else b""
             sets = found or sets
-            time_base = packet.time_base or stream.time_base or Fraction(1, 25)
-            pts = packet.pts if packet.pts is not None else packet.dts
             yield AccessUnit(
                 codec=codec,
                 keyframe=keyframe,
-                pts=count if pts is None else pts,
+                pts=pts,
                 time_base=time_base,
                 data=data if found or not keyframe else sets + data,
             )
-            count += 1
 
 
 def parameter_sets(codec: str, data: bytes) -> list[bytes]:
@@ -197,13 +223,17 @@ def parameter_sets(codec: str, data: bytes) -> list[bytes]:
     return found
 
 
-def encode_units(container: InputContainer, stream: VideoStream) -> Iterator[AccessUnit]:
+def encode_units(
+    container: InputContainer, stream: VideoStream, frame_rate: Fraction | None = None
+) -> Iterator[AccessUnit]:
     """The pictures, encoded as H.264 without reordering and with a keyframe every second, as from a camera."""
     encoder: av.VideoCodecContext | None = None
     keyframe_s = float("-inf")
     for count, picture in enumerate(container.decode(stream)):
         time_base = picture.time_base or stream.time_base or Fraction(1, 25)
         pts = count if picture.pts is None else picture.pts
+        if frame_rate is not None:
+            time_base, pts = 1 / frame_rate, count
         size = (picture.width - picture.width % 2, picture.height - picture.height % 2)
         if encoder is None or (encoder.width, encoder.height) != size:
             encoder = open_encoder(*size, time_base, stream.average_rate or Fraction(25))
@@ -221,6 +251,7 @@ def encode_units(container: InputContainer, stream: VideoStream) -> Iterator[Acc
                 pts=packet.pts if packet.pts is not None else pts,
                 time_base=time_base,
                 data=bytes(packet),
+                rotation=rotation_of(picture),
             )
 
 

@@ -6,11 +6,13 @@ import io
 from dataclasses import dataclass
 
 import av
+import numpy as np
 from av.video.reformatter import Interpolation
 from PIL import Image
 
 from model.network.pixels import to_pixels
 from services.messages.video import Frame, VisualTokens
+from services.video.rotation import turned
 
 JPEG_WIDTH = 480  # pixels at most
 JPEG_QUALITY = 75
@@ -42,19 +44,25 @@ class SampledFrame:
         )
 
 
-def sample_frame(picture: av.VideoFrame, captured_s: float, seq: int, image_size: int) -> SampledFrame:
-    """A decoded picture as a frame to be encoded."""
+def sample_frame(
+    picture: av.VideoFrame, captured_s: float, seq: int, image_size: int, *, rotation: int = 0
+) -> SampledFrame:
+    """A decoded picture as a frame to be encoded, turned clockwise by `rotation` degrees: 0, 90, 180 or 270."""
+    pixels = to_pixels(picture, image_size)
     return SampledFrame(
         frame_id=f"{round(captured_s * 1000)}-{seq}",
         captured_s=captured_s,
-        pixels=to_pixels(picture, image_size).tobytes(),
-        picture=shrink(picture),
+        pixels=(np.rot90(pixels, -rotation // 90) if rotation else pixels).tobytes(),
+        picture=turned(shrink(picture, sideways=rotation % 180 != 0), rotation),
     )
 
 
-def shrink(picture: av.VideoFrame) -> av.VideoFrame:
-    """The picture at most 480 pixels wide, in its own colour format, which has fewer values than RGB."""
-    scale = min(1.0, JPEG_WIDTH / picture.width)
+def shrink(picture: av.VideoFrame, *, sideways: bool = False) -> av.VideoFrame:
+    """The picture in its own colour format, which has fewer values than RGB, and at most 480 pixels wide.
+
+    `sideways`: it will be turned by a quarter, so its height becomes the width.
+    """
+    scale = min(1.0, JPEG_WIDTH / (picture.height if sideways else picture.width))
     return picture.reformat(
         width=max(1, round(picture.width * scale)),
         height=max(1, round(picture.height * scale)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 from collections.abc import Generator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from services.messages.video import VideoPacket
 
@@ -119,6 +121,23 @@ def clip_file(folder: Path, name: str = "clip.mp4", **options: Any) -> Path:
     path = folder / name
     path.write_bytes(clip(**options))
     return path
+
+
+def held_sideways(mp4: bytes) -> bytes:
+    """The file of a phone that was held upright: its track says that players turn it by 90 degrees clockwise."""
+    data = bytearray(mp4)
+    at = data.index(b"tkhd") + 44  # version 0: the matrix is 40 bytes behind version and flags
+    data[at : at + 36] = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 120 << 16, 0, 0x40000000)
+    return bytes(data)
+
+
+def jpeg_held_sideways(image: npt.NDArray[np.uint8], orientation: int = 6) -> bytes:
+    """A JPEG whose EXIF data say how it has to be turned (6: 90 degrees clockwise)."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", exif=exif, quality=95)
+    return out.getvalue()
 
 
 def mjpeg_bomb(side: int = 12_000) -> bytes:

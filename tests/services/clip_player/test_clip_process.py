@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from model.config import preset
 from services.clip_player.clip_decoder import ClipLimits, decode_clip
@@ -25,7 +26,7 @@ from services.processes.child_processes import spawn
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.attack_files import bait, bombs, damaged_videos, fetchers, foreign_codecs
-from tests.services.h264 import clip
+from tests.services.h264 import clip, jpeg_held_sideways, picture
 from tests.services.served_gateway import MODEL, ScriptedDecoder, listening
 
 END_S = 1_800_000_000.0
@@ -205,3 +206,9 @@ def test_damaged_videos_harm_nobody(served: Served) -> None:
 def resident_bytes() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_picture_is_turned_in_the_sandbox_too() -> None:
+    sideways = jpeg_held_sideways(picture(0))
+    (frame,) = decode_apart(sideways, "image")
+    assert Image.open(io.BytesIO(frame.jpeg())).size == (120, 160)

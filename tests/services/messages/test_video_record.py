@@ -31,6 +31,8 @@ def packet(camera: str = "door", seq: int = 0, *, age_s: float = 0.0, data: byte
 def test_a_packet_survives_its_record() -> None:
     sent = packet(seq=3)
     assert decode_record(encode_packet(sent, LIMIT), LIMIT) == sent
+    turned = replace(sent, rotation=270)
+    assert decode_record(encode_packet(turned, LIMIT), LIMIT) == turned
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_a_packet_survives_its_record() -> None:
         ({"seq": b"-1"}, "header seq"),
         ({"seq": b"\xd9\xa1"}, "header seq"),
         ({"seq": b"1" * 300}, "header seq"),
+        ({"rotation": b"45"}, "header rotation: got '45', wanted one of 0, 90, 180, 270"),
+        ({"rotation": b""}, "header rotation"),
     ],
 )
 def test_what_is_no_packet_is_told_clearly(change: dict[str, bytes | int | None], problem: str) -> None:
