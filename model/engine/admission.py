@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from model.engine.dialog import Dialog, PriorToken
 from model.engine.options import DialogOptions
@@ -20,10 +20,17 @@ class Admission:
     """
 
     def __init__(
-        self, pages: PagePool, page_tokens: int, *, max_dialogs: int, context_window: int, vocab_size: int
+        self,
+        pages: PagePool,
+        page_tokens: int,
+        clear_page: Callable[[int], None],
+        *,
+        max_dialogs: int,
+        context_window: int,
+        vocab_size: int,
     ) -> None:
-        """`pages`: those of the text cache, each of `page_tokens` tokens."""
-        self._pages, self._page_tokens = pages, page_tokens
+        """`pages`: those of the text cache, each of `page_tokens` tokens; `clear_page` sets one to zeros."""
+        self._pages, self._page_tokens, self._clear_page = pages, page_tokens, clear_page
         self._max_dialogs, self._context_window = max_dialogs, context_window
         self._vocab_size = vocab_size
         self.dialogs: dict[str, Dialog] = {}  # all that are open
@@ -106,7 +113,9 @@ class Admission:
             for page in freed:
                 self._pages.free(dialog, page)
         while len(dialog.pages) * size < dialog.num_computed_tokens + num_new:
-            dialog.pages.append(self._pages.allocate(dialog))
+            page = self._pages.allocate(dialog)
+            self._clear_page(page)  # NaN of an earlier dialog would reach this one through masked positions
+            dialog.pages.append(page)
 
     def is_window_full(self, dialog: Dialog) -> bool:
         """Whether the token that is appended next is the last one that fits."""

@@ -51,6 +51,14 @@ class Turn(NamedTuple):
     temporal_index: int  # on the dialog's clock
 
 
+class DialogsFailed(RuntimeError):
+    """Some dialogs of a step cannot go on; the others can. No dialog got a token."""
+
+    def __init__(self, dialog_ids: Sequence[str], reason: str) -> None:
+        super().__init__(reason)
+        self.dialog_ids = dialog_ids
+
+
 @dataclass(slots=True, eq=False)
 class Dialog:
     """One dialog. The engine alone changes it."""
@@ -91,12 +99,13 @@ class Dialog:
         """The first turn: the frames in the ring arrive, then the question.
 
         With `prior_tokens` an answer is resumed. Frames that were captured after `asked_s` then arrive between its
-        tokens, as they did in the first engine.
+        tokens, as they did in the first engine. If the frames of the question are gone (or the camera's clock is
+        ahead), the oldest frame that is there takes their place.
         """
         frames = self.camera_ring.in_order()
         num_before = len(frames)
-        if prior_tokens:
-            num_before = sum(frame.captured_s <= asked_s for _, frame in frames)
+        if prior_tokens and frames:
+            num_before = max(1, sum(frame.captured_s <= asked_s for _, frame in frames))
         self._add_frames(frames[:num_before])
         self.start_turn(token_ids, frames[num_before - 1][1].number if num_before else -1)
         waiting = frames[num_before:]

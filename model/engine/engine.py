@@ -20,12 +20,12 @@ from model.engine.admission import Admission, EngineFull
 from model.engine.background import BackgroundWork
 from model.engine.cache_usage import CacheUsage
 from model.engine.cameras import Cameras
-from model.engine.dialog import Dialog, GeneratedToken, PriorToken
+from model.engine.dialog import Dialog, DialogsFailed, GeneratedToken, PriorToken
 from model.engine.frame_ring import RingFrame
 from model.engine.options import DialogOptions
 from model.engine.pages import num_default_text_pages, num_text_pages
 from model.engine.retention import Retention
-from model.engine.sampling import SamplerState, TokenLogprobs, sample
+from model.engine.sampling import NonFiniteLogits, SamplerState, TokenLogprobs, sample
 from model.network.streamchat import StreamChat
 from model.runtime.frame_ingest import NewFrame
 from model.runtime.model_runner import ModelRunner
@@ -50,7 +50,8 @@ class Engine:
         """Allocate the caches, which keep their size.
 
         Args:
-            model: in eval mode, on its device; weights that are used together are joined.
+            model: in eval mode, on its device; weights that are used together are joined. It must not be trained
+                further: the engine shares some of its weights and copies others.
             max_dialogs: active at the same time.
             max_cameras: rings, those of snapshots for frozen dialogs included.
             cache_bytes: for rings and text; None: enough for `max_dialogs` dialogs of 2048 tokens.
@@ -60,9 +61,16 @@ class Engine:
             quantise: for the text's weights (`model.checkpoint.weights`); `model` cannot be used afterwards.
 
         Raises:
-            ValueError: `cache_bytes` is less than the rings and one page of text.
+            ValueError: `cache_bytes` is less than the rings and one page of text, or `retention` is for a ring of
+                another size.
         """
         self.model, self.config = model, model.config
+        retention = retention or Retention(self.config.fifo_frames)
+        if retention.capacity != self.config.fifo_frames:
+            raise ValueError(
+                f"retention: got a capacity of {retention.capacity}, wanted {self.config.fifo_frames}, "
+                "the model's fifo_frames"
+            )
         num_pages = num_default_text_pages(self.config, max_dialogs=max_dialogs, page_tokens=page_tokens)
         if cache_bytes is not None:
             sizes = {"cache_bytes": cache_bytes, "max_cameras": max_cameras, "page_tokens": page_tokens}
@@ -74,13 +82,12 @@ class Engine:
         self._admission = Admission(
             runner.text_cache.pages,
             page_tokens,
+            runner.clear_page,
             max_dialogs=max_dialogs,
             context_window=self.config.max_position_embeddings,
             vocab_size=self.config.vocab_size,
         )
-        self._cameras = Cameras(
-            runner.frame_cache.pages, retention or Retention(self.config.fifo_frames), runner.copy_ring
-        )
+        self._cameras = Cameras(runner.frame_cache.pages, retention, runner.copy_ring)
         self._background = BackgroundWork(runner, self._cameras, self._admission, max_prefill_tokens)
         self.cache_usage = CacheUsage(
             self.config,
@@ -245,12 +252,18 @@ class Engine:
     # Steps
 
     def step(self, dialog_ids: Sequence[str]) -> list[GeneratedToken]:
-        """Generate one token for each of these dialogs, in their order, in one forward. None may have finished."""
+        """Generate one token for each of these dialogs, in their order, in one forward. None may have finished.
+
+        Raises DialogsFailed if the model has no finite logits for some of them: close these, and step the others.
+        """
         started = time.perf_counter()
         rows = self._rows(dialog_ids)
         if not rows:
             return []
-        sampled = sample(self._runner.decode(rows), [dialog.sampler for dialog in rows])
+        try:
+            sampled = sample(self._runner.decode(rows), [dialog.sampler for dialog in rows])
+        except NonFiniteLogits as error:
+            raise DialogsFailed([rows[row].dialog_id for row in error.rows], str(error)) from error
         tokens = {
             dialog.dialog_id: self._append(dialog, token_id, logprobs)
             for dialog, (token_id, logprobs) in zip(rows, sampled, strict=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's limit
+MIN_TEMPERATURE = 0.01  # below it, logits divided by it overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class SamplingParameters:
     """How the next token is chosen; raises ValueError for a value out of range."""
 
     temperature: float = 0.0  # 0: the token with the highest logit
-    top_p: float = 1.0  # keep the most likely tokens that together reach this probability
+    top_p: float = 1.0  # keep the most likely tokens that together reach this probability; 0: only the first
     min_p: float = 0.0  # keep tokens that have at least this share of the highest probability
     repetition_penalty: float = 1.0  # Hugging Face's: for tokens of prompt and answer
     frequency_penalty: float = 0.0  # OpenAI's: subtracted for each time a token was generated
@@ -33,16 +34,18 @@ class SamplingParameters:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("temperature", 0.0, 100.0),
+            ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
+            ("repetition_penalty", 0.01, 100.0),
             ("frequency_penalty", -2.0, 2.0),
             ("presence_penalty", -2.0, 2.0),
         ):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted {low:g} to {high:g}")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p: got {self.top_p}, wanted more than 0 and at most 1")
-        if not 0.01 <= self.repetition_penalty <= 100.0:
-            raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, wanted 0.01 to 100")
+        if 0.0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature: got {self.temperature}, wanted 0, or {MIN_TEMPERATURE} to 100")
+        if wrong := [bias for _, bias in self.logit_bias if not -100.0 <= bias <= 100.0]:
+            raise ValueError(f"logit_bias: got {wrong[0]}, wanted -100 to 100")
         num_top = self.num_top_logprobs
         if num_top is not None and not 0 <= num_top <= MAX_TOP_LOGPROBS:
             raise ValueError(f"num_top_logprobs: got {num_top}, wanted 0 to {MAX_TOP_LOGPROBS}")
@@ -57,6 +60,14 @@ class SamplingParameters:
         """Whether the token is the argmax of the raw logits, and no logprobs are wanted."""
         greedy = self.temperature == 0.0 and not self.has_penalties and not self.logit_bias
         return greedy and self.num_top_logprobs is None
+
+
+class NonFiniteLogits(RuntimeError):
+    """Some rows of logits have NaN or infinity where their highest value should be."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__(f"logits: got NaN or infinity in rows {rows}, wanted finite values")
+        self.rows = rows
 
 
 class TokenLogprobs(NamedTuple):
@@ -105,18 +116,27 @@ class SamplerState:
 
 
 def sample(logits: Tensor, samplers: Sequence[SamplerState]) -> list[SampledToken]:
-    """One token for each row of logits [B, V]."""
+    """One token for each row of logits [B, V]. Raises NonFiniteLogits, before any row has changed."""
     if all(sampler.parameters.is_argmax for sampler in samplers):
-        return [SampledToken(token_id) for token_id in logits.argmax(-1).tolist()]
+        return [SampledToken(token_id) for token_id in _argmax(logits).tolist()]
     raw = logits.float()
     logits = _apply_penalties(raw, samplers)
-    token_ids = logits.argmax(-1)
+    token_ids = _argmax(logits)
     random_rows = [row for row, sampler in enumerate(samplers) if sampler.parameters.temperature > 0.0]
     if random_rows:
         rows = torch.tensor(random_rows, device=logits.device)
         token_ids[rows] = _sample_rows(logits[rows], [samplers[row] for row in random_rows])
     logprobs = _logprobs(raw, token_ids, samplers)
     return [SampledToken(*pair) for pair in zip(token_ids.tolist(), logprobs, strict=True)]
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """Token ids [B] of the highest logits. NaN counts as the highest. Raises NonFiniteLogits."""
+    token_ids = logits.argmax(-1)
+    finite: list[bool] = logits.gather(-1, token_ids[:, None])[:, 0].isfinite().tolist()
+    if not all(finite):
+        raise NonFiniteLogits([row for row, is_finite in enumerate(finite) if not is_finite])
+    return token_ids
 
 
 def _apply_penalties(logits: Tensor, samplers: Sequence[SamplerState]) -> Tensor:
@@ -154,6 +174,7 @@ def _sample_rows(logits: Tensor, samplers: Sequence[SamplerState]) -> Tensor:
     before = probabilities.cumsum(-1) - probabilities
     kept = before < column([each.top_p for each in parameters])
     kept &= probabilities >= column([each.min_p for each in parameters]) * probabilities[:, :1]
+    kept[:, 0] = True  # also where top_p is 0
     sums = probabilities.where(kept, 0.0).cumsum(-1)
     drawn = column([sampler.next_uniform() for sampler in samplers]) * sums[:, -1:]
     last = kept.sum(-1, keepdim=True) - 1

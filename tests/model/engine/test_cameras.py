@@ -56,6 +56,16 @@ def test_a_camera_without_frames_gives_words_without_a_frame(small: StreamChat):
     assert engine.cameras == {"a": None}
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_frame_that_is_not_finite_is_skipped(small: StreamChat, value: float):
+    engine, other = with_cameras(small, "a"), with_cameras(small, "a")
+    engine.add_frame("a", "broken", 1.3, torch.full_like(features(small, 0), value))
+    for each in (engine, other):
+        watch(each, "a", 7, 7)
+        each.open_dialog("d", "a", PROMPT, DialogOptions())
+    assert engine.step(["d"]) == other.step(["d"])
+
+
 def test_cameras_that_nobody_watches_make_way(small: StreamChat):
     engine = with_cameras(small, "a", "b", "c", max_cameras=3)
     assert engine.cache_usage.frame_bytes == 3 * engine.cache_usage.camera_bytes

@@ -53,6 +53,20 @@ def test_an_answer_goes_on_in_another_engine(model: StreamChat, num_spoken: int,
     )
 
 
+@pytest.mark.parametrize("context", ["live", "frozen"])
+@pytest.mark.parametrize("asked_s", [-5.0, 0.7])
+def test_an_answer_goes_on_although_the_frames_of_its_question_are_gone(
+    small: StreamChat, asked_s: float, context: Any
+):
+    """The FIFO has rolled past the question, or the camera's clock is ahead: the oldest frames take their place."""
+    engine = with_cameras(small, "a", num_frames=9)  # frames 4 to 8, from 0.8 s on
+    options = DialogOptions(visual_context=context)
+    spoken = [PriorToken(7, asked_s + 0.1), PriorToken(8, 1.3)]
+    engine.open_dialog("d", "a", PROMPT, options, prior_tokens=spoken, asked_s=asked_s)
+    (token,) = engine.step(["d"])
+    assert token.frame_id == ("4" if context == "frozen" else "8")
+
+
 def test_an_answer_ends_with_a_stop_token_or_at_its_length(small: StreamChat):
     engine = with_cameras(small, "a")
     engine.open_dialog("d", "a", PROMPT, DialogOptions(max_tokens=3))

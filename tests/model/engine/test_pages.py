@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import preset
@@ -47,6 +47,7 @@ def test_an_owner_who_asks_for_less_than_it_holds_keeps_what_it_holds():
     assert pages.allocate("b") == 2
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from(["ask", "take", "back", "end"]), st.integers(0, 6))

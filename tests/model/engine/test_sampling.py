@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.engine.sampling import SampledToken, SamplerState, SamplingParameters, sample
+from model.engine.sampling import NonFiniteLogits, SampledToken, SamplerState, SamplingParameters, sample
 
 CPU = torch.device("cpu")
 CHANCES = torch.tensor([0.1, 0.5, 0.05, 0.35])
@@ -33,6 +33,7 @@ def frequencies(logits: Tensor, **options: Any) -> Tensor:
         ({}, [0.1, 0.5, 0.05, 0.35]),
         ({"top_p": 0.8}, [0.0, 0.5 / 0.85, 0.0, 0.35 / 0.85]),
         ({"top_p": 1e-9}, [0.0, 1.0, 0.0, 0.0]),
+        ({"top_p": 0.0}, [0.0, 1.0, 0.0, 0.0]),
         ({"min_p": 0.15}, [0.1 / 0.95, 0.5 / 0.95, 0.0, 0.35 / 0.95]),
         ({"min_p": 1.0}, [0.0, 1.0, 0.0, 0.0]),
         ({"top_p": 0.96, "min_p": 0.3}, [0.0, 0.5 / 0.85, 0.0, 0.35 / 0.85]),
@@ -68,7 +69,7 @@ def test_penalties_are_those_of_openai_and_hugging_face():
 def test_log_chances_are_the_models_own():
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(3, 4)
     voices = [
-        voice(num_top_logprobs=2, temperature=1e-6),
+        voice(num_top_logprobs=2, temperature=0.01),
         voice(),
         voice(num_top_logprobs=0, logit_bias=((0, 9.0),)),
     ]
@@ -106,11 +107,47 @@ def test_together_each_gets_what_it_gets_alone():
     assert alone[4].token_id != logits[4].argmax()
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_p": 0.9}, {"presence_penalty": 1.0}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_named_and_nothing_has_changed(value: float, options: dict[str, Any]):
+    logits = torch.randn(4, 4)
+    logits[1, 2] = value
+    logits[3] = -float("inf")
+    voices = [voice(**options) for _ in range(4)]
+    with pytest.raises(NonFiniteLogits) as raised:
+        sample(logits, voices)
+    assert raised.value.rows == [1, 3]
+    assert [each.num_sampled for each in voices] == [0] * 4
+
+
+def test_the_outermost_values_give_tokens():
+    """Whatever is allowed, together and in the extreme: no NaN, and no token that is not there."""
+    logits = torch.tensor([[1e4, -1e4, 3e4, 0.0]]).expand(8, 4)
+    voices: list[SamplerState] = []
+    for number in range(8):
+        extremes: dict[str, Any] = {
+            "temperature": (0.01, 100.0)[number % 2],
+            "top_p": (0.0, 1.0)[number // 2 % 2],
+            "min_p": (0.0, 1.0)[number // 4],
+            "repetition_penalty": (0.01, 100.0)[number % 2],
+            "logit_bias": ((0, 100.0), (1, -100.0)),
+            "num_top_logprobs": 20,
+        }
+        voices.append(voice(**extremes))
+        voices[-1].add_prompt([0, 1, 2, 3])
+    assert {token.token_id for token in sample(logits, voices)} <= {0, 1, 2, 3}
+
+
 WRONG: list[dict[str, Any]] = [
     {"temperature": float("nan")},
     {"temperature": 101.0},
-    {"top_p": 0.0},
+    {"temperature": 1e-39},
+    {"temperature": 0.009},
+    {"top_p": -0.1},
     {"top_p": 1.1},
+    {"top_p": float("nan")},
+    {"logit_bias": ((0, 1e39),)},
+    {"logit_bias": ((0, float("nan")),)},
     {"min_p": -0.1},
     {"repetition_penalty": 0.0},
     {"frequency_penalty": 2.1},
