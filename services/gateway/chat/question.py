@@ -25,6 +25,7 @@ from services.messages.dialog import DialogRequest, Message
 from services.messages.video import PlayedClip
 
 MAX_STOPS = 4
+MAX_TOKEN_ID_DIGITS = 10
 MEDIA_TYPE = re.compile(r"data:(video|image)/[\w.+-]+", re.ASCII | re.IGNORECASE)
 MAX_HEADER_CHARACTERS = 512  # of a data URI
 URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
@@ -183,7 +184,7 @@ def stop_strings_of(stop: str | list[str] | None) -> tuple[str, ...]:
 def logit_bias_of(logit_bias: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
     """OpenAI's `logit_bias`: token ids as strings, and the values added to their logits."""
     for token in logit_bias or {}:
-        if not token.isascii() or not token.isdigit():
+        if not token.isascii() or not token.isdigit() or len(token) > MAX_TOKEN_ID_DIGITS:
             message = f"logit_bias: got {token[:40]!r}, wanted token ids"
             raise ApiError(400, "invalid_option", message, param="logit_bias")
     return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.messages.api_error import ApiError
 
@@ -18,6 +18,8 @@ CHARACTERS_PER_TOKEN = (
     16  # no tokenizer packs more into a token: a longer text cannot fit, and is refused early
 )
 MAX_MESSAGES = 1000
+MAX_BIASES = 1024
+MIN_TEMPERATURE = 0.01  # as the engine's
 
 # Fields that are not implemented, with the values that are accepted because they change nothing.
 CHAT_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
@@ -54,6 +56,20 @@ IGNORED_FIELDS = {
 PART_TYPES = {"text", "video_url", "image_url", "input_text", "output_text"}
 
 
+def check_temperature(value: float) -> float:
+    """Raises ValueError for a value that is neither 0 nor at least MIN_TEMPERATURE."""
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"wanted 0, or at least {MIN_TEMPERATURE}")
+    return value
+
+
+Temperature = Annotated[
+    float,
+    Field(ge=0, le=2, json_schema_extra={"anyOf": [{"maximum": 0}, {"minimum": MIN_TEMPERATURE}]}),
+    AfterValidator(check_temperature),
+]
+
+
 class StrictModel(BaseModel):
     """Refuses unknown keys, silent conversions ("5" is not 5) and NaN."""
 
@@ -70,7 +86,7 @@ class StreamChatOptions(StrictModel):
     frames: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None, description="newest frames to see; default: the camera's whole FIFO"
     )
-    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+    tokens_per_second: Annotated[float, Field(ge=0.1, le=1000)] | None = Field(
         default=None, description="speak at this pace; default: as fast as it goes"
     )
     max_frame_age_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
@@ -152,15 +168,15 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        default=None, description="default 0: the likeliest word"
-    )
+    temperature: Temperature | None = Field(default=None, description="default 0: the likeliest word")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="0: the likeliest word, like temperature 0"
     )
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None
+    ) = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
