@@ -4,30 +4,44 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from services.gateway.chat.request import (
     StreamChatOptions,
-    StrictModel,
     check_extra,
     option_error,
     parse_json,
 )
 from services.messages.api_error import ApiError
 
-# Fields that are not implemented (speech, tools), with the values that are accepted because they change nothing.
+# Fields that are not implemented, with the values that are accepted because they change nothing.
 REALTIME_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "audio": ({},),
-    "include": ([],),
     "input": (),
+    "modalities": (["text"],),  # of the API before its general availability, like some of the fields below
     "parallel_tool_calls": (True, False),
     "prompt": (),
-    "reasoning": (),
     "temperature": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "tracing": (),
     "truncation": ("auto",),
+}
+# Fields that never change an answer in text: options of speech, and what a client sends back of our session.
+REALTIME_IGNORED_FIELDS = {
+    "audio",
+    "client_secret",
+    "expires_at",
+    "id",
+    "include",
+    "input_audio_format",
+    "input_audio_noise_reduction",
+    "input_audio_transcription",
+    "object",
+    "output_audio_format",
+    "reasoning",
+    "speed",
+    "tracing",
+    "turn_detection",
+    "voice",
 }
 
 
@@ -42,7 +56,9 @@ class AnswerOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = Field(
+        default=None, validation_alias=AliasChoices("max_output_tokens", "max_response_output_tokens")
+    )
     output_modalities: list[Literal["text"]] | None = None
     streamchat: RealtimeOptions | None = None
 
@@ -61,9 +77,10 @@ class ResponseOptions(AnswerOptions):
     metadata: dict[str, str] | None = None
 
 
-class TextContent(StrictModel):
+class TextContent(BaseModel):
     """Text. Pictures come from the session's camera; clips are supported by the chat API only."""
 
+    model_config = ConfigDict(strict=True, extra="allow")
     type: Literal["input_text", "output_text", "text"]
     text: str
 
@@ -148,8 +165,21 @@ class InvalidEvent(Exception):
         self.event_id = event_id
 
 
-def parse_event(text: str) -> AnyEvent:
-    """Parse and check an event. Raises InvalidEvent."""
+def check_options(event: AnyEvent) -> list[str]:
+    """The paths of the options that are ignored. Raises ApiError 400 for one that would change the answer."""
+    if isinstance(event, SessionUpdate):
+        options, path = event.session, "session."
+    elif isinstance(event, ResponseCreate) and event.response:
+        options, path = event.response, "response."
+    else:
+        return []
+    extra = options.model_extra or {}
+    extra = {name: value for name, value in extra.items() if name not in REALTIME_IGNORED_FIELDS}
+    return check_extra(extra, REALTIME_NEUTRAL_VALUES, path)
+
+
+def parse_event(text: str) -> tuple[AnyEvent, list[str]]:
+    """Parse and check an event. Returns it with the paths of the fields that are ignored. Raises InvalidEvent."""
     event_id = None
     try:
         value = parse_json(text)
@@ -159,11 +189,7 @@ def parse_event(text: str) -> AnyEvent:
             message = f"got an event of type {str(kind)[:80]!r}, wanted one of {', '.join(EVENTS)}"
             raise ApiError(400, "unknown_event", message, param="type")
         event = EVENTS[kind].model_validate(value)
-        if isinstance(event, SessionUpdate):
-            check_extra(event.session.model_extra or {}, REALTIME_NEUTRAL_VALUES, "session.")
-        if isinstance(event, ResponseCreate) and event.response:
-            check_extra(event.response.model_extra or {}, REALTIME_NEUTRAL_VALUES, "response.")
-        return event
+        return event, check_options(event)
     except ValidationError as error:
         raise InvalidEvent(option_error(error), event_id if isinstance(event_id, str) else None) from error
     except ApiError as error:

@@ -36,6 +36,7 @@ from services.messages.dialog import DialogRequest
 
 PING_S = 240.0  # proxies close idle connections (HAProxy as configured here: after an hour)
 MAX_MESSAGE_BYTES = 2**20
+MAX_IGNORED_NAMES = 16
 SUBPROTOCOL = "realtime"  # what OpenAI's browser clients ask for
 POLICY_VIOLATION = 1008  # WebSocket close code, for a client that does not read and for a wrong model
 
@@ -92,18 +93,18 @@ class RealtimeSession:
             event_id = None
             try:
                 await self._caller.count_request()
-                event = parse_event(checked_text(message))
+                event, ignored = parse_event(checked_text(message))
                 event_id = event.event_id
-                await self._handle(event, tasks)
+                await self._handle(event, ignored, tasks)
             except InvalidEvent as invalid:
                 await self._send_error(invalid.error, invalid.event_id)
             except ApiError as error:
                 await self._send_error(error, event_id)
 
-    async def _handle(self, event: Any, tasks: asyncio.TaskGroup) -> None:
+    async def _handle(self, event: Any, ignored: list[str], tasks: asyncio.TaskGroup) -> None:
         match event:
             case SessionUpdate():
-                await self._update(event)
+                await self._update(event, ignored)
             case ItemCreate():
                 await self._create_item(event)
             case ItemRetrieve():
@@ -113,13 +114,13 @@ class RealtimeSession:
                 self._conversation.delete(event.item_id)
                 await self._send({"type": "conversation.item.deleted", "item_id": event.item_id})
             case ResponseCreate():
-                await self._create_response(event.response or ResponseOptions(), tasks)
+                await self._create_response(event.response or ResponseOptions(), ignored, tasks)
             case ResponseCancel():
                 await self._cancel(event)
             case _:
                 raise AssertionError(event)
 
-    async def _update(self, event: SessionUpdate) -> None:
+    async def _update(self, event: SessionUpdate, ignored: list[str]) -> None:
         session = event.session
         if session.model is not None:
             self._questions.check_model(session.model)
@@ -132,7 +133,8 @@ class RealtimeSession:
             self._instructions = session.instructions or ""
         if "max_output_tokens" in session.model_fields_set:
             self._max_output_tokens = limit
-        await self._send({"type": "session.updated", "session": self._session()})
+        updated = {"type": "session.updated", "session": self._session()}
+        await self._send(naming_ignored(updated, ignored))
 
     async def _create_item(self, event: ItemCreate) -> None:
         text = "\n".join(part.text for part in event.item.content)
@@ -143,7 +145,9 @@ class RealtimeSession:
         for item_id in deleted:
             await self._send({"type": "conversation.item.deleted", "item_id": item_id})
 
-    async def _create_response(self, options: ResponseOptions, tasks: asyncio.TaskGroup) -> None:
+    async def _create_response(
+        self, options: ResponseOptions, ignored: list[str], tasks: asyncio.TaskGroup
+    ) -> None:
         if self._response is not None:
             message = (
                 f"response {self._response_id} is still being made: cancel it or wait for its response.done"
@@ -155,7 +159,9 @@ class RealtimeSession:
         reply = RealtimeReply(conversation_id, request.max_tokens, options.metadata)
         self._cancelled = False
         self._response_id = reply.id
-        self._response = tasks.create_task(self._respond(request, reply, in_conversation=in_conversation))
+        created = [naming_ignored(event, ignored) for event in reply.created()]
+        answering = self._respond(request, reply, created, in_conversation=in_conversation)
+        self._response = tasks.create_task(answering)
         await asyncio.sleep(
             0
         )  # it starts before it can be cancelled, so that each response ends with response.done
@@ -191,10 +197,17 @@ class RealtimeSession:
             raise ApiError(400, "invalid_option", message, param="max_output_tokens")
         return None if wanted == "inf" else wanted
 
-    async def _respond(self, request: DialogRequest, reply: RealtimeReply, *, in_conversation: bool) -> None:
+    async def _respond(
+        self,
+        request: DialogRequest,
+        reply: RealtimeReply,
+        created: list[dict[str, Any]],
+        *,
+        in_conversation: bool,
+    ) -> None:
         conversation = self._conversation if in_conversation else None
         try:
-            await self._send_all(reply.created())
+            await self._send_all(created)
             answer = await self._questions.ask(request)
             try:
                 await self._send_all(reply.started(answer.num_prompt_tokens, conversation))
@@ -270,6 +283,11 @@ class RealtimeSession:
                 if isinstance(error, TimeoutError):
                     raise
                 raise ClientDisconnected from error
+
+
+def naming_ignored(event: dict[str, Any], ignored: list[str]) -> dict[str, Any]:
+    """The event with the paths of the fields that were ignored in the client's event, if any were."""
+    return {**event, "streamchat": {"ignored": ignored[:MAX_IGNORED_NAMES]}} if ignored else event
 
 
 def merged(options: RealtimeOptions, change: RealtimeOptions) -> RealtimeOptions:

@@ -247,8 +247,11 @@ BAD: list[tuple[Any, str, str | None]] = [
     ({"type": "input_audio_buffer.append"}, "unknown_event", "type"),
     ({"type": "session.update"}, "invalid_option", "session"),
     ({"type": "session.update", "session": {"model": "other"}}, "model_not_found", "model"),
-    ({"type": "session.update", "session": {"audio": {"input": {}}}}, "unsupported_parameter", "session.audio"),
-    ({"type": "session.update", "session": {"surprise": 1}}, "unknown_parameter", "session.surprise"),
+    ({"type": "session.update", "session": {"prompt": {"id": "p"}}}, "unsupported_parameter", "session.prompt"),
+    ({"type": "session.update", "session": {"modalities": ["audio", "text"]}}, "unsupported_parameter",
+     "session.modalities"),
+    ({"type": "session.update", "session": {"tools": [{"type": "function", "name": "f"}], "tool_choice": "auto"}},
+     "unsupported_parameter", "session.tools"),
     ({"type": "session.update", "session": {"output_modalities": ["audio"]}}, "invalid_option",
      "session.output_modalities[0]"),
     ({"type": "session.update", "session": {"max_output_tokens": 51}}, "invalid_option", "max_output_tokens"),
@@ -264,6 +267,30 @@ BAD: list[tuple[Any, str, str | None]] = [
     ({"type": "response.create"}, "no_camera", "session.streamchat.camera"),
     ({"type": "response.create", "response": {"streamchat": {"camera": "front-door"}}}, "empty_question", None),
 ]  # fmt: skip
+
+
+def test_the_instructions_of_a_text_client_are_kept(talk: Talk) -> None:
+    audio = {"input": {"turn_detection": None}}
+    session = {"instructions": "Say little.", "audio": audio, "max_response_output_tokens": 7}
+    talk.send({"type": "session.update", "session": session})
+    event = talk.event()
+    assert (event["session"]["instructions"], event["session"]["max_output_tokens"]) == ("Say little.", 7)
+    assert "streamchat" not in event
+
+
+def test_a_session_can_be_sent_back_as_it_came(talk: Talk) -> None:
+    session = talk.look_at_the_door(frames=3)
+    talk.send({"type": "session.update", "session": {**session, "instructions": "Say little."}})
+    assert talk.event()["session"] == {**session, "instructions": "Say little."}
+
+
+def test_fields_that_nobody_knows_are_ignored_and_named(talk: Talk) -> None:
+    session = {"streamchat": {"camera": "front-door"}, "surprise": 1, "nothing": None}
+    talk.send({"type": "session.update", "session": session})
+    assert talk.event()["streamchat"] == {"ignored": ["session.surprise"]}
+    created = talk.ask("One?", surprise=2)[0]
+    assert created["type"] == "response.created"
+    assert created["streamchat"] == {"ignored": ["response.surprise"]}
 
 
 @pytest.mark.parametrize(("event", "code", "param"), BAD)
