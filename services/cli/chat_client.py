@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
+from urllib.parse import quote
 
 import httpx
 
@@ -94,7 +95,7 @@ class ChatClient:
         """The answer's tokens, as they arrive."""
         options: dict[str, Any] = {"visual_context": visual_context, "tokens_per_second": tokens_per_second}
         content = [
-            {"type": "video_url", "video_url": {"url": f"camera://{camera}"}},
+            {"type": "video_url", "video_url": {"url": f"camera://{quote(camera, safe='')}"}},
             {"type": "text", "text": question},
         ]
         body = {

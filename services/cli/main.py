@@ -78,7 +78,13 @@ def _add_publish(commands: Any) -> None:
         "publish", help="send a file, an RTSP camera or a webcam as a camera, in real time"
     )
     add.add_argument("source", help="a video file, an rtsp:// URL or a device such as /dev/video0")
-    add.add_argument("--camera", required=True, metavar="ID", help="name of the camera in questions")
+    add.add_argument(
+        "--camera",
+        default="",
+        metavar="ID",
+        help="the camera's id in questions: A-Z a-z 0-9 . _ - (default: from NAME)",
+    )
+    add.add_argument("--name", default="", metavar="NAME", help="what people call the camera: any text")
     add.add_argument("--loop", action="store_true", help="start again when the file ends")
     add.add_argument(
         "--fps",
@@ -113,6 +119,7 @@ def _publish(options: argparse.Namespace) -> int:
     return publish(
         options.source,
         camera=options.camera,
+        name=options.name,
         bootstrap_servers=brokers,
         topic=options.topic,
         loop=options.loop,

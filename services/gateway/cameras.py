@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Header, Path, Query, Request
+from pydantic import AfterValidator, BaseModel, Field
 from starlette.responses import Response
 
 from services.access.caller import Caller, caller_of
@@ -14,6 +14,7 @@ from services.gateway.open_stream import OpenStream
 from services.gateway.picture_feed import PictureFeed, multipart
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
+from services.messages.camera_name import camera_id
 from services.messages.video import CameraState
 from services.ports.frame_store import is_private, parse_frame_id
 
@@ -24,6 +25,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "The store of the frames cannot be reached"},
 }
 JPEG = {200: {"description": "The picture", "content": {"image/jpeg": {}}}}
+
+
+# A camera's name stands for its id.
+CameraPath = Annotated[str, AfterValidator(camera_id), Path(description="id or name of the camera")]
 
 
 class Camera(BaseModel):
@@ -135,7 +140,7 @@ def camera_routes(questions: QuestionService, feed: PictureFeed) -> APIRouter:
     @router.get("/cameras/{camera:path}/frame.jpg", response_class=Response, responses={**ERRORS, **JPEG})
     async def get_frame(
         request: Request,
-        camera: str,
+        camera: CameraPath,
         frame: Annotated[str | None, Query(description="a frame's id; default: the newest")] = None,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
@@ -149,14 +154,14 @@ def camera_routes(questions: QuestionService, feed: PictureFeed) -> APIRouter:
         response_class=Response,
         responses={**ERRORS, 200: {"content": {"multipart/x-mixed-replace": {}}}},
     )
-    async def watch_camera(request: Request, camera: str) -> Response:
+    async def watch_camera(request: Request, camera: CameraPath) -> Response:
         """New frames of one camera as motion JPEG, for as long as the connection is open."""
         caller = caller_of(request)
         await questions.camera(caller, camera)
         return picture_stream(feed, caller, camera, "x-mixed-replace")
 
     @router.get("/cameras/{camera:path}", response_model=Camera, responses=ERRORS)
-    async def retrieve_camera(request: Request, camera: str) -> Camera:
+    async def retrieve_camera(request: Request, camera: CameraPath) -> Camera:
         """One camera."""
         return camera_of(await questions.camera(caller_of(request), camera))
 

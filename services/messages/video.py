@@ -24,6 +24,7 @@ class VideoPacket:
     seq: int  # counts a camera's packets from 0, since its publisher started
     data: bytes
     rotation: int | None = None  # degrees clockwise to turn the picture; None: as the picture itself says
+    name: str = ""  # what people call the camera; empty: by its id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

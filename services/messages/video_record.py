@@ -1,8 +1,9 @@
 """A video packet as a Kafka record: its format, and the strict check of what is read.
 
 One record is one encoded access unit. Key: camera id. Timestamp: capture time in ms. Headers: `codec`,
-`keyframe` (0 or 1), `pts`, `time_base` ("1/90000"), `seq` and, if the picture has to be turned, `rotation` (0, 90, 180
-or 270 degrees clockwise). Value: the access unit. Nothing is ever unpickled.
+`keyframe` (0 or 1), `pts`, `time_base` ("1/90000") and `seq`. Optional headers: `rotation` (0, 90, 180 or 270 degrees
+clockwise, by which the picture is turned) and `name` (what people call the camera, in UTF-8). Value: the access unit.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from services.messages.camera_name import CAMERA_ID, PRIVATE_PREFIX, WANTED_ID, check_camera_name, preview
 from services.messages.video import CODECS, VideoPacket
 
-CAMERA_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MAX_HEADER_BYTES = 256
+MAX_NAME_BYTES = 1024
 ROTATIONS = ("0", "90", "180", "270")
 REASON_HEADER = "reason"
 DEAD_LETTER_BYTES = 64 * 2**10  # enough to recognise a packet; dead letters must not fill a broker
 EARLIEST_MS = 946_684_800_000  # 1 January 2000: an earlier capture time means that the clock was never set
 LATEST_MS = 7_258_118_400_000  # 1 January 2200
-PREVIEW_CHARACTERS = 40  # of foreign text in our own messages
 
 Headers = Sequence[tuple[str, bytes]]
 Partition = tuple[str, int]  # topic, and number of the partition
@@ -68,6 +70,7 @@ def encode_packet(packet: VideoPacket, max_packet_bytes: int) -> RawRecord:
             ("time_base", f"{packet.time_base[0]}/{packet.time_base[1]}".encode()),
             ("seq", str(packet.seq).encode()),
             *(() if packet.rotation is None else (("rotation", str(packet.rotation).encode()),)),
+            *((("name", packet.name.encode()),) if packet.name else ()),
         ),
         timestamp_ms=round(packet.captured_s * 1000),
     )
@@ -107,7 +110,7 @@ def decode_record(record: RawRecord, max_packet_bytes: int) -> VideoPacket:
         raise ValueError(f"access unit: got {len(data)} bytes, wanted at most {max_packet_bytes}")
     if not EARLIEST_MS <= record.timestamp_ms <= LATEST_MS:
         raise ValueError(f"timestamp: got {record.timestamp_ms}, wanted the capture time in ms since 1970")
-    headers = {name: value for name, value in record.headers if len(value) <= 256}
+    headers = {name: value for name, value in record.headers if len(value) <= header_limit(name)}
     codec = header_text(headers, "codec")
     if codec not in CODECS:
         raise ValueError(f"codec: got {preview(codec)}, wanted one of {', '.join(CODECS)}")
@@ -124,7 +127,13 @@ def decode_record(record: RawRecord, max_packet_bytes: int) -> VideoPacket:
         seq=header_integer(headers, "seq", lowest=0),
         data=data,
         rotation=parse_rotation(headers),
+        name=check_camera_name(header_text(headers, "name")) if "name" in headers else "",
     )
+
+
+def header_limit(name: str) -> int:
+    """The most bytes of a header that are read."""
+    return MAX_NAME_BYTES if name == "name" else MAX_HEADER_BYTES
 
 
 def parse_rotation(headers: Mapping[str, bytes]) -> int | None:
@@ -141,7 +150,11 @@ def parse_camera_id(key: bytes) -> str:
     """The camera id in a record's key. ValueError for an invalid id."""
     text = key.decode("utf-8", errors="replace")
     if not CAMERA_ID.fullmatch(text):
-        raise ValueError(f"camera id (key): got {preview(text)}, wanted 1 to 128 of A-Z a-z 0-9 . _ -")
+        raise ValueError(f"camera id (key): got {preview(text)}, wanted {WANTED_ID}")
+    if text.startswith(PRIVATE_PREFIX):
+        raise ValueError(
+            f"camera id (key): got {preview(text)}, wanted another start: {PRIVATE_PREFIX} is reserved"
+        )
     return text
 
 
@@ -168,16 +181,12 @@ def parse_time_base(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def preview(text: str) -> str:
-    """Foreign text, escaped and shortened for a message."""
-    short = text if len(text) <= PREVIEW_CHARACTERS else text[:PREVIEW_CHARACTERS] + "…"
-    return ascii(short)
-
-
 def dead_letter_record(record: VideoRecord, reason: str) -> RawRecord:
     """The dead letter of a record: the start of its bytes, the reason, and its source."""
-    known = ("codec", "keyframe", "pts", "time_base", "seq", "rotation")
-    kept = tuple((name, value) for name, value in record.headers if name in known and len(value) <= 256)
+    known = ("codec", "keyframe", "pts", "time_base", "seq", "rotation", "name")
+    kept = tuple(
+        (name, value) for name, value in record.headers if name in known and len(value) <= header_limit(name)
+    )
     return RawRecord(
         key=record.key[:256],
         value=record.raw[:DEAD_LETTER_BYTES],

@@ -10,10 +10,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from services.messages.camera_name import PRIVATE_PREFIX
 from services.messages.video import CameraState, Frame
 
 BEFORE_ALL = "0-0"  # older than every frame id
-PRIVATE_PREFIX = "clip-"  # cameras of clips that came with a question: never listed
 
 
 class StoreLost(ConnectionError):

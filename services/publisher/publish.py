@@ -12,8 +12,8 @@ from typing import TextIO
 
 from services.adapters.kafka_access import OPEN, KafkaAccess
 from services.adapters.kafka_writer import KafkaVideoWriter
+from services.messages.camera_name import CAMERA_ID, camera_id, check_camera_id, check_camera_name
 from services.messages.video import VideoPacket
-from services.messages.video_record import CAMERA_ID, preview
 from services.ports.video_log import VideoWriter
 from services.publisher.metrics import PublishMetrics
 from services.publisher.progress import Progress
@@ -33,6 +33,7 @@ def send_source(
     camera: str,
     video_log: VideoWriter,
     *,
+    name: str = "",
     loop: bool = False,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -41,23 +42,24 @@ def send_source(
 
     Args:
         source: a file, `rtsp://...` or `/dev/videoN`, or one that was opened.
-        camera: the camera's id: 1 to 128 of A-Z a-z 0-9 . _ -
+        camera: the camera's id: 1 to 128 of A-Z a-z 0-9 . _ -; neither `clip-...` nor `all`.
+        name: what people call it: at most 200 characters.
         video_log: where to write.
         loop: repeat a file for ever; its timestamps go on.
         stop: ends the publishing.
         on_progress: called about once a second, and at the end.
 
-    Raises SourceUnavailable (a file that is missing or has no video) or ValueError (the camera's id).
+    Raises SourceUnavailable (a file that is missing or has no video) or ValueError (the camera's id or name).
     """
-    if not CAMERA_ID.fullmatch(camera):
-        raise ValueError(f"camera: got {preview(camera)}, wanted 1 to 128 of A-Z a-z 0-9 . _ -")
+    check_camera_id(camera)
+    name = check_camera_name(name) if name else ""
     stop = stop or threading.Event()
     opened = open_source(source) if isinstance(source, str) else source
     progress = Progress(started_at=time.monotonic())
     reported_at = progress.started_at
     timed_units = live_units(opened, stop) if opened.live else file_units(opened, stop, loop=loop)
     for unit, captured_s in timed_units:
-        send(video_log, camera, unit, captured_s, progress)
+        send(video_log, camera, unit, captured_s, progress, name)
         if on_progress is not None and time.monotonic() - reported_at >= PROGRESS_EVERY_S:
             reported_at = time.monotonic()
             on_progress(progress)
@@ -68,7 +70,12 @@ def send_source(
 
 
 def send(
-    video_log: VideoWriter, camera: str, unit: AccessUnit, captured_s: float, progress: Progress
+    video_log: VideoWriter,
+    camera: str,
+    unit: AccessUnit,
+    captured_s: float,
+    progress: Progress,
+    name: str = "",
 ) -> None:
     """Write one access unit. A unit that is too large for readers is counted and skipped."""
     packet = VideoPacket(
@@ -81,6 +88,7 @@ def send(
         seq=progress.num_frames + progress.num_refused,
         data=unit.data,
         rotation=unit.rotation or None,
+        name=name,
     )
     try:
         video_log.send(packet)
@@ -144,10 +152,25 @@ def live_units(source: VideoSource, stop: threading.Event) -> Iterator[tuple[Acc
         backoff_s = min(MAX_BACKOFF_S, backoff_s * 2)
 
 
+def chosen_id(camera: str, name: str) -> str:
+    """The id that was given, or the one of the name. ValueError says what to give instead."""
+    if name:
+        check_camera_name(name)
+    if not camera and not name:
+        raise ValueError("camera: got none, wanted --camera ID or --name NAME")
+    try:
+        return check_camera_id(camera or camera_id(name))
+    except ValueError as error:
+        if CAMERA_ID.fullmatch(camera):
+            raise
+        raise ValueError(f"{error}; or --name for any name: its id would be {camera_id(camera)}") from None
+
+
 def publish(
     source: str,
     *,
-    camera: str,
+    camera: str = "",
+    name: str = "",
     bootstrap_servers: str,
     topic: str = "cameras",
     loop: bool = False,
@@ -160,10 +183,14 @@ def publish(
 ) -> int:
     """The command: connect, publish, show progress on one line. Returns the exit status.
 
+    Without `camera`, its id is made from its `name`. ValueError when neither is given, or one is invalid.
     Ends with the file (unless `loop`), when `stop` is set, or on Ctrl-C. An error is printed on one line. `metrics`
     (HOST:PORT) is where Prometheus may ask: ValueError when it is not such an address, OSError when it is in use.
     """
     terminal = sys.stderr if out is None else out
+    camera = chosen_id(camera, name)
+    if name:
+        print(f"streamchat publish: {name!r} is sent as camera {camera}", file=terminal)
     end = "\r" if terminal.isatty() else "\n"
 
     def show(progress: Progress) -> None:
@@ -186,7 +213,7 @@ def publish(
             server.close()
         return 1
     try:
-        send_source(opened, camera, video_log, loop=loop, stop=stop, on_progress=show)
+        send_source(opened, camera, video_log, name=name, loop=loop, stop=stop, on_progress=show)
     except (SourceUnavailable, ValueError) as error:
         print(f"streamchat publish: {error}", file=terminal)
         return 1

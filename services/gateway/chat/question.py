@@ -21,6 +21,7 @@ from services.gateway.chat.request import (
 )
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError
+from services.messages.camera_name import camera_id
 from services.messages.dialog import DialogRequest, Message
 from services.messages.video import PlayedClip
 
@@ -105,7 +106,7 @@ def check_text(messages: Sequence[Message], max_prompt_tokens: int, param: str =
 
 
 def camera_named(source: VisualSource) -> str | None:
-    """The id in `camera://ID`; None for a data URI. Other URLs are refused and never fetched."""
+    """The id in `camera://ID`, or of the camera with that name; None for a data URI. Other URLs are never fetched."""
     scheme, separator, rest = source.url.partition(":")
     if scheme.lower() == "camera" and rest.startswith("//"):
         if source.kind != "video":
@@ -115,7 +116,7 @@ def camera_named(source: VisualSource) -> str | None:
                 "a camera is named in a video_url, not in an image_url",
                 param=source.param,
             )
-        return unquote(rest[2:].rstrip("/"))
+        return camera_id(unquote(rest[2:].rstrip("/")))
     if scheme.lower() == "data" and separator:
         return None
     if scheme.lower() in ("http", "https"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from services.gateway.chat.request import (
     StreamChatOptions,
@@ -13,6 +13,7 @@ from services.gateway.chat.request import (
     parse_json,
 )
 from services.messages.api_error import ApiError
+from services.messages.camera_name import camera_id
 
 # Fields that are not implemented, with the values that are accepted because they change nothing.
 REALTIME_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
@@ -48,7 +49,7 @@ REALTIME_IGNORED_FIELDS = {
 class RealtimeOptions(StreamChatOptions):
     """Our options, and the camera that the conversation is about."""
 
-    camera: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    camera: Annotated[str, Field(min_length=1, max_length=256), AfterValidator(camera_id)] | None = None
 
 
 class AnswerOptions(BaseModel):

@@ -33,6 +33,8 @@ def test_a_packet_survives_its_record() -> None:
     assert decode_record(encode_packet(sent, LIMIT), LIMIT) == sent
     turned = replace(sent, rotation=270)
     assert decode_record(encode_packet(turned, LIMIT), LIMIT) == turned
+    named = replace(sent, name="🚪" * 200)
+    assert decode_record(encode_packet(named, LIMIT), LIMIT) == named
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,10 @@ def test_a_packet_survives_its_record() -> None:
         ({"key": b"../../etc"}, "camera id"),
         ({"key": b"x" * 129}, "camera id"),
         ({"key": b"\xff\xfe"}, "camera id"),
+        ({"key": b"clip-1"}, "camera id (key): got 'clip-1', wanted another start: clip- is reserved"),
+        ({"name": b""}, "camera name"),
+        ({"name": b"a\nb"}, "camera name"),
+        ({"name": b"x" * 201}, "camera name: got 201 characters, wanted 1 to 200"),
         ({"value": None}, "got no bytes"),
         ({"value": b"x" * (LIMIT + 1)}, f"wanted at most {LIMIT}"),
         ({"timestamp_ms": -1}, "timestamp"),

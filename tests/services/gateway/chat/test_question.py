@@ -36,8 +36,8 @@ def test_the_newest_message_that_shows_something_wins() -> None:
     [
         ("camera://front-door", "front-door"),
         ("CAMERA://front-door/", "front-door"),
-        ("camera://yard%2Fgate%20%C3%BC", "yard/gate ü"),
-        ("camera://yard/gate", "yard/gate"),
+        ("camera://yard%2Fgate%20%C3%BC", "yard-gate-u"),  # by its name
+        ("camera://yard/gate", "yard-gate"),
         ("data:video/mp4;base64,AAAA", None),
     ],
 )
