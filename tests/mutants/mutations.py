@@ -161,7 +161,7 @@ def _of_statement(node: ast.AST, source: _Source) -> Iterator[Change]:
         yield "return", source.span(node.value), "None"
     elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await):
         yield "deleted call", source.span(node), "pass"
-    elif isinstance(node, ast.AugAssign) or _changes_an_object(node):
+    elif isinstance(node, ast.AugAssign | ast.Assign) and _changes_an_object(node):
         yield "deleted assignment", source.span(node), "pass"
     elif isinstance(node, ast.Continue):
         yield "loop", source.span(node), "break"
@@ -177,5 +177,5 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _changes_an_object(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript)
+def _changes_an_object(node: ast.AugAssign | ast.Assign) -> bool:
+    return isinstance(node, ast.AugAssign) or isinstance(node.targets[0], ast.Attribute | ast.Subscript)
