@@ -9,7 +9,7 @@ BIN := .venv/bin
 CODE := model services training helm tests deploy
 unexport PYTHONDONTWRITEBYTECODE  # every one of Ray's many processes would compile all it imports
 
-.PHONY: demo check test setup setup-dev chromium prometheus lint audit bench clean
+.PHONY: demo check test setup setup-dev chromium prometheus format lint mutants audit bench clean
 
 demo: setup
 	@$(BIN)/streamchat demo $(if $(ONCE),--once)
@@ -36,11 +36,21 @@ test: setup-dev chromium prometheus
 	@$(BIN)/ruff check $(CODE)
 	$(call types_and_tests,)
 
+format: setup-dev
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
 lint: setup-dev
 	@echo "== ruff"
 	@$(BIN)/ruff check $(CODE)
 	@echo "== pyright"
 	@$(BIN)/pyright
+
+# Changes the sources in NUM random places, one at a time, and asks whether the file's own tests notice.
+SEED ?= 1
+NUM ?= 100
+mutants: setup-dev
+	@$(BIN)/python tests/mutants/run_mutants.py --seed $(SEED) --num $(NUM)
 
 # `make bench BENCHES="step peers"` runs some of them, QUICK=1 in small sizes, keeping nothing.
 BENCHES ?= live cameras step peers encode long profile

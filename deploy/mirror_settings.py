@@ -57,7 +57,7 @@ def setting_schema(about: dict[str, Any]) -> dict[str, Any]:
     """The values that a setting may have, as JSON schema."""
     if "enum" in about:
         return {"enum": about["enum"]}
-    return {key: about[key] for key in ("type", "minimum", "exclusiveMinimum") if key in about}
+    return {key: about[key] for key in ("type", "minimum", "exclusiveMinimum", "maximum") if key in about}
 
 
 def schema_with_settings(schema: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +95,8 @@ def allowed(about: dict[str, Any]) -> str:
         return "secret text"
     if "exclusiveMinimum" in about:
         return f"{kind} above {about['exclusiveMinimum']:g}"
+    if "maximum" in about:
+        return f"{kind}, {about['minimum']:g} to {about['maximum']:g}"
     return f"{kind}, {about['minimum']:g} or more" if "minimum" in about else kind
 
 

@@ -7,10 +7,11 @@ text of docs/settings.md and of the chart's values: `python deploy/mirror_settin
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -29,6 +30,8 @@ from pydantic_settings import (
 )
 
 PREFIX = "STREAMCHAT_"
+
+GpuShare = Annotated[float, Field(ge=0, le=1)]  # a replica runs on one device
 
 
 class StrictEnvironment(EnvSettingsSource):
@@ -152,10 +155,10 @@ class Settings(BaseSettings):
     """Number of FrameFifo replicas."""
     gateway_replicas: PositiveInt = 1
     """Number of Gateway replicas."""
-    num_gpus_per_decoder: NonNegativeFloat = 0.0
-    """GPUs of each LLMDecoder replica."""
-    num_gpus_per_encoder: NonNegativeFloat = 0.0
-    """GPUs of each VisionEncoder replica."""
+    num_gpus_per_decoder: GpuShare = 0.0
+    """GPU of each LLMDecoder replica: 0, a part of one, or 1."""
+    num_gpus_per_encoder: GpuShare = 0.0
+    """GPU of each VisionEncoder replica: 0, a part of one, or 1."""
     torch_threads: PositiveInt = 1
     """CPU threads of each replica that runs torch."""
 

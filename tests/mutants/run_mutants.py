@@ -74,7 +74,7 @@ class Checkout:
             "-x",
             "-q",
             "-m",
-            "not stack",
+            "not slow",
             "-p",
             "no:cacheprovider",
             test,
