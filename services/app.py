@@ -172,7 +172,8 @@ class GatewayReplica:
         decoder, frame_fifo = self._decoder, self._frame_fifo
 
         async def decode(request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
-            stream: Any = decoder.options(stream=True, session_id=request.camera).decode.remote(request)
+            session_id = request.camera or request.request_id  # without a camera, any replica will do
+            stream: Any = decoder.options(stream=True, session_id=session_id).decode.remote(request)
             try:
                 async for events in stream:
                     yield events

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.engine.admission import EngineFull
 from model.engine.engine import Engine
 from services.messages.video import Frame
 from services.ports.frame_store import is_private, parse_frame_id
@@ -50,6 +51,16 @@ class CameraFrames:
                 self._newest[frame.camera] = key
                 by_camera.setdefault(frame.camera, []).append(frame)
         return sum(self._enqueue(camera, new) for camera, new in by_camera.items())
+
+    def add_without_frames(self, camera: str) -> bool:
+        """Add a camera that never has a frame, unless it is there. False: all places for cameras are taken."""
+        try:
+            if camera not in self._engine.cameras and (dropped := self._engine.add_camera(camera)):
+                self._forget(dropped)
+        except EngineFull:
+            return False
+        self.touch(camera)
+        return True
 
     def _enqueue(self, camera: str, frames: list[Frame]) -> int:
         self._used_at.setdefault(camera, time.monotonic())

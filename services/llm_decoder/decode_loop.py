@@ -20,7 +20,14 @@ from services.llm_decoder.dialog_opener import DialogOpener
 from services.llm_decoder.live_dialog import LiveDialog, retryable_failure
 from services.llm_decoder.metrics import LLMDecoderMetrics
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs
-from services.messages.dialog import DialogEnded, DialogFailed, DialogStarted, TokenEvent, TokenLogprob
+from services.messages.dialog import (
+    NO_CAMERA,
+    DialogEnded,
+    DialogFailed,
+    DialogStarted,
+    TokenEvent,
+    TokenLogprob,
+)
 from services.messages.video import Frame
 from services.ports.frame_store import parse_frame_id
 
@@ -139,6 +146,9 @@ class DecodeLoop:
         waiting, self._waiting = self._waiting, []
         for dialog in waiting:
             camera = dialog.request.camera
+            if camera == NO_CAMERA and self._cameras.add_without_frames(camera):
+                self._open(dialog)
+                continue
             dialog.required_frame = dialog.required_frame or self._cameras.newest(camera)
             newest = self._engine.cameras.get(camera)
             if (
@@ -214,7 +224,7 @@ class DecodeLoop:
             token, time.time(), self._logprobs(token), self._stop_ids, self._stale_after_s
         )
         is_live = dialog.clip_end_s is None and request.visual_context == "live"
-        if is_live and isinstance(events[0], TokenEvent):
+        if is_live and isinstance(events[0], TokenEvent) and events[0].frame_age_ms is not None:
             self._metrics.live_token_made(request.camera, events[0].frame_age_ms / 1000)
         if isinstance(events[-1], DialogEnded):
             self._end(dialog)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from model.engine.dialog import GeneratedToken
 from services.llm_decoder.text_stream import TextStream
 from services.messages.dialog import (
+    NO_CAMERA,
     DialogEnded,
     DialogEvent,
     DialogFailed,
@@ -61,10 +62,9 @@ class LiveDialog:
         if finished:
             text += self.text_stream.finish()
         self.answer += text
-        assert token.frame_id is not None  # no dialog opens on an empty ring
-        assert token.captured_s is not None
         now_s = generated_s if self.clip_end_s is None else self.clip_end_s
-        age_ms = (now_s - token.captured_s) * 1000
+        age_ms = None if token.captured_s is None else (now_s - token.captured_s) * 1000
+        oldest_ms = self.request.max_frame_age_ms or stale_after_s * 1000
         event = TokenEvent(
             token_id=token.token_id,
             text=text,
@@ -73,7 +73,7 @@ class LiveDialog:
             frame_id=token.frame_id,
             captured_s=token.captured_s,
             frame_age_ms=age_ms,
-            stale=age_ms > (self.request.max_frame_age_ms or stale_after_s * 1000),
+            stale=self.request.camera != NO_CAMERA and (age_ms is None or age_ms > oldest_ms),
             logprobs=logprobs,
         )
         if not finished:

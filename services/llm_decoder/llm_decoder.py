@@ -23,7 +23,7 @@ from services.llm_decoder.metrics import LLMDecoderMetrics
 from services.llm_decoder.prompt import PromptBuilder, PromptTooLong
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs
 from services.llm_decoder.text_stream import TextStream
-from services.messages.dialog import DialogEnded, DialogEvent, DialogFailed, DialogRequest
+from services.messages.dialog import NO_CAMERA, DialogEnded, DialogEvent, DialogFailed, DialogRequest
 from services.messages.video import Frame
 from services.ports.frame_store import BEFORE_ALL, FrameStore, StoreLost, is_private
 from services.ports.metric_catalogue import DIALOG_PLACES
@@ -144,7 +144,7 @@ class LLMDecoder:
             message = f"max_tokens: got {request.max_tokens}, wanted 1 to {most}"
             return DialogFailed(status=400, code="bad_option", message=message)
         frames: list[Frame] = []
-        if not self._loop.has_frames(request.camera):
+        if request.camera != NO_CAMERA and not self._loop.has_frames(request.camera):
             try:
                 frames = await asyncio.to_thread(self._store.newest, request.camera, self.capacity)
             except StoreLost:
@@ -154,7 +154,7 @@ class LLMDecoder:
                 message = f"camera {request.camera!r} has no frame yet: publish to it and ask again"
                 return retryable_failure(409, "no_frame", message)
         private = is_private(request.camera)
-        if not private:
+        if not private and request.camera != NO_CAMERA:
             self._follower.follow(request.camera, frames[-1].frame_id if frames else BEFORE_ALL)
         dialog = LiveDialog(
             request=request,

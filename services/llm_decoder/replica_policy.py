@@ -27,7 +27,7 @@ class FrameAges:
         """Record the tokens among events."""
         now = self._clock()
         for event in events:
-            if isinstance(event, TokenEvent) and not event.stale:
+            if isinstance(event, TokenEvent) and event.frame_age_ms is not None and not event.stale:
                 self._ages.append((now, event.frame_age_ms / 1000))
 
     def mean_s(self) -> float:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+NO_CAMERA = ""  # the camera of a question that shows nothing: it is answered from its text alone
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -31,7 +33,7 @@ class DialogRequest:
     """One question to one camera."""
 
     request_id: str
-    camera: str
+    camera: str  # or NO_CAMERA
     messages: Sequence[Message]
     max_tokens: int = 256
     temperature: float = 0.0
@@ -76,9 +78,9 @@ class TokenEvent:
     text: str  # may be empty: a character can span tokens
     generated_s: float  # wall clock at which the token left the engine
     time_s: float  # seconds since the question, on the dialog's own clock
-    frame_id: str
-    captured_s: float
-    frame_age_ms: float  # generated_s - captured_s
+    frame_id: str | None  # None: it could see no frame
+    captured_s: float | None
+    frame_age_ms: float | None  # generated_s - captured_s
     stale: bool
     logprobs: Sequence[TokenLogprob] = ()  # if requested: this token's, then those of the most likely tokens
 

@@ -116,17 +116,17 @@ class ScriptedDecoder:
     def _token(self, request: DialogRequest, index: int, word: str) -> TokenEvent:
         newest = self.store.newest_frame(request.camera)
         now_s = time.time()
-        captured_s = newest.captured_s if newest else now_s
-        age_ms = (now_s - captured_s) * 1000
+        age_ms = None if newest is None else (now_s - newest.captured_s) * 1000
+        oldest_ms = request.max_frame_age_ms
         return TokenEvent(
             token_id=index,
             text=word,
             generated_s=now_s,
             time_s=now_s - request.asked_s,
-            frame_id=newest.frame_id if newest else "0-0",
-            captured_s=captured_s,
+            frame_id=newest.frame_id if newest else None,
+            captured_s=newest.captured_s if newest else None,
             frame_age_ms=age_ms,
-            stale=request.max_frame_age_ms is not None and age_ms > request.max_frame_age_ms,
+            stale=age_ms is not None and oldest_ms is not None and age_ms > oldest_ms,
         )
 
 

@@ -22,7 +22,7 @@ from services.gateway.chat.request import (
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError
 from services.messages.camera_name import camera_id
-from services.messages.dialog import DialogRequest, Message
+from services.messages.dialog import NO_CAMERA, DialogRequest, Message
 from services.messages.video import PlayedClip
 
 MAX_STOPS = 4
@@ -32,10 +32,6 @@ MAX_HEADER_CHARACTERS = 512  # of a data URI
 URL_SAFE_BASE64 = bytes.maketrans(b"-_", b"+/")
 WHITE_SPACE = b" \t\r\n\f"
 ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
-HOW_TO_NAME_A_CAMERA = (
-    'name a camera in the newest user message: {"type": "video_url", "video_url": {"url": "camera://ID"}}; '
-    "GET /v1/cameras lists the ids"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +76,12 @@ def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
     return sources
 
 
-def visual_source(messages: Sequence[ChatMessage]) -> VisualSource:
-    """The source in the newest user message that has one. That message must have exactly one."""
+def visual_source(messages: Sequence[ChatMessage]) -> VisualSource | None:
+    """The source in the newest user message that has one, which must be the only one there. None: text alone."""
     named = [sources_of(message, f"messages[{index}]") for index, message in enumerate(messages)]
     newest = next((sources for sources in reversed(named) if sources), None)
     if newest is None:
-        raise ApiError(400, "no_camera", HOW_TO_NAME_A_CAMERA, param="messages")
+        return None
     if len(newest) > 1:
         message = f"got {len(newest)} things to look at in one message, wanted one camera, clip or picture"
         raise ApiError(400, "several_pictures", message, param=newest[1].param)
@@ -230,14 +226,7 @@ async def question_of(questions: QuestionService, caller: Caller, chat: ChatRequ
     stops = stop_strings_of(chat.stop)
     logit_bias, num_top_logprobs = logit_bias_of(chat.logit_bias), num_top_logprobs_of(chat)
     options = chat.streamchat or StreamChatOptions()
-    source = visual_source(chat.messages)
-    camera = camera_named(source)
-    clip = None
-    if camera is None:
-        options, clip = await play_clip(questions, source, options)
-        camera = clip.camera
-    else:
-        await questions.check_camera(caller, camera, source.param)
+    options, camera, clip = await seen_camera(questions, caller, visual_source(chat.messages), options)
     request = dialog_request(camera, messages, options, max_tokens=max_tokens)
     likeliest = chat.top_p == 0  # which leaves one token to choose from
     request = replace(
@@ -252,6 +241,23 @@ async def question_of(questions: QuestionService, caller: Caller, chat: ChatRequ
         seed=chat.seed,
     )
     return Question(request=request, clip=clip)
+
+
+async def seen_camera(
+    questions: QuestionService, caller: Caller, source: VisualSource | None, options: StreamChatOptions
+) -> tuple[StreamChatOptions, str, PlayedClip | None]:
+    """The options, the camera to look at, and the clip that was played into it if the question brought one.
+
+    Without a source (a chat client asks for a title, say) the answer comes from the text alone.
+    """
+    if source is None:
+        return options, NO_CAMERA, None
+    camera = camera_named(source)
+    if camera is None:
+        options, clip = await play_clip(questions, source, options)
+        return options, clip.camera, clip
+    await questions.check_camera(caller, camera, source.param)
+    return options, camera, None
 
 
 async def play_clip(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -19,9 +19,11 @@ class TokenFacts(BaseModel):
 
     text: str = Field(description="may be empty: a character can span tokens")
     time_s: float = Field(description="seconds since the question, on the dialog's own clock")
-    frame_id: str = Field(description="the frame; GET /v1/cameras/{camera}/frame.jpg?frame= shows it")
-    captured_s: float = Field(description="when the camera captured the frame, in seconds since 1970")
-    frame_age_ms: float = Field(description="how old the frame was when the token was made")
+    frame_id: str | None = Field(
+        description="the frame; GET /v1/cameras/{camera}/frame.jpg?frame= shows it; null: there was none"
+    )
+    captured_s: float | None = Field(description="when the camera captured the frame, in seconds since 1970")
+    frame_age_ms: float | None = Field(description="how old the frame was when the token was made")
     stale: bool = Field(description="the frame was older than max_frame_age_ms")
 
 
@@ -160,19 +162,22 @@ def logprobs_of(tokens: Sequence[TokenEvent]) -> Logprobs | None:
 
 def facts_of(token: TokenEvent, clip: PlayedClip | None) -> TokenFacts:
     """Our fields of one token. The clock of a clip stands still at its end."""
-    age_ms = token.frame_age_ms if clip is None else max(0.0, clip.end_s - token.captured_s) * 1000
+    age_ms = token.frame_age_ms
+    if clip is not None and token.captured_s is not None:
+        age_ms = max(0.0, clip.end_s - token.captured_s) * 1000
     return TokenFacts(
         text=token.text,
         time_s=round(token.time_s, 4),
         frame_id=token.frame_id,
         captured_s=token.captured_s,
-        frame_age_ms=round(age_ms, 2),
+        frame_age_ms=None if age_ms is None else round(age_ms, 2),
         stale=token.stale,
     )
 
 
-def frame_age_percentiles(ages_ms: Sequence[float]) -> dict[str, float | None]:
-    """The two fields that summarise the ages of an answer's frames; null for an answer without tokens."""
+def frame_age_percentiles(ages_or_none_ms: Iterable[float | None]) -> dict[str, float | None]:
+    """The two fields that summarise the ages of an answer's frames; null for an answer that saw none."""
+    ages_ms = [age_ms for age_ms in ages_or_none_ms if age_ms is not None]
     return {
         "frame_age_p50_ms": percentile(ages_ms, 0.5) if ages_ms else None,
         "frame_age_p95_ms": percentile(ages_ms, 0.95) if ages_ms else None,

@@ -93,7 +93,7 @@ class RealtimeReply:
             "camera": camera,
             "frame_id": token.frame_id,
             "captured_s": token.captured_s,
-            "frame_age_ms": round(token.frame_age_ms, 2),
+            "frame_age_ms": round(token.frame_age_ms or 0.0, 2),
         }
 
     def _response_event(self, kind: str, **fields: Any) -> Event:

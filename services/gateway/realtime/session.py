@@ -233,7 +233,8 @@ class RealtimeSession:
         lost_reported = answer.request.visual_context == "frozen"  # a frozen answer uses no new frames
         while (tokens := await answer.next_tokens()) is not None:
             await self._send(reply.delta(tokens))
-            if not lost_reported and tokens[-1].frame_age_ms > silent_after_ms:
+            age_ms = tokens[-1].frame_age_ms
+            if not lost_reported and age_ms is not None and age_ms > silent_after_ms:
                 lost_reported = True
                 await self._send(reply.camera_lost(answer.request.camera, tokens[-1]))
 

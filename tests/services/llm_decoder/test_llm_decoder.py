@@ -18,6 +18,7 @@ import pytest
 from services.adapters.prometheus_recorder import PrometheusRecorder
 from services.llm_decoder.llm_decoder import LLMDecoder
 from services.messages.dialog import (
+    NO_CAMERA,
     DialogEnded,
     DialogEvent,
     DialogFailed,
@@ -125,6 +126,18 @@ async def test_an_answer_starts_names_its_frames_and_ends(decoder: LLMDecoder, s
     assert {token.frame_id for token in tokens} == {newest.frame_id}
     for token in tokens:
         assert token.frame_age_ms == pytest.approx((token.generated_s - newest.captured_s) * 1000)
+
+
+async def test_a_question_without_a_camera_is_answered_from_its_text(decoder: LLMDecoder) -> None:
+    events = await collect(decoder.decode(question(NO_CAMERA)))
+    assert isinstance(events[0], DialogStarted)
+    assert isinstance(events[-1], DialogEnded)
+    tokens = tokens_of(events)
+    assert len(tokens) == events[-1].num_completion_tokens > 0
+    seen = {(token.frame_id, token.captured_s, token.frame_age_ms, token.stale) for token in tokens}
+    assert seen == {(None, None, None, False)}
+    again = await collect(decoder.decode(question(NO_CAMERA, visual_context="frozen", num_frames=2)))
+    assert [token.token_id for token in tokens_of(again)] == [token.token_id for token in tokens]
 
 
 async def test_a_new_frame_is_seen_while_the_answer_is_spoken(
