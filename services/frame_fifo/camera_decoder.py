@@ -16,12 +16,13 @@ from av.error import FFmpegError
 
 from services.frame_fifo.frame_sampler import FrameSampler
 from services.messages.video import VideoPacket
+from services.video.picture_size import picture_size
 from services.video.rotation import rotation_of
 from services.video.sampled_frame import SampledFrame, sample_frame
 
 MAX_IN_CODEC = 64  # packets that a codec may hold back (B-frames need a few)
 
-SkipReason = Literal["", "no_keyframe", "lost_packet", "damaged", "repeated"]
+SkipReason = Literal["", "no_keyframe", "lost_packet", "damaged", "too_large", "repeated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class DecodedPacket:
     frames: tuple[SampledFrame, ...] = ()
     num_late: int = 0  # frames that were due, and were not sampled on request
     skipped: SkipReason = ""  # why the packet was not decoded, or is damaged
+    problem: str = ""  # for people, when the packet is damaged or its picture too large
 
 
 @dataclass(slots=True)
@@ -87,11 +89,29 @@ class CameraDecoder:
             pictures = None
         if pictures is None or any(p.is_corrupt for p in pictures) or len(self._in_codec) > MAX_IN_CODEC:
             self.reset()
-            return DecodedPacket(skipped="damaged")
+            return self._refused(packet)
+        if size := next(
+            ((p.width, p.height) for p in pictures if p.width * p.height > self.max_pixels), None
+        ):
+            self.reset()
+            return self._too_large(*size)
         due = [found for p in pictures if self.sampler.accepts((found := self._timed(p, packet))[1])]
         if not sample:
             return DecodedPacket(num_late=len(due))
         return DecodedPacket(frames=tuple(self._sampled(*found, packet) for found in due))
+
+    def _refused(self, packet: VideoPacket) -> DecodedPacket:
+        """Why a packet cannot be decoded: the codec only says that it cannot."""
+        size = picture_size(packet.codec, packet.data)
+        if size is not None and size[0] * size[1] > self.max_pixels:
+            return self._too_large(*size)
+        problem = f"access unit: cannot be decoded as {packet.codec}"
+        return DecodedPacket(skipped="damaged", problem=problem)
+
+    def _too_large(self, width: int, height: int) -> DecodedPacket:
+        got = f"{width}x{height} ({width * height} pixels)"
+        wanted = f"wanted at most {self.max_pixels} pixels (STREAMCHAT_MAX_PIXELS)"
+        return DecodedPacket(skipped="too_large", problem=f"picture: too large: got {got}, {wanted}")
 
     def _sampled(
         self, picture: av.VideoFrame, captured_s: float, seq: int, packet: VideoPacket
@@ -106,9 +126,10 @@ class CameraDecoder:
 
 
 def open_decoder(codec: str, max_pixels: int) -> av.VideoCodecContext:
-    """A decoder that returns each picture as soon as its packet is complete, and none above `max_pixels`."""
+    """A decoder that returns each picture as soon as its packet is complete, and none far above `max_pixels`."""
     context = av.CodecContext.create(codec, "r")
     assert isinstance(context, av.VideoCodecContext)
     context.thread_type = ThreadType.NONE  # frame threads delay pictures; many cameras share the cores anyway
-    context.options = {"max_pixels": str(max_pixels)}
+    # Encoders round the size up to whole blocks, which are cut off after decoding: 1080 lines are stored as 1088.
+    context.options = {"max_pixels": str(max_pixels + max_pixels // 32 + 2**16)}
     return context

@@ -174,8 +174,8 @@ class CameraReader:
         decoded = camera.decoder.decode(packet, sample=not late or is_newest)
         if decoded.skipped:
             self._metrics.packet_skipped(packet.camera, decoded.skipped)
-            if decoded.skipped == "damaged":
-                self._dead_letter(record, "damaged", f"access unit: cannot be decoded as {packet.codec}")
+            if decoded.problem:
+                self._dead_letter(record, decoded.skipped, decoded.problem)
         elif packet.keyframe:
             camera.keyframe_offset = record.offset
         for _ in range(decoded.num_late):

@@ -27,7 +27,7 @@ from services.ports.metric_catalogue import (
 from services.ports.recorder import MetricsRecorder
 
 UPDATE_EVERY_S = 1.0
-SKIP_REASONS = ("late", "no_keyframe", "lost_packet", "damaged", "repeated")
+SKIP_REASONS = ("late", "no_keyframe", "lost_packet", "damaged", "too_large", "repeated")
 DROP_STAGES = {  # by reason
     "late": "read",
     "overtaken": "encode",

@@ -20,9 +20,9 @@ SERVER_FAULTS = (
     *((code, "503") for code in ("decoder_lost", "store_lost", "encoder_lost", "clip_player_lost")),
 )
 DEAD_LETTER_REASONS = (
-    *("past", "future", "not_allowed", "too_many_cameras", "damaged"),
-    *("access unit", "timestamp", "codec", "camera id (key)"),
-    *(f"header {name}" for name in ("codec", "keyframe", "pts", "time_base", "seq")),
+    *("past", "future", "not_allowed", "too_many_cameras", "damaged", "too_large"),
+    *("access unit", "timestamp", "codec", "camera id (key)", "camera name"),
+    *(f"header {name}" for name in ("codec", "keyframe", "pts", "time_base", "seq", "rotation")),
 )
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 

@@ -129,12 +129,31 @@ def test_a_new_resolution_within_one_stream_goes_on() -> None:
     assert len(frames) == 10
 
 
-def test_a_huge_picture_is_damage_and_not_memory() -> None:
+def test_a_huge_picture_is_refused_and_costs_no_memory() -> None:
     bomb = camera_packets(encoded(1, codec="mjpeg"), codec="mjpeg")[0]
     d = decoder()
     _, skipped = feed(d, [replace(bomb, data=mjpeg_bomb())])
-    assert skipped == ["damaged"]
+    assert skipped == ["too_large"]
     assert d.needs_keyframe
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc"), ("mjpeg", "mjpeg")])
+def test_a_picture_above_the_cap_is_named_with_its_size_and_the_cap(codec: str, name: str) -> None:
+    unit, small = (
+        camera_packets(encoded(1, codec=codec, size=size), codec=name)[0] for size in ((400, 300), (160, 120))
+    )
+    d = CameraDecoder(5.0, SIZE, 400 * 300 - 1)
+    decoded = d.decode(unit)
+    assert decoded.skipped == "too_large"
+    got = "picture: too large: got 400x300 (120000 pixels), wanted at most 119999 pixels (STREAMCHAT_MAX_PIXELS)"
+    assert decoded.problem == got
+    assert d.decode(replace(small, seq=1)).frames  # a camera that is set to a smaller size appears
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc"), ("mjpeg", "mjpeg")])
+def test_a_picture_of_exactly_the_cap_is_decoded_although_encoders_round_up(codec: str, name: str) -> None:
+    unit = camera_packets(encoded(1, codec=codec, size=(1920, 1080)), codec=name)[0]
+    assert CameraDecoder(5.0, SIZE, 1920 * 1080).decode(unit).frames
 
 
 def test_catching_up_decodes_without_giving_frames() -> None:

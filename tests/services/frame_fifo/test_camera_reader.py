@@ -201,7 +201,9 @@ async def test_a_picture_of_12000_by_12000_is_a_dead_letter() -> None:
     fifo = FrameFifo(chosen, CONFIG, reader, MemoryFrameStore(), encode, recorder=recorder())
     running = asyncio.create_task(fifo.run())
     broker.put("cameras", encode_packet(bomb, 4 * 2**20))
-    await until(lambda: fifo.counts().dead_letters["damaged"] == 1)
+    await until(lambda: fifo.counts().dead_letters["too_large"] == 1)
+    (letter,) = broker.topic(chosen.kafka_dead_letter_topic)
+    assert b"got 12000x12000 (144000000 pixels), wanted at most" in dict(letter.headers)["reason"]
     await fifo.close()
     await running
 
