@@ -96,7 +96,7 @@ class FrameFifoReplica:
             max_packet_bytes=settings.max_packet_bytes,
             access=KafkaAccess.from_settings(settings),
         )
-        store = RedisFrameStore.from_settings(settings)
+        store = RedisFrameStore.from_settings(settings, "any")
         config = StreamChatConfig.load(model_folder(settings))
         recorder = create_recorder("frame_fifo")
         self._fifo = FrameFifo(settings, config, reader, store, encode, recorder=recorder)
@@ -121,7 +121,7 @@ class LLMDecoderReplica:
         from services.adapters.redis_frame_store import RedisFrameStore
         from services.llm_decoder.llm_decoder import LLMDecoder
 
-        store = RedisFrameStore.from_settings(settings)
+        store = RedisFrameStore.from_settings(settings, "any")
         device = device_of(settings.num_gpus_per_decoder)
         recorder = create_recorder("llm_decoder")
         self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, recorder=recorder)
@@ -186,7 +186,7 @@ class GatewayReplica:
         async def ready() -> None:
             await decoder.ready.remote()
 
-        store = RedisFrameStore.from_settings(self._settings)
+        store = RedisFrameStore.from_settings(self._settings, "any")
         recorder = create_recorder("gateway")
         rate_limits = rate_limit_storage(self._settings)
         return make_app(

@@ -6,9 +6,10 @@ text of docs/settings.md and of the chart's values: `python deploy/mirror_settin
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from pydantic import (
     Field,
@@ -30,6 +31,11 @@ from pydantic_settings import (
 )
 
 PREFIX = "STREAMCHAT_"
+REDIS_SCHEMES = (
+    *(f"{scheme}{kind}://" for kind in ("", "+sentinel", "+cluster") for scheme in ("redis", "rediss")),
+    "unix://",
+)
+REDIS_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 
 GpuShare = Annotated[float, Field(ge=0, le=1)]  # a replica runs on one device
 
@@ -42,6 +48,64 @@ class StrictEnvironment(EnvSettingsSource):
         return {
             name.removeprefix(prefix): text for name, text in self.env_vars.items() if name.startswith(prefix)
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """The parts of a Redis URL."""
+
+    url: str
+    kind: str  # "": one server; "sentinel" or "cluster"
+    tls: bool
+    hosts: tuple[tuple[str, int], ...]
+    service: str  # name of the master that the Sentinels watch
+    db: int
+    username: str
+    password: str
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """ValueError says what is wrong with the URL."""
+        scheme, separator, rest = url.partition("://")
+        if f"{scheme}://" not in REDIS_SCHEMES:
+            got = scheme if separator else "an address without ://"
+            raise ValueError(f"got {got}, wanted one that begins with {', '.join(REDIS_SCHEMES)}")
+        location, _, path = rest.partition("?")[0].partition("/")
+        user, _, hosts = location.rpartition("@")
+        username, _, password = user.partition(":")
+        kind = scheme.partition("+")[2]
+        service, _, db = path.partition("/") if kind == "sentinel" else ("", "", path)
+        if kind == "sentinel" and not service:
+            raise ValueError(
+                "got Sentinels without a master's name, wanted redis+sentinel://host:port,.../name/db"
+            )
+        if kind and not hosts:
+            raise ValueError(f"got no host, wanted redis+{kind}://host:port,...")
+        if db and scheme != "unix" and (not db.isdecimal() or (kind == "cluster" and int(db))):
+            raise ValueError(f"got database {db!r}, wanted {'none on a Cluster' if kind else 'a number'}")
+        return cls(
+            url=url,
+            kind=kind,
+            tls=scheme.startswith("rediss"),
+            hosts=tuple(_host(host, REDIS_PORTS[kind]) for host in hosts.split(",")) if hosts else (),
+            service=service,
+            db=int(db) if db.isdecimal() else 0,
+            username=unquote(username),
+            password=unquote(password),
+        )
+
+    @property
+    def shown(self) -> str:
+        """The address for messages, without a password."""
+        return self.url.rpartition("@")[2].rpartition("//")[2]
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    has_port = ":" in text.rpartition("]")[2]
+    host, _, port = text.rpartition(":") if has_port else (text, "", str(default_port))
+    if not port.isdecimal():
+        raise ValueError(f"got {text!r}, wanted host:port")
+    return host.strip("[]"), int(port)
 
 
 class Settings(BaseSettings):
@@ -82,12 +146,17 @@ class Settings(BaseSettings):
     max_packet_bytes: PositiveInt = 4 * 2**20
     """Largest encoded picture (access unit) that is accepted."""
     redis_url: str = ""
-    """Address of the Redis store: redis://host:port/db, or rediss:// for TLS.
+    """Address of the Redis store: redis://host:port/db, or rediss:// for TLS. Of Sentinels:
+    redis+sentinel://host:port,host:port/name-of-the-master/db. Of a Cluster: redis+cluster://host:port,host:port.
     Empty: `streamchat up` starts a store."""
     redis_username: str = ""
     """User name at the store (an ACL user)."""
     redis_password: SecretStr = SecretStr("")
     """Password at the store."""
+    redis_sentinel_username: str = ""
+    """User name at the Sentinels."""
+    redis_sentinel_password: SecretStr = SecretStr("")
+    """Password at the Sentinels."""
     redis_ca_file: str = ""
     """Certificate authority of the store's certificate. Empty: those of the system."""
     weights: str = "auto"
@@ -164,8 +233,8 @@ class Settings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _has_no_password(cls, url: str) -> str:
-        if urlsplit(url).password:  # a URL is shown in messages, a password never
+    def _is_an_address_without_a_password(cls, url: str) -> str:
+        if url and RedisAddress.parse(url).password:  # a URL is shown in messages, a password never
             raise ValueError("got a URL with a password in it, wanted that in STREAMCHAT_REDIS_PASSWORD")
         return url
 

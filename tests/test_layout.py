@@ -20,7 +20,7 @@ PACKAGES = ("model", "services", "training")
 FORBIDDEN = {"model": {"services", "training"}, "services": {"training"}, "training": {"services"}}
 ONLY = {  # what only these files of services/ may import
     "kafka": {"kafka_reader.py", "kafka_writer.py"},
-    "redis": {"redis_frame_store.py"},
+    "redis": {"redis_connection.py", "redis_frame_store.py"},
     "ray": {"app.py", "local_ray.py", "ray_recorder.py"},
 }
 DEPLOYMENTS = ("frame_fifo", "clip_player", "vision_encoder", "llm_decoder", "gateway")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from limits.aio.storage import RedisStorage
 
-from services.adapters.redis_frame_store import access
+from services.adapters.redis_connection import credentials
 from services.settings import Settings
 
 KEY_PREFIX = "streamchat:rate-limit"
@@ -18,12 +18,11 @@ def rate_limit_storage(settings: Settings) -> RedisStorage | None:
     """The storage in the settings' Redis; None without a Redis URL. It connects with the first request."""
     if not settings.redis_url:
         return None
-    password = settings.redis_password.get_secret_value()
     return RedisStorage(
         f"async+{settings.redis_url}",
         implementation="redispy",
         key_prefix=KEY_PREFIX,
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=SOCKET_TIMEOUT_S,
-        **access(settings.redis_url, settings.redis_username, password, settings.redis_ca_file),
+        **credentials(settings),
     )

@@ -1,63 +1,62 @@
-"""The frame store on Redis (or Valkey): one stream per camera, trimmed to an exact length.
+"""The frame store on Redis (or Valkey): streams of exactly the N newest entries for each camera.
 
-    streamchat:{<camera>}:frames     stream   entry id = frame id, `frame` = the bytes of frame_entry.py
-    streamchat:{<camera>}:state      hash     newest id and capture time, capacity: what the list of cameras shows
-    streamchat:{<camera>}:times      list     capture times of the frames in the FIFO, newest first: the frame rate
-    streamchat:{<camera>}:announced  string   exists while the camera sends, even without a frame
-    streamchat:cameras               zset     camera, scored by the wall-clock time of its last frame
+    streamchat:<encoder>:{<camera>}:frames     stream   entry id = frame id, `frame` = visual tokens (frame_entry.py)
+    streamchat:<encoder>:{<camera>}:pictures   stream   the same ids, `frame` = the JPEGs: read without the tokens
+    streamchat:<encoder>:{<camera>}:times      stream   the same ids, a few bytes each: what the list of cameras shows
+    streamchat:<encoder>:{<camera>}:announced  string   exists while the camera sends, even without a frame
+    streamchat:<encoder>:cameras               zset     camera, scored by the wall-clock time of its last frame
+    streamchat:<encoder>:clips                 zset     the same for private clips
 
-The keys of a camera expire together. Decoders use plain XREAD without a group: each gets every frame.
+`<encoder>` is the fingerprint of the vision encoder: nobody reads the visual tokens of another model. The keys of a
+camera are in one slot of a Cluster. A frame is written with the expiry of its keys in one transaction, so no key stays
+for ever. Decoders use plain XREAD without a group: each gets every frame.
 """
 
 from __future__ import annotations
 
 import logging
-import ssl
 import time
-from collections.abc import Collection, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from redis import ConnectionPool, Redis
-from redis.backoff import NoBackoff
-from redis.connection import PythonRespSerializer
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
+from redis import Redis
+from redis.exceptions import ResponseError
 
-from services.adapters.frame_entry import DamagedFrame, pack, unpack
-from services.messages.video import CameraState, Frame
-from services.ports.frame_store import StoreLost, fps, is_private, parse_frame_id
+from services.adapters.frame_entry import pack, pack_picture, unpack, unpack_picture
+from services.adapters.redis_connection import RedisConnection, new_pipeline, sentinel_credentials
+from services.adapters.redis_entries import FIELD, READ_ENTRIES, RedisEntries
+from services.messages.video import CameraState, Frame, Picture
+from services.ports.frame_store import KEPT_S, StoreFull, fps, is_private, parse_frame_id
 from services.settings import Settings
 
-CAMERAS = "streamchat:cameras"
-FIELD = b"frame"
-SOCKET_TIMEOUT_S = 3.0
-BLOCK_S = 1.0  # of one XREAD: less than the socket timeout, or the client would report a dead server
 # The least that an ACL user of the store needs: `ACL SETUSER streamchat on >PASSWORD ` and this.
 ACL_RULES = (
-    "resetkeys ~streamchat:* resetchannels -@all +xadd +xrange +xrevrange +xread +xlen +zadd +zrange +zrem +hset "
-    "+hgetall +lpush +ltrim +llen +lindex +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname "
-    "+evalsha +script|load +expire"  # the scripts of the rate limits, see rate_limit_store.py
+    "resetkeys ~streamchat:* resetchannels -@all +multi +exec +discard +xadd +xrange +xrevrange +xread +xinfo|stream "
+    "+zadd +zrange +zrem +zremrangebyscore +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname "
+    "+command +cluster|slots "  # of a Cluster
+    "+evalsha +script|load +expire +lindex +lpush +ltrim +llen"  # the scripts in rate_limit_store.py
 )
-READ_ENTRIES = 64  # per answer, to stay below the server's output limit with many cameras
-MAX_DAMAGED = 4096  # damaged entries to remember, so that each is logged and counted once
+INDEX_KEPT_S = 3600.0
+CLIPS_DROPPED = 4  # at a time, when the store is full
+FREED_WITHIN_S = 0.3
+CLIP_SPARED_S = 10.0  # a clip that is younger is still being read
 
 log = logging.getLogger(__name__)
 
 
 class RedisFrameStore:
-    """A FrameStore; reconnects by itself. `num_damaged` counts the entries that were skipped."""
+    """A FrameStore; reconnects by itself."""
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> RedisFrameStore:
-        """The store that the settings describe."""
+    def from_settings(cls, settings: Settings, encoder: str) -> RedisFrameStore:
+        """The store that the settings describe, for the frames of that encoder (its fingerprint)."""
         return cls(
             settings.redis_url,
+            encoder=encoder,
             username=settings.redis_username,
             password=settings.redis_password.get_secret_value(),
             ca_file=settings.redis_ca_file,
+            sentinel_options=sentinel_credentials(settings),
             silent_after_s=settings.silent_after_s,
         )
 
@@ -65,226 +64,224 @@ class RedisFrameStore:
         self,
         url: str,
         *,
+        encoder: str = "any",
         username: str = "",
         password: str = "",
         ca_file: str = "",
+        sentinel_options: dict[str, Any] | None = None,
         silent_after_s: float = 5.0,
     ) -> None:
         self._silent_after_s = silent_after_s
-        pool = ConnectionPool.from_url(
-            url,
-            **access(url, username, password, ca_file),
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=SOCKET_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # once, for a connection that a restarted server no longer knows
+        self._connection = RedisConnection(
+            url, username=username, password=password, ca_file=ca_file, sentinel_options=sentinel_options
         )
-        # hiredis reads large answers ten times faster than Python, but packs large writes four times slower.
-        pool.connection_kwargs["command_packer"] = PythonRespSerializer(6000, pool.get_encoder().encode)
-        self._redis = Redis(connection_pool=pool)
-        self._where = url.rpartition("@")[2].rpartition("//")[2]  # without a password
-        self._damaged: set[tuple[str, str]] = set()
-        self.num_damaged = 0
+        self._prefix = f"streamchat:{encoder}"
+        self._cameras, self._clips = f"{self._prefix}:cameras", f"{self._prefix}:clips"
+        self._has_transactions = True
+        self._frames = RedisEntries(self._connection, lambda camera: self._key(camera, "frames"), unpack)
+        self._pictures = RedisEntries(
+            self._connection, lambda camera: self._key(camera, "pictures"), unpack_picture
+        )
 
-    def append(self, frame: Frame, *, capacity: int) -> bool:
+    @property
+    def num_damaged(self) -> int:
+        """Entries that were skipped."""
+        return self._frames.num_damaged + self._pictures.num_damaged
+
+    def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
         if capacity < 1:
             raise ValueError(f"capacity: got {capacity}, wanted at least 1")
         parse_frame_id(frame.frame_id)
-        entry: dict[Any, Any] = {FIELD: pack(frame)}
-        with self._errors_translated():
-            try:
-                self._redis.xadd(
-                    _frames(frame.camera), entry, id=frame.frame_id, maxlen=capacity, approximate=False
-                )
-            except (OutOfMemoryError, ReadOnlyError):
+        entries = self._entries(frame, capacity)
+        try:
+            return self._write(frame, entries, capacity, keep_s)
+        except StoreFull:
+            if not self._drop_oldest_clips():
                 raise
-            except ResponseError as error:
-                if "equal or smaller" in str(error) or "greater than 0-0" in str(error):
-                    return False
-                raise
-            self._update_state(frame, capacity)
-        return True
+        return self._write_soon(frame, entries, capacity, keep_s)
 
     def newest(self, camera: str, count: int) -> list[Frame]:
-        if count <= 0:
-            return []
-        with self._errors_translated():
-            entries = self._redis.xrevrange(_frames(camera), count=count)
-        return self._unpack(camera, entries)[::-1]
+        return self._frames.newest(camera, count)
 
     def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
-        for frame_id in after.values():
-            parse_frame_id(frame_id)
-        position = dict(after)
-        deadline = time.monotonic() + block_s
-        found: list[Frame] = []
-        while position:
-            left_s = 0.0 if found else deadline - time.monotonic()
-            read, full = self._read_next(position, min(max(left_s, 0.0), BLOCK_S))
-            found += read
-            if not full and (found or time.monotonic() >= deadline):
-                break
-        return found
+        return self._frames.newer(after, block_s)
 
-    def frame(self, camera: str, frame_id: str) -> Frame | None:
+    def newer_pictures(self, after: Mapping[str, str], *, block_s: float) -> list[Picture]:
+        return self._pictures.newer(after, block_s)
+
+    def picture(self, camera: str, frame_id: str) -> Picture | None:
         try:
             parse_frame_id(frame_id)
         except ValueError:
             return None
-        with self._errors_translated():
-            entries = self._redis.xrange(_frames(camera), frame_id, frame_id)
-        return next(iter(self._unpack(camera, entries)), None)
+        return self._pictures.entry(camera, frame_id)
 
-    def newest_frame(self, camera: str) -> Frame | None:
-        frames = self.newest(camera, 1) or self.newest(camera, READ_ENTRIES)  # the newest may be damaged
-        return frames[-1] if frames else None
+    def newest_picture(self, camera: str) -> Picture | None:
+        for count in (1, READ_ENTRIES):  # the newest may be damaged
+            if pictures := self._pictures.newest(camera, count):
+                return pictures[-1]
+        return None
 
-    def cameras(self) -> list[CameraState]:
-        with self._errors_translated():
-            members: Any = self._redis.zrange(CAMERAS, 0, -1, withscores=True)
-            names = sorted((name.decode(), float(score)) for name, score in members)
-            pipeline = self._redis.pipeline(transaction=False)
-            for camera, _ in names:
-                pipeline.hgetall(_state(camera))
-                pipeline.xlen(_frames(camera))
-                pipeline.llen(_times(camera))
-                pipeline.lindex(_times(camera), -1)
-            answers: list[Any] = pipeline.execute()
-            rows = [(name, score, answers[4 * i : 4 * i + 4]) for i, (name, score) in enumerate(names)]
-            if gone := [name for name, _, row in rows if not (row[0] and row[1])]:
-                self._redis.zrem(
-                    CAMERAS, *gone
-                )  # a camera that just came back is added again with its next frame
-        return [self._camera_state(name, score, *row) for name, score, row in rows if name not in gone]
+    def camera(self, camera: str) -> CameraState | None:
+        return next(iter(self.cameras([camera])), None)
 
-    def expire(self, camera: str, after_s: float) -> None:
-        with self._errors_translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for key in (_frames(camera), _state(camera), _times(camera)):
-                pipeline.pexpire(key, max(1, round(after_s * 1000)))
-            pipeline.execute()
+    def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
+        found: list[CameraState] = []
+        gone: list[str] = []
+        names = {self._key(name, "times"): name for name in (self._indexed() if only is None else only)}
+        for key, answer in self._connection.ask_all(names, lambda pipeline, key: pipeline.xinfo_stream(key)):
+            camera = names[key]
+            if isinstance(answer, dict) and answer["length"]:
+                found.append(self._camera_state(camera, answer))
+            else:
+                gone.append(camera)
+        if gone and only is None:  # a camera that just came back is added again with its next frame
+            self._connection.call(self._cameras, lambda redis: redis.zrem(self._cameras, *gone))
+        return sorted(found, key=lambda state: state.camera)
 
     def announce(self, cameras: Collection[str], for_s: float) -> None:
-        with self._errors_translated():
-            pipeline = self._redis.pipeline(transaction=False)
-            for camera in cameras:
-                pipeline.set(_announced(camera), 1, px=max(1, round(for_s * 1000)))
-            pipeline.execute()
+        milliseconds = _milliseconds(for_s)
+        keys = [self._key(camera, "announced") for camera in cameras]
+        for _ in self._connection.ask_all(keys, lambda pipeline, key: pipeline.set(key, 1, px=milliseconds)):
+            pass
 
     def is_announced(self, camera: str) -> bool:
-        with self._errors_translated():
-            return bool(self._redis.exists(_announced(camera)))
+        key = self._key(camera, "announced")
+        return bool(self._connection.call(key, lambda redis: redis.exists(key)))
 
     def memory(self) -> tuple[int, int]:
-        with self._errors_translated():
-            facts: Any = self._redis.info("memory")
-        return int(facts["used_memory"]), int(facts["maxmemory"])
+        facts: list[Any] = self._connection.call_each(lambda redis: redis.info("memory"))
+        return sum(int(one["used_memory"]) for one in facts), sum(int(one["maxmemory"]) for one in facts)
 
     def ping(self) -> None:
-        with self._errors_translated():
-            self._redis.ping()
+        self._connection.call(self._cameras, lambda redis: redis.ping())
 
     def close(self) -> None:
-        self._redis.close()
-        self._redis.connection_pool.disconnect()
+        self._connection.close()
 
-    def _update_state(self, frame: Frame, capacity: int) -> None:
-        """Store what `cameras` returns beside the stream, so that it reads no frames."""
-        captured_s = repr(frame.captured_s)
-        state: dict[Any, Any] = {"id": frame.frame_id, "captured_s": captured_s, "capacity": capacity}
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hset(_state(frame.camera), mapping=state)
-        pipeline.lpush(_times(frame.camera), captured_s)
-        pipeline.ltrim(_times(frame.camera), 0, capacity - 1)
-        if not is_private(frame.camera):
-            pipeline.zadd(CAMERAS, {frame.camera: time.time()})
+    def _key(self, camera: str, kind: str) -> str:
+        """The hash tag in braces puts all keys of a camera into one slot; it must not be empty or end early."""
+        tag = camera.replace("%", "%25").replace("}", "%7D")
+        return f"{self._prefix}:{{{tag}}}:{kind}"
+
+    def _entries(self, frame: Frame, capacity: int) -> dict[str, dict[Any, Any]]:
+        """What is stored of a frame, by key."""
+        times = {"captured_s": repr(frame.captured_s), "stored_s": repr(time.time()), "capacity": capacity}
+        return {
+            self._key(frame.camera, "frames"): {FIELD: pack(frame)},
+            self._key(frame.camera, "pictures"): {FIELD: pack_picture(frame)},
+            self._key(frame.camera, "times"): times,
+        }
+
+    def _write(self, frame: Frame, entries: dict[str, dict[Any, Any]], capacity: int, keep_s: float) -> bool:
+        """Write a frame everywhere or nowhere. False: its id is not newer."""
+        attempts = 0
+
+        def write(redis: Redis) -> list[Any]:
+            nonlocal attempts
+            attempts += 1
+            pipeline = new_pipeline(redis, self._has_transactions)
+            if not self._connection.is_cluster:
+                self._add_to_index(pipeline, frame.camera)
+            for key, entry in entries.items():
+                pipeline.xadd(key, entry, id=frame.frame_id, maxlen=capacity, approximate=False)
+                pipeline.pexpire(key, _milliseconds(keep_s))
+            answers = pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not _is_replay(answer):
+                    raise answer
+            return answers
+
+        if (
+            self._connection.is_cluster
+        ):  # the index is in another slot; it is written first, so no frame is unknown
+            self._connection.call(self._cameras, lambda redis: self._index(redis, frame.camera))
+        answers = self._connection.call(next(iter(entries)), lambda redis: self._in_transaction(write, redis))
+        if not any(isinstance(answer, Exception) for answer in answers):
+            return True
+        # The connection may have died after the first attempt was carried out.
+        return attempts > 1 and self._pictures.newest_id(frame.camera) == frame.frame_id
+
+    def _write_soon(
+        self, frame: Frame, entries: dict[str, dict[Any, Any]], capacity: int, keep_s: float
+    ) -> bool:
+        """Write as soon as the server has freed what was deleted, which it does in the background."""
+        deadline = time.monotonic() + FREED_WITHIN_S
+        while True:
+            try:
+                return self._write(frame, entries, capacity, keep_s)
+            except StoreFull:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.01)
+
+    def _in_transaction(self, write: Callable[[Redis], list[Any]], redis: Redis) -> list[Any]:
+        try:
+            return write(redis)
+        except ResponseError as error:
+            unknown = any(word in str(error).lower() for word in ("unknown command", "unsupported command"))
+            if not (unknown and self._has_transactions):
+                raise
+        log.warning(
+            "the store knows no transactions: a frame whose writing is cut off may stay without an expiry"
+        )
+        self._has_transactions = False
+        return write(redis)
+
+    def _index(self, redis: Redis, camera: str) -> None:
+        pipeline = new_pipeline(redis, self._has_transactions)
+        self._add_to_index(pipeline, camera)
         pipeline.execute()
 
-    def _read_next(self, position: dict[str, str], block_s: float) -> tuple[list[Frame], bool]:
-        """One XREAD, which advances `position`. True: there may be more to read at once."""
-        cameras = {_frames(camera).encode(): camera for camera in position}
-        streams: dict[Any, Any] = {_frames(camera): frame_id for camera, frame_id in position.items()}
-        count = max(1, READ_ENTRIES // len(position))
-        with self._errors_translated():
-            block_ms = max(1, round(block_s * 1000)) if block_s > 0 else None  # BLOCK 0 would wait for ever
-            answer: Any = self._redis.xread(streams, count=count, block=block_ms)
-        found: list[Frame] = []
-        full = False
-        for key, entries in answer or ():
-            camera = cameras[key]
-            position[camera] = entries[-1][0].decode()
-            full |= len(entries) == count
-            found += self._unpack(camera, entries)
-        return found, full
+    def _add_to_index(self, pipeline: Any, camera: str) -> None:
+        now_s = time.time()
+        index = self._clips if is_private(camera) else self._cameras
+        pipeline.zadd(index, {camera: now_s})
+        pipeline.pexpire(index, _milliseconds(INDEX_KEPT_S))
+        if is_private(camera):
+            pipeline.zremrangebyscore(index, 0, now_s - INDEX_KEPT_S)
 
-    def _unpack(self, camera: str, entries: Any) -> list[Frame]:
-        found: list[Frame] = []
-        for frame_id, fields in entries:
-            try:
-                found.append(unpack(camera, frame_id.decode(), (fields or {}).get(FIELD, b"")))
-            except DamagedFrame as error:
-                self._report_damaged(camera, frame_id.decode(), error)
-        return found
+    def _indexed(self) -> list[str]:
+        members: Any = self._connection.call(self._cameras, lambda redis: redis.zrange(self._cameras, 0, -1))
+        return [member.decode() for member in members]
 
-    def _report_damaged(self, camera: str, frame_id: str, error: DamagedFrame) -> None:
-        if (camera, frame_id) in self._damaged:
-            return
-        if len(self._damaged) >= MAX_DAMAGED:
-            self._damaged.clear()
-        self._damaged.add((camera, frame_id))
-        self.num_damaged += 1
-        log.warning("frame %s of camera %s was skipped: %s", frame_id, camera, error)
+    def _drop_oldest_clips(self) -> bool:
+        """Make room in a full store. False: no clip is old enough."""
+        oldest_s = time.time() - CLIP_SPARED_S
+        clips: Any = self._connection.call(
+            self._clips,
+            lambda redis: redis.zrange(self._clips, 0, oldest_s, byscore=True, offset=0, num=CLIPS_DROPPED),
+        )
+        names = [clip.decode() for clip in clips]
+        if not names:
+            return False
+        log.warning("the store is full: the %d oldest clips are dropped", len(names))
+        keys = [self._key(name, kind) for name in names for kind in ("frames", "pictures", "times")]
+        for _ in self._connection.ask_all(keys, lambda pipeline, key: pipeline.pexpire(key, 0)):  # deletes it
+            pass
+        self._connection.call(self._clips, lambda redis: redis.zrem(self._clips, *names))
+        return True
 
-    def _camera_state(
-        self,
-        camera: str,
-        appended_s: float,
-        state: dict[bytes, bytes],
-        num_frames: int,
-        num_times: int,
-        oldest: Any,
-    ) -> CameraState:
-        newest_s = float(state[b"captured_s"])
+    def _camera_state(self, camera: str, stream: Mapping[str, Any]) -> CameraState:
+        frame_id, newest = stream["last-entry"]
+        _, oldest = stream["first-entry"]
+        captured_s = float(newest[b"captured_s"])
+        is_live = time.time() - float(newest[b"stored_s"]) <= self._silent_after_s
         return CameraState(
             camera=camera,
-            state="live" if time.time() - appended_s <= self._silent_after_s else "silent",
-            fps=fps((float(oldest or newest_s), newest_s), num_times),
-            newest_frame_id=state[b"id"].decode(),
-            newest_captured_s=newest_s,
-            num_frames=num_frames,
-            capacity=int(state[b"capacity"]),
+            state="live" if is_live else "silent",
+            fps=fps((float(oldest[b"captured_s"]), captured_s), stream["length"]),
+            newest_frame_id=frame_id.decode(),
+            newest_captured_s=captured_s,
+            num_frames=stream["length"],
+            capacity=int(newest[b"capacity"]),
         )
 
-    @contextmanager
-    def _errors_translated(self) -> Generator[None]:
-        try:
-            yield
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise StoreLost(f"the store at {self._where} cannot be reached: {error}") from error
-        except (OutOfMemoryError, ReadOnlyError) as error:
-            raise StoreLost(f"the store at {self._where} takes no frames: {error}") from error
+
+def _is_replay(answer: Exception) -> bool:
+    """Whether XADD refused an id that is not newer."""
+    return "equal or smaller" in str(answer) or "greater than 0-0" in str(answer)
 
 
-def access(url: str, username: str, password: str, ca_file: str) -> dict[str, Any]:
-    """The client's options for who we are, and for TLS (rediss://), which checks the server's name."""
-    who = {"username": username or None, "password": password or None}
-    options: dict[str, Any] = {name: value for name, value in who.items() if value}
-    if url.startswith("rediss://"):
-        options |= {"ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
-        options |= {"ssl_ca_certs": ca_file} if ca_file else {}
-    return options
-
-
-def _frames(camera: str) -> str:
-    return f"streamchat:{{{camera}}}:frames"
-
-
-def _state(camera: str) -> str:
-    return f"streamchat:{{{camera}}}:state"
-
-
-def _times(camera: str) -> str:
-    return f"streamchat:{{{camera}}}:times"
-
-
-def _announced(camera: str) -> str:
-    return f"streamchat:{{{camera}}}:announced"
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -11,7 +11,7 @@ from model.config import StreamChatConfig
 from services.clip_player.clip_decoder import ClipLimits
 from services.clip_player.clip_process import decode_in_process
 from services.messages.video import ClipRefused, PlayedClip, VisualTokens
-from services.ports.frame_store import PRIVATE_PREFIX, FrameStore, StoreLost
+from services.ports.frame_store import PRIVATE_PREFIX, FrameStore, StoreFull, StoreLost
 from services.ports.vision_encoder import Encode, encode_checked
 from services.settings import Settings
 from services.video.sampled_frame import SampledFrame
@@ -70,9 +70,15 @@ class ClipPlayer:
         try:
             await asyncio.to_thread(self._append, camera, frames, tokens)
         except StoreLost as error:
-            raise ClipRefused(503, "store_lost", "the clip could not be stored now; try again") from error
+            why = (
+                "the store of frames is full"
+                if isinstance(error, StoreFull)
+                else "the clip could not be stored now"
+            )
+            raise ClipRefused(503, "store_lost", f"{why}; try again") from error
 
     def _append(self, camera: str, frames: list[SampledFrame], tokens: list[VisualTokens]) -> None:
         for frame, encoded in zip(frames, tokens, strict=True):
-            self._store.append(frame.to_frame(camera, encoded), capacity=self._limits.capacity)
-        self._store.expire(camera, CLIP_KEPT_S)
+            self._store.append(
+                frame.to_frame(camera, encoded), capacity=self._limits.capacity, keep_s=CLIP_KEPT_S
+            )

@@ -18,7 +18,7 @@ from services.frame_fifo.camera_reader import CameraReader
 from services.frame_fifo.metrics import FrameFifoCounts, FrameFifoMetrics
 from services.frame_fifo.pending_frames import CameraFrame, PendingFrames
 from services.messages.video import VisualTokens
-from services.ports.frame_store import FrameStore, StoreLost
+from services.ports.frame_store import FrameStore, StoreFull, StoreLost
 from services.ports.recorder import MetricsRecorder
 from services.ports.video_log import VideoReader
 from services.ports.vision_encoder import Encode, encode_checked
@@ -28,7 +28,6 @@ from services.video.sampled_frame import SampledFrame
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.25  # after a failure; meanwhile frames gather and are dropped
-EXPIRE_EVERY_S = 1.0  # how often the expiry of a camera is postponed
 ANNOUNCE_EVERY_S = 0.5
 MEASURE_EVERY_S = 2.0
 
@@ -65,7 +64,6 @@ class FrameFifo:
         self._closed = asyncio.Event()
         self._has_pending = asyncio.Event()
         self._pending = PendingFrames()
-        self._expire_at: dict[str, float] = {}  # monotonic
         self._outages: set[str] = set()
 
     async def run(self) -> None:
@@ -139,29 +137,27 @@ class FrameFifo:
             log.exception("frames could not be stored")
 
     def _append(self, batch: list[CameraFrame], tokens: list[VisualTokens]) -> None:
-        """Append in order. When the store is lost, the rest of the batch is dropped: nothing waits for it."""
-        for i, ((camera, frame), encoded) in enumerate(zip(batch, tokens, strict=True)):
+        """Append in order. A frame that finds no store or no room is dropped: nothing waits for it."""
+        lost = False
+        for (camera, frame), encoded in zip(batch, tokens, strict=True):
             try:
-                stored = self._store.append(frame.to_frame(camera, encoded), capacity=self._capacity)
-                self._postpone_expiry(camera)
+                stored = self._store.append(
+                    frame.to_frame(camera, encoded),
+                    capacity=self._capacity,
+                    keep_s=self._settings.forget_after_s,
+                )
             except StoreLost as error:
                 self._report_outage("the frame store", error)
-                for lost, _ in batch[i:]:
-                    self._metrics.frame_dropped(lost, "store_lost")
-                return
+                full = isinstance(error, StoreFull)
+                self._metrics.frame_dropped(camera, "store_full" if full else "store_lost")
+                lost = True
+                continue
             if stored:
                 self._metrics.frame_stored(camera, frame.captured_s)
             else:
                 self._metrics.frame_dropped(camera, "replayed")
-        self._report_recovery("the frame store")
-
-    def _postpone_expiry(self, camera: str) -> None:
-        """The frames of a camera expire some time after its last frame."""
-        now = time.monotonic()
-        if now >= self._expire_at.get(camera, 0.0):
-            self._store.expire(camera, self._settings.forget_after_s)
-            self._expire_at = {name: at for name, at in self._expire_at.items() if at > now - 60.0}
-            self._expire_at[camera] = now + EXPIRE_EVERY_S
+        if not lost:
+            self._report_recovery("the frame store")
 
     async def _announce(self) -> None:
         """Tell the store which cameras send: a camera without a frame yet is not an unknown one."""
@@ -187,7 +183,8 @@ class FrameFifo:
             await asyncio.sleep(MEASURE_EVERY_S)
 
     def _measure_store(self) -> None:
-        entries = {state.camera: state.num_frames for state in self._store.cameras()}
+        cameras = self._store.cameras(self._cameras.names())  # its own: other replicas report theirs
+        entries = {state.camera: state.num_frames for state in cameras}
         self._metrics.update_store(entries, self._capacity, *self._store.memory())
 
     def _report_outage(self, service: str, error: BaseException) -> None:

@@ -33,6 +33,7 @@ DROP_STAGES = {  # by reason
     "overtaken": "encode",
     "encoder_failed": "encode",
     "store_lost": "store",
+    "store_full": "store",
     "replayed": "store",
 }
 

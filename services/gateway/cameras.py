@@ -78,35 +78,35 @@ async def stored_frame(
     headers = {"ETag": f'"{frame_id}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if if_none_match and f'"{frame_id}"' in if_none_match:
         return Response(status_code=304, headers=headers)
-    frame = (
+    picture = (
         None
         if is_private(camera)
-        else await questions.store.call(lambda store: store.frame(camera, frame_id))
+        else await questions.store.call(lambda store: store.picture(camera, frame_id))
     )
-    if frame is None:
+    if picture is None:
         await questions.camera(caller, camera)
         message = f"camera {camera!r} has no frame {frame_id} (any more): only its newest frames are kept"
         raise ApiError(404, "unknown_frame", message, param="frame")
-    return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
+    return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
 
 
 async def newest_frame(questions: QuestionService, caller: Caller, camera: str) -> Response:
     """The newest frame. It changes soon, so it is never cached."""
     caller.check_can_see(camera)
-    frame = (
-        None if is_private(camera) else await questions.store.call(lambda store: store.newest_frame(camera))
+    picture = (
+        None if is_private(camera) else await questions.store.call(lambda store: store.newest_picture(camera))
     )
-    if frame is None:
+    if picture is None:
         state = await questions.camera(caller, camera)
         raise ApiError(
             409, "no_frame", f"camera {state.camera!r} has no frame now: ask again", retry_after_s=1
         )
     headers = {
         "Cache-Control": "no-store",
-        "X-Frame-Id": frame.frame_id,
-        "X-Captured-S": f"{frame.captured_s:.3f}",
+        "X-Frame-Id": picture.frame_id,
+        "X-Captured-S": f"{picture.captured_s:.3f}",
     }
-    return Response(frame.jpeg, media_type="image/jpeg", headers=headers)
+    return Response(picture.jpeg, media_type="image/jpeg", headers=headers)
 
 
 def picture_stream(feed: PictureFeed, caller: Caller, camera: str | None, kind: str) -> OpenStream:

@@ -4,48 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from urllib.parse import quote
 
 from services.access.caller import Caller
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
-from services.messages.video import Frame
-from services.ports.frame_store import FrameStore
+from services.messages.video import Picture
 
 MAX_VIEWERS = 64
 BLOCK_S = 0.5  # a new camera is noticed within this time
 RETRY_S = 0.5
+LIST_EVERY_S = 0.5
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A frame without its visual tokens."""
-
-    camera: str
-    frame_id: str
-    captured_s: float
-    jpeg: bytes
 
 
 class Viewer:
     """Keeps each camera's newest picture until the viewer takes it. A slow viewer misses pictures."""
 
     def __init__(self, camera: str | None, caller: Caller) -> None:
-        self._camera = camera
+        self.camera = camera  # None: all
         self._caller = caller
         self._pictures: dict[str, Picture] = {}
         self._has_pictures = asyncio.Event()
 
     def wants(self, camera: str) -> bool:
         """Whether the viewer watches the camera. A viewer without a camera watches all that it may see."""
-        return self._camera in (None, camera) and self._caller.can_see(camera)
+        return self.camera in (None, camera) and self._caller.can_see(camera)
 
     def offer(self, picture: Picture) -> None:
         """Replace the camera's picture, if the viewer watches it."""
@@ -63,11 +52,6 @@ class Viewer:
         return picture
 
 
-def picture_of(frame: Frame) -> Picture:
-    """The picture of a frame."""
-    return Picture(camera=frame.camera, frame_id=frame.frame_id, captured_s=frame.captured_s, jpeg=frame.jpeg)
-
-
 class PictureFeed:
     """Reads new frames from the store while there are viewers."""
 
@@ -76,6 +60,8 @@ class PictureFeed:
         self._metrics = metrics
         self._viewers: set[Viewer] = set()
         self._newest: dict[str, Picture] = {}
+        self._names: set[str] = set()  # of all cameras, as last listed
+        self._listed_at = float("-inf")  # monotonic
         self._reading: asyncio.Task[None] | None = None
 
     def add_viewer(self, camera: str | None, caller: Caller) -> Viewer:
@@ -112,39 +98,42 @@ class PictureFeed:
     async def _read(self) -> None:
         while True:
             try:
-                await self._read_new_frames()
+                await self._read_new_pictures()
             except ApiError as error:  # no new pictures until the store is back
                 log.warning("no new pictures: %s", error.message)
                 await asyncio.sleep(RETRY_S)
 
-    async def _read_new_frames(self) -> None:
-        states = await self._store.call(lambda store: store.cameras())
-        watched = [
-            state.camera for state in states if any(viewer.wants(state.camera) for viewer in self._viewers)
-        ]
-        for camera in set(self._newest) - set(watched):
+    async def _read_new_pictures(self) -> None:
+        watched = await self._watched()
+        for camera in set(self._newest) - watched:
             del self._newest[camera]
-        for camera in set(watched) - set(self._newest):
-            self._publish(await self._store.call(partial(newest_frames, camera=camera)))
+        for camera in watched - set(self._newest):
+            picture = await self._store.call(lambda store, camera=camera: store.newest_picture(camera))
+            self._publish([picture] if picture else [])
         after = {camera: picture.frame_id for camera, picture in self._newest.items()}
         if not after:
             await asyncio.sleep(BLOCK_S)
             return
         self._publish(
-            await self._store.call(lambda store: store.newer(after, block_s=BLOCK_S), blocking=True)
+            await self._store.call(lambda store: store.newer_pictures(after, block_s=BLOCK_S), blocking=True)
         )
 
-    def _publish(self, frames: list[Frame]) -> None:
-        for frame in frames:
-            picture = picture_of(frame)
-            self._newest[frame.camera] = picture
+    async def _watched(self) -> set[str]:
+        """The cameras that the viewers watch. All are listed only for a viewer of all, and not with every picture."""
+        names = {viewer.camera for viewer in self._viewers}
+        if None not in names:
+            return {name for name in names if name is not None}
+        if time.monotonic() - self._listed_at >= LIST_EVERY_S:
+            states = await self._store.call(lambda store: store.cameras())
+            self._names = {state.camera for state in states}
+            self._listed_at = time.monotonic()
+        return {camera for camera in self._names if any(viewer.wants(camera) for viewer in self._viewers)}
+
+    def _publish(self, pictures: list[Picture]) -> None:
+        for picture in pictures:
+            self._newest[picture.camera] = picture
             for viewer in self._viewers:
                 viewer.offer(picture)
-
-
-def newest_frames(store: FrameStore, camera: str) -> list[Frame]:
-    """The camera's newest frame, if there is one."""
-    return store.newest(camera, 1)
 
 
 async def multipart(viewer: Viewer, boundary: str) -> AsyncGenerator[bytes, None]:

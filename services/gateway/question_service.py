@@ -50,10 +50,8 @@ class QuestionService:
         """
         caller.check_can_see(camera, param)
         known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
-        states = await self.store.call(lambda store: store.cameras()) if known else []
-        for state in states:
-            if state.camera == camera:
-                return state
+        if known and (state := await self.store.call(lambda store: store.camera(camera))):
+            return state
         if known and await self.store.call(lambda store: store.is_announced(camera)):
             message = f"camera {camera!r} sends, but no picture could be made of it yet: ask again shortly"
             raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)

@@ -11,6 +11,7 @@ from services.messages.api_error import ApiError
 from services.ports.frame_store import FrameStore, StoreLost
 
 NUM_THREADS = 8
+CALL_TIMEOUT_S = 3.0
 Result = TypeVar("Result")
 
 
@@ -24,11 +25,16 @@ class StoreThreads:
         self._blocking_thread = ThreadPoolExecutor(1, thread_name_prefix="frame-store-reader")
 
     async def call(self, function: Callable[[FrameStore], Result], *, blocking: bool = False) -> Result:
-        """Run `function(store)` in a thread. Raises ApiError 503 `store_lost` if the store cannot be reached."""
+        """Run `function(store)` in a thread.
+
+        Raises ApiError 503 `store_lost` if the store cannot be reached, or if there is no answer in time: people must
+        not queue up behind a store that hangs.
+        """
         threads = self._blocking_thread if blocking else self._threads
         try:
-            return await asyncio.get_running_loop().run_in_executor(threads, function, self._store)
-        except StoreLost as error:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(threads, function, self._store)
+        except (StoreLost, TimeoutError) as error:
             message = "the store of the cameras' frames cannot be reached: try again shortly"
             raise ApiError(503, "store_lost", message, retry_after_s=1) from error
 

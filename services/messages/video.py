@@ -29,7 +29,10 @@ class VideoPacket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One entry of a camera's FIFO: the vision encoder's output and the picture it was made from."""
+    """One entry of a camera's FIFO: the vision encoder's output and the picture it was made from.
+
+    The store gives the two apart: its frames have no JPEG, and its pictures have no visual tokens.
+    """
 
     camera: str
     frame_id: str  # "<captured_ms>-<seq>": ordered as (int, int), never going back for a camera
@@ -37,6 +40,16 @@ class Frame:
     shape: tuple[int, int]  # [P visual tokens, width of the vision encoder]
     dtype: str  # "float32", "float16" or "bfloat16"
     visual_tokens: bytes  # raw little-endian array of that shape and dtype
+    jpeg: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The picture that a frame was made from, for people."""
+
+    camera: str
+    frame_id: str
+    captured_s: float
     jpeg: bytes
 
 

@@ -11,45 +11,58 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from services.messages.camera_name import PRIVATE_PREFIX
-from services.messages.video import CameraState, Frame
+from services.messages.video import CameraState, Frame, Picture
 
 BEFORE_ALL = "0-0"  # older than every frame id
+KEPT_S = 60.0
 
 
 class StoreLost(ConnectionError):
     """The store cannot be reached or is full. It may be back at the next call."""
 
 
+class StoreFull(StoreLost):
+    """The store has no room for a frame."""
+
+
 class FrameStore(Protocol):
     """Thread-safe and blocking: call it from a thread. Every method may raise StoreLost."""
 
-    def append(self, frame: Frame, *, capacity: int) -> bool:
-        """Add the newest frame and keep the last `capacity`. False: refused, because its id is not newer (a replay)."""
-        ...
+    def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
+        """Add the newest frame and its picture, and keep the last `capacity`. All of it is stored, or nothing.
 
-    def newest(self, camera: str, count: int) -> list[Frame]:
-        """The newest `count` frames, oldest first."""
-        ...
-
-    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
-        """All frames that are newer than the given id of their camera, oldest first for each camera.
-
-        Waits at most `block_s` for the first one.
+        The camera is forgotten `keep_s` after its last frame. False: refused, because its id is not newer (a replay).
+        Raises StoreFull when there is no room.
         """
         ...
 
-    def frame(self, camera: str, frame_id: str) -> Frame | None:
-        """One frame; None when it does not exist (any more)."""
+    def newest(self, camera: str, count: int) -> list[Frame]:
+        """The newest `count` frames without their pictures, oldest first."""
         ...
 
-    def newest_frame(self, camera: str) -> Frame | None: ...
+    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
+        """All frames that are newer than the given id of their camera, without their pictures.
 
-    def cameras(self) -> list[CameraState]:
-        """All cameras with frames, sorted by name, without private ones. Cheap: reads no frames."""
+        The frames of a camera are in order, oldest first. Waits at most `block_s` for the first one.
+        """
         ...
 
-    def expire(self, camera: str, after_s: float) -> None:
-        """Delete the camera's frames `after_s` from now, unless called again before."""
+    def newer_pictures(self, after: Mapping[str, str], *, block_s: float) -> list[Picture]:
+        """The same for pictures."""
+        ...
+
+    def picture(self, camera: str, frame_id: str) -> Picture | None:
+        """The picture of one frame; None when it does not exist (any more)."""
+        ...
+
+    def newest_picture(self, camera: str) -> Picture | None: ...
+
+    def camera(self, camera: str) -> CameraState | None:
+        """One camera; None when it has no frames. One round trip, however many cameras there are."""
+        ...
+
+    def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
+        """The cameras with frames, sorted by name: of these names, or all but the private ones. Reads no frames."""
         ...
 
     def announce(self, cameras: Collection[str], for_s: float) -> None:

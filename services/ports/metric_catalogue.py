@@ -164,7 +164,8 @@ FRAMES_INGESTED = frame_fifo(
 FRAMES_DROPPED = frame_fifo(
     "counter",
     "streamchat_frames_dropped_total",
-    "Frames dropped, by stage: read (late), encode (overtaken, encoder_failed), store (store_lost, replayed)",
+    "Frames dropped, by stage: read (late), encode (overtaken, encoder_failed), "
+    "store (store_lost, store_full, replayed)",
     "camera",
     "stage",
     "reason",

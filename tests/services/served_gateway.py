@@ -114,7 +114,7 @@ class ScriptedDecoder:
         yield [DialogEnded(finish_reason=reason, num_prompt_tokens=7, num_completion_tokens=len(self.words))]
 
     def _token(self, request: DialogRequest, index: int, word: str) -> TokenEvent:
-        newest = self.store.newest_frame(request.camera)
+        newest = self.store.newest_picture(request.camera)
         now_s = time.time()
         age_ms = None if newest is None else (now_s - newest.captured_s) * 1000
         oldest_ms = request.max_frame_age_ms

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from services.messages.video import CameraState, Frame
-from services.ports.frame_store import BEFORE_ALL, fps, is_private, parse_frame_id
+from services.messages.video import CameraState, Frame, Picture
+from services.ports.frame_store import BEFORE_ALL, KEPT_S, fps, is_private, parse_frame_id
+
+Entry = TypeVar("Entry", Frame, Picture)
 
 
 @dataclass(slots=True)
@@ -29,7 +32,7 @@ class MemoryFrameStore:
         self._announced: dict[str, float] = {}  # camera -> monotonic end
         self._changed = threading.Condition()
 
-    def append(self, frame: Frame, *, capacity: int) -> bool:
+    def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
         _check_capacity(capacity)
         new = parse_frame_id(frame.frame_id)
         with self._changed:
@@ -38,6 +41,7 @@ class MemoryFrameStore:
                 return False
             fifo.capacity, fifo.appended_s = capacity, time.time()
             fifo.frames = deque([*fifo.frames, frame][-capacity:])
+            fifo.ends_s = time.monotonic() + keep_s
             self._changed.notify_all()
             return True
 
@@ -45,28 +49,42 @@ class MemoryFrameStore:
         with self._changed:
             return self._frames(camera)[-count:] if count > 0 else []
 
+    def newest_picture(self, camera: str) -> Picture | None:
+        with self._changed:
+            return self._pictures(camera)[-1] if self._pictures(camera) else None
+
     def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
         positions = {camera: parse_frame_id(frame_id) for camera, frame_id in after.items()}
         with self._changed:
-            self._changed.wait_for(lambda: self._newer(positions), block_s)
-            return self._newer(positions)
+            self._changed.wait_for(lambda: self._newer(self._frames, positions), block_s)
+            return self._newer(self._frames, positions)
 
-    def frame(self, camera: str, frame_id: str) -> Frame | None:
+    def newer_pictures(self, after: Mapping[str, str], *, block_s: float) -> list[Picture]:
+        positions = {camera: parse_frame_id(frame_id) for camera, frame_id in after.items()}
         with self._changed:
-            return next((frame for frame in self._frames(camera) if frame.frame_id == frame_id), None)
+            self._changed.wait_for(lambda: self._newer(self._pictures, positions), block_s)
+            return self._newer(self._pictures, positions)
 
-    def newest_frame(self, camera: str) -> Frame | None:
-        return next(iter(self.newest(camera, 1)), None)
+    def picture(self, camera: str, frame_id: str) -> Picture | None:
+        with self._changed:
+            return next((one for one in self._pictures(camera) if one.frame_id == frame_id), None)
 
-    def cameras(self) -> list[CameraState]:
+    def camera(self, camera: str) -> CameraState | None:
+        return next(iter(self.cameras([camera])), None)
+
+    def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
         with self._changed:
             fifos = sorted(self._live().items())
-            return [self._state(name, fifo) for name, fifo in fifos if fifo.frames and not is_private(name)]
+            return [
+                self._state(name, fifo)
+                for name, fifo in fifos
+                if fifo.frames and (not is_private(name) if only is None else name in only)
+            ]
 
-    def expire(self, camera: str, after_s: float) -> None:
+    def forget(self, camera: str) -> None:
+        """As if the camera had sent nothing for long."""
         with self._changed:
-            if camera in self._live():
-                self._fifos[camera].ends_s = time.monotonic() + after_s
+            self._fifos.pop(camera, None)
 
     def announce(self, cameras: Collection[str], for_s: float) -> None:
         with self._changed:
@@ -95,14 +113,23 @@ class MemoryFrameStore:
 
     def _frames(self, camera: str) -> list[Frame]:
         fifo = self._live().get(camera)
-        return list(fifo.frames) if fifo else []
+        return [replace(frame, jpeg=b"") for frame in fifo.frames] if fifo else []
 
-    def _newer(self, positions: Mapping[str, tuple[int, int]]) -> list[Frame]:
+    def _pictures(self, camera: str) -> list[Picture]:
+        fifo = self._live().get(camera)
         return [
-            frame
+            Picture(camera=camera, frame_id=one.frame_id, captured_s=one.captured_s, jpeg=one.jpeg)
+            for one in (fifo.frames if fifo else ())
+        ]
+
+    def _newer(
+        self, entries: Callable[[str], list[Entry]], positions: Mapping[str, tuple[int, int]]
+    ) -> list[Entry]:
+        return [
+            entry
             for camera, position in positions.items()
-            for frame in self._frames(camera)
-            if parse_frame_id(frame.frame_id) > position
+            for entry in entries(camera)
+            if parse_frame_id(entry.frame_id) > position
         ]
 
     def _state(self, camera: str, fifo: _Fifo) -> CameraState:

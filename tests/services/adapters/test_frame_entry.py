@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.adapters.frame_entry import DTYPES, HEADER, DamagedFrame, pack, unpack
+from services.adapters.frame_entry import (
+    DTYPES,
+    HEADER,
+    DamagedFrame,
+    pack,
+    pack_picture,
+    unpack,
+    unpack_picture,
+)
 from services.messages.video import Frame
 
 FRAME = Frame(
@@ -32,13 +40,17 @@ def test_round_trip(shape: tuple[int, int], dtype: str, jpeg: bytes, captured_s:
     data = bytes(shape[0] * shape[1] * DTYPES[dtype][1])
     changes = {"shape": shape, "dtype": dtype, "visual_tokens": data, "jpeg": jpeg, "captured_s": captured_s}
     frame = dataclasses.replace(FRAME, **changes)
-    assert unpack("door", frame.frame_id, pack(frame)) == frame
+    assert unpack("door", frame.frame_id, pack(frame)) == dataclasses.replace(frame, jpeg=b"")
+    picture = unpack_picture("door", frame.frame_id, pack_picture(frame))
+    assert (picture.captured_s, picture.jpeg) == (frame.captured_s, jpeg)
 
 
 @given(data=st.binary(max_size=200))
 def test_random_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(DamagedFrame):
         unpack("door", "1-0", data)
+    with pytest.raises(DamagedFrame):
+        unpack_picture("door", "1-0", data)
 
 
 @given(data=st.data())
@@ -52,10 +64,17 @@ def test_a_changed_header_never_gives_a_frame_that_contradicts_itself(data: st.D
     assert len(frame.visual_tokens) == frame.shape[0] * frame.shape[1] * DTYPES[frame.dtype][1]
 
 
-@pytest.mark.parametrize("cut", [1, HEADER.size, len(FRAME.jpeg) + 5])
+@pytest.mark.parametrize("cut", [1, HEADER.size, 5])
 def test_a_cut_entry_is_refused(cut: int) -> None:
     with pytest.raises(DamagedFrame):
         unpack("door", "1-0", pack(FRAME)[:-cut])
+    with pytest.raises(DamagedFrame):
+        unpack_picture("door", "1-0", pack_picture(FRAME)[:-cut])
+
+
+def test_a_picture_is_no_frame() -> None:
+    with pytest.raises(DamagedFrame, match="starts with b'SCPI'"):
+        unpack("door", "1-0", pack_picture(FRAME) + bytes(HEADER.size))
 
 
 def test_a_contradiction_is_refused_when_packed() -> None:

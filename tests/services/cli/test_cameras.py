@@ -24,6 +24,6 @@ def test_the_command_against_a_gateway(capsys: pytest.CaptureFixture[str]) -> No
     with gateway() as served:
         assert list_cameras(served.url) == 0
         assert capsys.readouterr().out.splitlines()[1].startswith("front-door  live")
-        served.store.expire("front-door", 0.0)
+        served.store.forget("front-door")
         assert list_cameras(served.url) == 0
         assert "no cameras yet" in capsys.readouterr().err

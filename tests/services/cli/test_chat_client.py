@@ -31,7 +31,7 @@ def test_an_answer_comes_token_by_token(served: Gateway, client: ChatClient) -> 
     )
     tokens = list(answer)
     assert [token.text for token in tokens] == list(WORDS[:5])
-    newest = served.store.newest_frame("front-door")
+    newest = served.store.newest_picture("front-door")
     assert newest is not None
     assert {token.frame_id for token in tokens} == {newest.frame_id}
     request = served.decoder.requests[-1]

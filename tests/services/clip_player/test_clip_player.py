@@ -9,7 +9,7 @@ import pytest
 from model.config import preset
 from services.clip_player.clip_player import ClipPlayer
 from services.messages.video import ClipRefused, Frame, VisualTokens
-from services.ports.frame_store import StoreLost
+from services.ports.frame_store import KEPT_S, StoreLost
 from services.ports.vision_encoder import Encode
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
@@ -17,7 +17,7 @@ from tests.services.h264 import clip
 
 
 class LostStore(MemoryFrameStore):
-    def append(self, frame: Frame, *, capacity: int) -> bool:
+    def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
         raise StoreLost("no store")
 
 

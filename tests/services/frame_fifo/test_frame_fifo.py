@@ -17,7 +17,7 @@ from services.adapters.kafka_reader import KafkaVideoReader
 from services.frame_fifo.frame_fifo import FrameFifo
 from services.local.embedded_servers import Broker
 from services.messages.video import Frame, VisualTokens
-from services.ports.frame_store import StoreLost, parse_frame_id
+from services.ports.frame_store import KEPT_S, StoreLost, parse_frame_id
 from services.publisher.publish import publish
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.frame_fifo.running_fifo import (
@@ -44,7 +44,10 @@ async def test_frames_come_into_the_fifo_in_order_with_their_pictures() -> None:
         assert counts.frames_stored == len(frames) == 15
         assert counts.frames_dropped.total() == 0
         assert [f.captured_s for f in frames] == [round(packets[i].captured_s, 3) for i in range(0, 45, 3)]
-        assert all(f.jpeg.startswith(b"\xff\xd8") and f.shape == (9, 3) for f in frames)
+        assert all(f.shape == (9, 3) for f in frames)
+        pictures = fifo.store.newer_pictures({"door": "0-0"}, block_s=0)
+        assert [picture.frame_id for picture in pictures] == [f.frame_id for f in frames]
+        assert all(picture.jpeg.startswith(b"\xff\xd8") for picture in pictures)
         first = np.frombuffer(frames[0].visual_tokens, "<f4").reshape(9, 3)
         assert first[0, 0] > first[8, 0] + 15  # the red square is at the upper left
         assert counts.lag == 0
@@ -113,10 +116,10 @@ async def test_a_camera_without_a_frame_is_announced() -> None:
 class FlakyStore(MemoryFrameStore):
     away = False
 
-    def append(self, frame: Frame, *, capacity: int) -> bool:
+    def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
         if self.away:
             raise StoreLost("no store")
-        return super().append(frame, capacity=capacity)
+        return super().append(frame, capacity=capacity, keep_s=keep_s)
 
 
 async def test_a_lost_store_and_a_lost_encoder_cost_frames_and_nothing_else(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import httpx
 import pytest
 
 from services.gateway.gateway import make_app
-from services.messages.video import CameraState, Frame
+from services.messages.video import CameraState, Picture
 from services.ports.frame_store import StoreLost
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
@@ -39,7 +39,7 @@ def test_the_list_tells_each_cameras_state(http: httpx.Client) -> None:
 
 
 def test_a_frame_is_that_very_frame_for_ever(served: Gateway, http: httpx.Client) -> None:
-    oldest, *_, newest = served.store.newest("front-door", 4)
+    oldest, *_, newest = served.store.newer_pictures({"front-door": "0-0"}, block_s=0)
     url = "/v1/cameras/front-door/frame.jpg"
     response = http.get(url, params={"frame": oldest.frame_id})
     assert response.content == oldest.jpeg != newest.jpeg
@@ -117,17 +117,21 @@ class FailingStore(MemoryFrameStore):
         super().__init__()
         self.away = False
 
-    def cameras(self) -> list[CameraState]:
+    def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
         self._check()
-        return super().cameras()
+        return super().cameras(only)
 
-    def newest_frame(self, camera: str) -> Frame | None:
+    def camera(self, camera: str) -> CameraState | None:
         self._check()
-        return super().newest_frame(camera)
+        return super().camera(camera)
 
-    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
+    def newest_picture(self, camera: str) -> Picture | None:
         self._check()
-        return super().newer(after, block_s=block_s)
+        return super().newest_picture(camera)
+
+    def newer_pictures(self, after: Mapping[str, str], *, block_s: float) -> list[Picture]:
+        self._check()
+        return super().newer_pictures(after, block_s=block_s)
 
     def ping(self) -> None:
         self._check()

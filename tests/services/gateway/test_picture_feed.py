@@ -9,10 +9,10 @@ import pytest
 
 from services.access.caller import Caller
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer, picture_of
+from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
-from services.messages.video import Frame
+from services.messages.video import Picture
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import frame
 
@@ -24,16 +24,21 @@ class CountingStore(MemoryFrameStore):
         super().__init__()
         self.num_reads = 0
 
-    def newer(self, after: Mapping[str, str], *, block_s: float) -> list[Frame]:
+    def newer_pictures(self, after: Mapping[str, str], *, block_s: float) -> list[Picture]:
         self.num_reads += 1
-        return super().newer(after, block_s=block_s)
+        return super().newer_pictures(after, block_s=block_s)
 
 
-async def test_a_viewer_gets_the_newest_picture_of_each_camera_only() -> None:
+def picture(camera: str, number: int) -> Picture:
+    one = frame(camera, number)
+    return Picture(camera=camera, frame_id=one.frame_id, captured_s=one.captured_s, jpeg=one.jpeg)
+
+
+async def test_a_viewer_gets_the_newest_picture_each_camera_only() -> None:
     viewer = Viewer(None, Caller())
     for number in range(3):
-        viewer.offer(picture_of(frame("a", number)))
-        viewer.offer(picture_of(frame("b", number)))
+        viewer.offer(picture("a", number))
+        viewer.offer(picture("b", number))
     newest = [await viewer.next(), await viewer.next()]
     assert {(picture.camera, picture.frame_id.split("-")[1]) for picture in newest} == {
         ("a", "2"),

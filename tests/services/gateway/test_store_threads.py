@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 
 import pytest
 
+from services.gateway import store_threads
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
 from services.ports.frame_store import FrameStore, StoreLost
@@ -32,4 +35,18 @@ async def test_a_lost_store_is_a_503() -> None:
     with pytest.raises(ApiError) as raised:
         await threads.call(lost)
     assert (raised.value.status, raised.value.code) == (503, "store_lost")
+    threads.close()
+
+
+async def test_nobody_waits_long_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_threads, "CALL_TIMEOUT_S", 0.05)
+    ended = threading.Event()
+    threads = StoreThreads(MemoryFrameStore())
+    hanging = [threads.call(lambda store: ended.wait()) for _ in range(3 * store_threads.NUM_THREADS)]
+    began = time.monotonic()
+    raised = await asyncio.gather(*hanging, return_exceptions=True)
+    assert {getattr(error, "code", error) for error in raised} == {"store_lost"}
+    assert time.monotonic() - began < 2.0
+    ended.set()
+    assert await threads.call(lambda store: store.cameras()) == []
     threads.close()

@@ -97,7 +97,7 @@ def test_a_frame_is_still_shown_when_the_fifo_has_forgotten_it(served: Gateway, 
         ask(page, seen, "front-door", QUESTION)
         look_behind(page, seen, 0)
         # Eight frames are kept: by the end of the answer the first word's frame is long gone.
-        assert served.store.frame("front-door", seen.frame_ids[0]) is None
+        assert served.store.picture("front-door", seen.frame_ids[0]) is None
     assert seen.problems == []
 
 
@@ -175,6 +175,6 @@ def test_errors_are_shown_plainly(served: Gateway, chromium: Browser) -> None:
 
 def test_without_cameras_it_says_how_to_get_one(chromium: Browser) -> None:
     with gateway() as served, page_at(chromium, served.url, PageSeen()) as page:
-        served.store.expire("front-door", 0.0)
+        served.store.forget("front-door")
         page.get_by_text("No camera yet.").wait_for()
         assert "streamchat publish" in page.locator(".empty").inner_text()

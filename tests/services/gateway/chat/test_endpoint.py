@@ -69,7 +69,7 @@ def test_the_openai_client_gets_the_answer_at_once(served: Gateway) -> None:
     }
     facts: Any = answer.model_extra and answer.model_extra["streamchat"]
     assert "".join(token["text"] for token in facts["tokens"]) == TEXT
-    newest = served.store.newest_frame("front-door")
+    newest = served.store.newest_picture("front-door")
     assert newest is not None
     assert {token["frame_id"] for token in facts["tokens"]} == {newest.frame_id}
     assert 0 <= facts["frame_age_p50_ms"] <= facts["frame_age_p95_ms"]
