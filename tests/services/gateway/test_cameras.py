@@ -154,7 +154,8 @@ def test_a_store_that_is_away_stops_pictures_but_not_answers() -> None:
             store.away = True
             for path in ("/v1/cameras", "/v1/cameras/front-door/frame.jpg"):
                 assert code(http.get(path)) == (503, "store_lost")
-            wait_for(lambda: http.get("/readyz").status_code == 503)  # it asks the store once a second at most
+            # It asks the store once a second at most.
+            wait_for(lambda: http.get("/readyz").status_code == 503)
             content = [
                 {"type": "video_url", "video_url": {"url": "camera://front-door"}},
                 {"type": "text", "text": "What is happening?"},
