@@ -9,7 +9,7 @@ BIN := .venv/bin
 CODE := model services training helm tests deploy
 unexport PYTHONDONTWRITEBYTECODE  # every one of Ray's many processes would compile all it imports
 
-.PHONY: demo check test setup setup-dev chromium prometheus format lint mutants audit bench clean
+.PHONY: demo check test setup setup-dev chromium javascript prometheus format lint mutants audit bench clean
 
 demo: setup
 	@$(BIN)/streamchat demo $(if $(ONCE),--once)
@@ -30,7 +30,7 @@ check: setup-dev
 	@$(BIN)/ruff check $(CODE)
 	$(call types_and_tests,-m "not slow")
 
-test: setup-dev chromium prometheus
+test: setup-dev chromium javascript prometheus
 	@echo "== ruff"
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
@@ -108,6 +108,15 @@ chromium:
 	        echo "the page's test needs /usr/bin/chromium: please install Debian's package chromium" >&2; exit 1; \
 	    fi; \
 	fi
+
+# The API is tested with the official JavaScript clients. They need Node.js 20 or newer.
+javascript: .venv/javascript/installed
+.venv/javascript/installed: tests/services/gateway/javascript/package.json | setup-dev
+	@command -v npm > /dev/null || { echo "the API's tests need Node.js and npm: please install them" >&2; exit 1; }
+	@mkdir -p .venv/javascript
+	@cp $< .venv/javascript/package.json
+	@npm install --prefix .venv/javascript --silent --no-audit --no-fund --no-package-lock
+	@touch $@
 
 # Alerts and dashboards are tested with a real Prometheus. It is unpacked only: if it were installed, Debian would start it.
 prometheus: setup-dev

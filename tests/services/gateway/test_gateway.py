@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
 
+from model.config import PROJECT_ROOT
 from services.gateway.gateway import make_app
 from services.page.routes import MEDIA_TYPES
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.served_gateway import (
     MODEL,
+    WORDS,
+    Gateway,
     ScriptedDecoder,
     ScriptedPlayer,
     listening,
@@ -127,3 +132,26 @@ def test_the_document_describes_the_real_requests_and_errors(http: httpx.Client)
     for path in document["paths"]:
         assert path in page
     assert "/v1/realtime" in page
+
+
+@pytest.mark.slow
+def test_the_official_javascript_clients_get_their_answers(served: Gateway) -> None:
+    installed = PROJECT_ROOT / ".venv" / "javascript"  # by `make javascript`
+    script = shutil.copy(Path(__file__).parent / "javascript" / "clients.mjs", installed)
+    command = ["node", script, f"{served.url}/v1", MODEL, "front-door"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    text = "".join(WORDS)
+    talked = found.pop("realtime")
+    assert (talked["text"], talked["status"], talked["errors"]) == (text, "completed", [])
+    assert "error" not in talked["kinds"]
+    assert found == {
+        "whole": {"text": text, "end": "stop"},
+        "streamed": {"text": text, "tokens": len(WORDS)},
+        "helper": {"text": text},
+        "refusal": {"name": "NotFoundError", "code": "model_not_found", "param": "model"},
+        "models": [MODEL],
+        "aiSdk": {"title": text, "end": "stop", "text": text, "tokens": len(WORDS)},
+        "aiSdkOpenAI": {"text": text},
+    }
