@@ -26,6 +26,8 @@ from services.video.rotation import rotation_of
 MAX_COPIED_GOP_S = 2.0  # a file with longer groups of pictures is encoded again
 TRANSCODED_GOP_S = 1.0
 OPEN_TIMEOUT_S = 10.0
+# Between two packets of a live source. To notice that it is gone takes up to twice as long.
+READ_TIMEOUT_S = 5.0
 # The formats that a file may have, also while it is probed. No playlists: they name other files or addresses.
 FILE_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,mjpeg,ivf"
 FILE_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
@@ -173,7 +175,7 @@ def open_container(source: VideoSource) -> InputContainer:
     elif source.live:
         options, kind = LIVE_OPTIONS, "rtsp"
     try:
-        timeout = (OPEN_TIMEOUT_S, OPEN_TIMEOUT_S) if source.live else None
+        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S) if source.live else None
         return av.open(source.address, "r", format=kind, options=options, timeout=timeout)
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
