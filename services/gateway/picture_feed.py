@@ -16,6 +16,7 @@ from services.messages.api_error import ApiError
 from services.messages.video import Picture
 
 MAX_VIEWERS = 64
+MAX_VIEWERS_OF_KEY = MAX_VIEWERS // 2  # one key leaves room for the others
 BLOCK_S = 0.5  # a new camera is noticed within this time
 RETRY_S = 0.5
 LIST_EVERY_S = 0.5
@@ -29,6 +30,7 @@ class Viewer:
     def __init__(self, camera: str | None, caller: Caller) -> None:
         self.camera = camera  # None: all
         self._caller = caller
+        self.key_id = caller.key.id if caller.key else None
         self._pictures: dict[str, Picture] = {}
         self._has_pictures = asyncio.Event()
 
@@ -70,6 +72,10 @@ class PictureFeed:
             message = f"{MAX_VIEWERS} people look on already: try again later"
             raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
         viewer = Viewer(camera, caller)
+        num_of_key = sum(other.key_id == viewer.key_id for other in self._viewers)
+        if viewer.key_id is not None and num_of_key >= MAX_VIEWERS_OF_KEY:
+            message = f"{MAX_VIEWERS_OF_KEY} people look on with this key already: try again later"
+            raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
         for picture in self._newest.values():
             viewer.offer(picture)
         self._viewers.add(viewer)
