@@ -215,7 +215,8 @@ def build(settings: Settings) -> Application:
         num_replicas=settings.decoder_replicas,
         # More than the engine has room for: requests that do not fit get an error at once instead of queueing.
         max_ongoing_requests=settings.max_dialogs * 8,
-        health_check_period_s=5,
+        health_check_period_s=1,  # Serve replaces a replica after three failed checks
+        health_check_timeout_s=5,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_decoder},
         request_router_config=ROUTER,
     )(LLMDecoderReplica).bind(settings)

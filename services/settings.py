@@ -197,6 +197,8 @@ class Settings(BaseSettings):
     """Longest prompt, in tokens."""
     max_completion_tokens: PositiveInt = 1024
     """Longest answer, in tokens."""
+    max_answer_s: PositiveFloat = 600.0
+    """Longest answer, in seconds. It ends there with the finish reason `length`."""
     max_request_bytes: PositiveInt = 24 * 2**20
     """Largest request body."""
     max_clip_memory_bytes: PositiveInt = 2**30

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from model.engine.admission import Admission
 from model.engine.cameras import Cameras
-from model.engine.dialog import Dialog
+from model.engine.dialog import Dialog, DialogsFailed
 from model.engine.work_budget import WorkBudget
 from model.runtime.model_runner import ModelRunner
 
@@ -28,7 +28,8 @@ class BackgroundWork:
     def run(self, allowed_s: float) -> bool:
         """Do pieces of what waits, at least one of frames and one of prompts; returns whether more waits.
 
-        A piece is small enough for two of them to fit in `allowed_s`.
+        A piece is small enough for two of them to fit in `allowed_s`. Raises DialogsFailed for prompts that cannot be
+        read, and what ingest raises for a frame that is lost; either way the rest can go on.
         """
         end_s = time.perf_counter() + allowed_s
         while True:
@@ -75,8 +76,22 @@ class BackgroundWork:
                 parts.append((dialog, num))
                 room -= num
         started = time.perf_counter()
-        self._prefill(parts)
+        try:
+            self._prefill(parts)
+        except Exception:
+            self._prefill_alone(parts)
         self._prefill_budget.record(sum(num for _, num in parts), time.perf_counter() - started)
+
+    def _prefill_alone(self, parts: Sequence[tuple[Dialog, int]]) -> None:
+        """After a failure, one forward for each dialog. Raises DialogsFailed for those that fail again."""
+        failed: dict[str, Exception] = {}
+        for dialog, num in parts:
+            try:
+                self._prefill([(dialog, num)])
+            except Exception as error:
+                failed[dialog.dialog_id] = error
+        if failed:
+            raise DialogsFailed(list(failed), "a prompt could not be read") from next(iter(failed.values()))
 
     def _prefill(self, parts: Sequence[tuple[Dialog, int]]) -> None:
         for dialog, num in parts:

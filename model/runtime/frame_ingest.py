@@ -45,7 +45,8 @@ class FrameIngest:
         self._config, self._adapter = model.config, model.adapter
         self._layers = [packed.layers[index] for index in model.config.cross_layers]
         self._waiting: deque[NewFrame] = deque()
-        self._batch: list[NewFrame] = []
+        self._batch: list[NewFrame | None] = []  # None: its camera was dropped meanwhile
+        self._num_alone = 0  # frames that waited in a batch that failed: each gets a batch of its own
         self._work: Generator[None, None, list[FrameChain]] | None = None
         self.budget = WorkBudget(8, MAX_BATCH_TOKENS)
         self._max_tokens = self._num_tokens = 1  # allowed in the piece in progress, and in it
@@ -68,30 +69,41 @@ class FrameIngest:
             self._waiting.remove(frame)
 
     def drop_camera(self, camera: str) -> None:
-        """Drop a camera's waiting frames."""
+        """Drop a camera's frames, those in the batch in progress included."""
         self._waiting = deque(frame for frame in self._waiting if frame.camera != camera)
+        self._batch = [frame if frame and frame.camera != camera else None for frame in self._batch]
 
     def run_piece(self, allowed_s: float) -> list[tuple[NewFrame, FrameChain]]:
-        """Do one piece of the work, meant to take less than half of `allowed_s`; returns the frames that are ready."""
+        """Do one piece of the work, meant to take less than half of `allowed_s`; returns the frames that are ready.
+
+        If a batch fails, its frames are tried one by one. Raises for a frame that fails alone; it is lost.
+        """
         if not self._batch:
             self._begin()
         began, self._max_tokens = time.perf_counter(), self.budget.num_tokens(allowed_s)
         try:
             done = self._poll() if self._stream is not None else self._advance()
-        except BaseException:  # these frames are lost, and must not stop those that come after them
-            self._batch, self._work, self._in_flight = [], None, None
-            raise
+        except Exception:
+            failed, self._batch, self._work, self._in_flight = self._batch, [], None, None
+            if len(failed) == 1:
+                raise
+            again = [frame for frame in failed if frame]
+            self._waiting.extendleft(reversed(again))
+            self._num_alone = len(again)
+            return []
         self.budget.record(self._num_tokens, time.perf_counter() - began)
         if done is None:
             return []
-        ready, self._batch, self._work = list(zip(self._batch, done, strict=True)), [], None
+        ready = [(frame, chain) for frame, chain in zip(self._batch, done, strict=True) if frame]
+        self._batch, self._work = [], None
         return ready
 
     def _begin(self) -> None:
-        patches = self._config.vision.num_visual_tokens
-        while self._waiting and (len(self._batch) + 1) * patches <= max(MAX_BATCH_TOKENS, patches):
-            self._batch.append(self._waiting.popleft())
-        self._work = self._compute([frame.features for frame in self._batch])
+        size = 1 if self._num_alone else max(MAX_BATCH_TOKENS // self._config.vision.num_visual_tokens, 1)
+        self._num_alone = max(self._num_alone - 1, 0)
+        frames = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        self._batch = list(frames)
+        self._work = self._compute([frame.features for frame in frames])
 
     def _advance(self) -> list[FrameChain] | None:
         assert self._work is not None

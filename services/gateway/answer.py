@@ -34,6 +34,11 @@ Decode = Callable[[DialogRequest], AsyncIterator[list[DialogEvent]]]
 
 MAX_REDISPATCHES = 3
 FIRST_BACKOFF_S = 0.05  # each later one is 4 times as long; Ray needs up to 0.2 s to notice a death
+FORGET_LOSSES_S = 30.0
+START_TIMEOUT_S = 10.0  # to the first list of a stream: Serve may have to wait for a replica
+SILENCE_TIMEOUT_S = 4.0  # between two lists
+ADMISSION_TIMEOUT_S = 60.0  # for all attempts until the dialog has started
+CLOSE_TIMEOUT_S = 2.0
 MAX_QUEUED_LISTS = 64  # a reader that lags further slows the decoder's stream down
 
 log = logging.getLogger(__name__)
@@ -43,34 +48,38 @@ async def close_stream(stream: AsyncIterator[list[DialogEvent]]) -> None:
     """Tell the decoder that the stream has no reader any more."""
     close = getattr(stream, "aclose", None)
     if close is not None:
-        with suppress(Exception):  # the stream of a dead replica may fail again while it is closed
-            await close()
+        with suppress(Exception):  # the stream of a dead replica may fail again, or hang, while it is closed
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await close()
 
 
 async def decode_with_retries(
     decode: Decode, request: DialogRequest, metrics: GatewayMetrics
 ) -> AsyncGenerator[list[DialogEvent], None]:
-    """The dialog's events. If the decoder dies, another one resumes the answer.
+    """The dialog's events. If the decoder dies or hangs, another one resumes the answer.
 
-    A stream that raises, or ends without a last event, has lost its decoder. The request is then sent again with
-    the tokens so far, so that the answer continues without losing or repeating a token. The first event is
-    DialogStarted or DialogFailed, the last is DialogEnded or DialogFailed (503 after the last attempt).
+    A stream that raises, ends without a last event, or is silent for too long has lost its decoder. The request is
+    then sent again with the tokens so far, so that the answer continues without losing or repeating a token. The first
+    event is DialogStarted or DialogFailed, the last is DialogEnded or DialogFailed (503 after the last attempt).
     """
-    prior_tokens = list(request.prior_tokens)
-    started = False
-    for attempt in range(1 + MAX_REDISPATCHES):
+    prior_tokens, started_s = list(request.prior_tokens), request.started_s
+    started, attempt = False, 0
+    while attempt <= MAX_REDISPATCHES:
         if attempt:
             metrics.recorder.count(REDISPATCHES)
             await asyncio.sleep(FIRST_BACKOFF_S * 4 ** (attempt - 1))
-        stream = decode(replace(request, prior_tokens=tuple(prior_tokens)))
+        began_s = time.monotonic()
+        stream = decode(replace(request, prior_tokens=tuple(prior_tokens), started_s=started_s))
         try:
-            async for events in stream:
+            async for events in until_silent(stream):
                 failed = events[-1] if events and isinstance(events[-1], DialogFailed) else None
-                if failed and attempt and failed.status in (429, 503):
-                    raise ConnectionError(failed.message)  # the other replica is full: try again
+                if failed and (failed.code == "decoder_lost" or (attempt and failed.status in (429, 503))):
+                    raise ConnectionError(failed.message)  # or the other replica is full: try again
                 new_events = [event for event in events if not (started and isinstance(event, DialogStarted))]
                 started = started or any(isinstance(event, DialogStarted) for event in events)
                 tokens = [event for event in new_events if isinstance(event, TokenEvent)]
+                if tokens and not started_s:
+                    started_s = tokens[0].generated_s - tokens[0].time_s
                 prior_tokens += [
                     PriorToken(token_id=token.token_id, generated_s=token.generated_s) for token in tokens
                 ]
@@ -84,8 +93,25 @@ async def decode_with_retries(
             log.warning("decoder lost: request=%s attempt=%d prior_tokens=%d %r", *facts)
         finally:
             await close_stream(stream)
+        # Decoders that were lost long ago do not count: a long answer outlives a rolling upgrade.
+        attempt = 1 if time.monotonic() - began_s > FORGET_LOSSES_S else attempt + 1
     message = "the decoder was lost and no other could go on with the answer: ask again"
     yield [DialogFailed(status=503, code="decoder_lost", message=message, retry_after_s=1)]
+
+
+async def until_silent(stream: AsyncIterator[list[DialogEvent]]) -> AsyncGenerator[list[DialogEvent], None]:
+    """The lists of a stream. Raises TimeoutError if the next one does not come in time.
+
+    A decoder that is well sends a list every second, an empty one if nothing has happened.
+    """
+    limit_s = START_TIMEOUT_S
+    while True:
+        async with asyncio.timeout(limit_s):
+            events = await anext(stream, None)
+        if events is None:
+            return
+        yield events
+        limit_s = SILENCE_TIMEOUT_S
 
 
 def api_error_of(failed: DialogFailed) -> ApiError:
@@ -120,7 +146,8 @@ class Answer:
         self._reading = asyncio.create_task(self._read_events())
         try:
             with self._metrics.waiting:
-                events = await self._queue.get()
+                async with asyncio.timeout(ADMISSION_TIMEOUT_S):
+                    events = await self._queue.get()
             if isinstance(events[0], DialogFailed):
                 raise api_error_of(events[0])
             if not isinstance(events[0], DialogStarted):
@@ -129,6 +156,12 @@ class Answer:
             self.num_cached_tokens = events[0].num_cached_tokens
             self._metrics.recorder.count(PROMPT_TOKENS, by=self.num_prompt_tokens)
             self._pending = events[1:]
+        except TimeoutError as error:
+            await self.close()
+            message = (
+                f"no decoder could start the answer within {ADMISSION_TIMEOUT_S:.0f} s: ask again shortly"
+            )
+            raise ApiError(503, "decoder_lost", message, retry_after_s=1) from error
         except BaseException:
             await self.close()
             raise
@@ -171,10 +204,15 @@ class Answer:
         self._metrics.recorder.observe(REQUEST, time.monotonic() - self._started_s)
 
     async def _read_events(self) -> None:
+        """Fill the queue. The last list ends with DialogEnded or DialogFailed, whatever happens."""
         try:
             async for events in self._events:
-                self._measure([event for event in events if isinstance(event, TokenEvent)])
                 await self._queue.put(events)
+                self._measure([event for event in events if isinstance(event, TokenEvent)])
+        except Exception as error:
+            log.exception("the answer to request %s could not be read", self.request.request_id)
+            message = f"the gateway failed: {type(error).__name__}"
+            await self._queue.put([DialogFailed(status=500, code="internal_error", message=message)])
         finally:
             await self._events.aclose()
 

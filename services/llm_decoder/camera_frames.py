@@ -82,8 +82,13 @@ class CameraFrames:
         for camera, used_at in list(self._used_at.items()):
             keep_s = 0.0 if is_private(camera) else self._forget_after_s
             if camera not in in_use and time.monotonic() - used_at > keep_s:
-                if camera in self._engine.cameras:
-                    self._engine.drop_camera(camera)
+                try:
+                    if camera in self._engine.cameras:
+                        self._engine.drop_camera(camera)
+                except ValueError:
+                    log.exception("camera %s could not be dropped", camera)
+                    self.touch(camera)
+                    continue
                 self._forget(camera)
 
     def _forget(self, camera: str) -> None:

@@ -17,7 +17,7 @@ class Commands:
 
     frames: deque[Frame] = field(default_factory=lambda: deque[Frame]())
     dialogs: deque[LiveDialog] = field(default_factory=lambda: deque[LiveDialog]())
-    cancelled: deque[str] = field(default_factory=lambda: deque[str]())  # request ids
+    cancelled: deque[LiveDialog] = field(default_factory=lambda: deque[LiveDialog]())
 
     @property
     def empty(self) -> bool:
@@ -39,17 +39,20 @@ class CommandInbox:
             self._commands.frames.extend(frames)
             self._changed.notify()
 
-    def put_dialog(self, dialog: LiveDialog, frames: Sequence[Frame]) -> None:
-        """A dialog to be answered, and frames of its camera."""
+    def put_dialog(self, dialog: LiveDialog, frames: Sequence[Frame]) -> bool:
+        """A dialog to be answered, and frames of its camera. False after `close`: nobody will answer it."""
         with self._changed:
+            if self._closed:
+                return False
             self._commands.frames.extend(frames)
             self._commands.dialogs.append(dialog)
             self._changed.notify()
+            return True
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, dialog: LiveDialog) -> None:
         """A dialog that nobody reads any more."""
         with self._changed:
-            self._commands.cancelled.append(request_id)
+            self._commands.cancelled.append(dialog)
             self._changed.notify()
 
     def close(self) -> None:
@@ -58,10 +61,19 @@ class CommandInbox:
             self._closed = True
             self._changed.notify()
 
+    def drain(self) -> Commands:
+        """Close the inbox; returns what nobody has taken."""
+        with self._changed:
+            self._closed = True
+            left, self._commands = self._commands, Commands()
+            return left
+
     def take(self, wait_s: float) -> Commands | None:
         """All commands; waits at most `wait_s` for the first one. None after `close`."""
         with self._changed:
             if wait_s > 0 and self._commands.empty and not self._closed:
                 self._changed.wait(wait_s)
+            if self._closed:
+                return None
             taken, self._commands = self._commands, Commands()
-            return None if self._closed else taken
+            return taken

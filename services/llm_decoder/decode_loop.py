@@ -2,6 +2,9 @@
 
 The thread owns the engine. Others only send it frames, new dialogs and cancellations. Between steps it reads frames
 and prompts in pieces, so that neither a frame nor a long prompt delays anyone for more than part of a step.
+
+What one dialog does wrong ends this dialog with an event; the others get their tokens. If the thread itself ends, every
+open dialog gets an event, and the gateway sends it to another decoder.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from model.engine.admission import EngineFull
-from model.engine.dialog import GeneratedToken
+from model.engine.dialog import DialogsFailed, GeneratedToken
 from model.engine.engine import Engine
 from services.llm_decoder.camera_frames import CameraFrames
-from services.llm_decoder.command_inbox import CommandInbox
+from services.llm_decoder.command_inbox import CommandInbox, Commands
 from services.llm_decoder.dialog_opener import DialogOpener
-from services.llm_decoder.live_dialog import LiveDialog, retryable_failure
+from services.llm_decoder.live_dialog import LiveDialog, decoder_lost, retryable_failure
 from services.llm_decoder.metrics import LLMDecoderMetrics
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs
 from services.messages.dialog import (
@@ -30,12 +35,15 @@ from services.messages.dialog import (
 )
 from services.messages.video import Frame
 from services.ports.frame_store import parse_frame_id
+from services.processes.thread_progress import ThreadProgress
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.5  # how often an idle loop checks whether cameras can be dropped
 BACKGROUND_SHARE = 0.5  # of a step's time, for frames and prompts after each step
 FIRST_BACKGROUND_S = 0.01  # before the first step
+OPEN_WITHIN_S = 10.0  # a dialog whose frames are not in the ring after this time is refused
+MAX_FAILED_ROUNDS = 3  # in a row; then the thread ends, and the replica is replaced
 
 
 class DecodeLoop:
@@ -67,14 +75,16 @@ class DecodeLoop:
         self.num_steps = 0
         self.num_tokens = 0
         self.num_frames = 0
+        self.progress = ThreadProgress()
         self._thread = threading.Thread(target=self._run, name="decode-loop", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
+        self.progress.mark()
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread. Open dialogs get no further event."""
+        """End the thread. Open dialogs are told."""
         self._inbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
@@ -90,50 +100,72 @@ class DecodeLoop:
 
     def put_dialog(self, dialog: LiveDialog, frames: Sequence[Frame] = ()) -> None:
         """A dialog to be answered, and frames of its camera unless they were put before. From any thread."""
-        self._inbox.put_dialog(dialog, frames)
+        if not self._inbox.put_dialog(dialog, frames):
+            dialog.emit([decoder_lost("it has ended")])
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, dialog: LiveDialog) -> None:
         """End a dialog that nobody reads any more. From any thread."""
-        self._inbox.cancel(request_id)
+        self._inbox.cancel(dialog)
 
     def has_frames(self, camera: str) -> bool:
         """Whether the frames of a camera are enqueued or in the ring already. From any thread."""
         return self._cameras.has(camera)
 
     def _run(self) -> None:
-        while (commands := self._inbox.take(self._wait_s())) is not None:
-            self._enqueue_frames(commands.frames)
-            # Cancellations first: they free the places that new dialogs take.
-            for request_id in commands.cancelled:
-                self._cancel(request_id)
-            self._waiting += [d for d in commands.dialogs if d.request.request_id not in commands.cancelled]
-            self._open_waiting()
-            now_s = time.time()
-            due = [name for name, dialog in self._dialogs.items() if dialog.next_due_s <= now_s]
-            if due := [name for name in due if self._engine.is_prefilled(name)]:
-                self._step(due)
-            self._run_background()
-            self._cameras.forget_unused({d.request.camera for d in [*self._dialogs.values(), *self._waiting]})
-            self._metrics.update([dialog.request.camera for dialog in self._dialogs.values()])
+        num_failed = 0
+        try:
+            while (commands := self._inbox.take(self._wait_s())) is not None:
+                self.progress.mark()
+                try:
+                    self._run_round(commands)
+                    num_failed = 0
+                except Exception as error:
+                    num_failed += 1
+                    if num_failed >= MAX_FAILED_ROUNDS or isinstance(error, torch.AcceleratorError):
+                        raise
+                    log.exception("a round of the decode loop failed")
+        except Exception:
+            log.exception("the decode loop ends")
+        finally:
+            left = [*self._dialogs.values(), *self._waiting, *self._inbox.drain().dialogs]
+            for dialog in left:
+                dialog.emit([decoder_lost("it has ended")])
+
+    def _run_round(self, commands: Commands) -> None:
+        self._waiting += commands.dialogs
+        self._enqueue_frames(commands.frames)
+        # Cancellations first: they free the places that new dialogs take.
+        for dialog in commands.cancelled:
+            self._cancel(dialog)
+        self._open_waiting()
+        now_s = time.monotonic()
+        due = [name for name, dialog in self._dialogs.items() if dialog.next_due_s <= now_s]
+        if due := [name for name in due if self._engine.is_prefilled(name)]:
+            self._step(due)
+        self._run_background()
+        self._cameras.forget_unused({d.request.camera for d in [*self._dialogs.values(), *self._waiting]})
+        self._metrics.update([dialog.request.camera for dialog in self._dialogs.values()])
 
     def _wait_s(self) -> float:
-        """How long the loop may sleep unless something arrives."""
+        """How long the loop may sleep unless something arrives, at most IDLE_S."""
         if self._has_background or self._waiting:
             return 0.0
-        due_s = min((dialog.next_due_s for dialog in self._dialogs.values()), default=time.time() + IDLE_S)
-        return due_s - time.time()
+        due_s = min((dialog.next_due_s for dialog in self._dialogs.values()), default=float("inf"))
+        return min(IDLE_S, due_s - time.monotonic())
 
     def _run_background(self) -> None:
         """Read frames and prompts, for part of a step's time."""
         try:
             allowed_s = BACKGROUND_SHARE * self._engine.step_s or FIRST_BACKGROUND_S
             self._has_background = self._engine.run_background(allowed_s)
-        except Exception as error:
-            log.exception("frames or prompts could not be read; the dialogs of these prompts end")
+        except torch.AcceleratorError:
+            raise
+        except DialogsFailed as error:
             self._has_background = True
-            for name, dialog in list(self._dialogs.items()):
-                if not self._engine.is_prefilled(name):
-                    self._fail(dialog, error)
+            self._fail_all(error.dialog_ids, error)
+        except Exception:
+            log.exception("frames could not be read, and are skipped")
+            self._has_background = True
 
     def _enqueue_frames(self, frames: Sequence[Frame]) -> None:
         if num := self._cameras.enqueue(frames):
@@ -157,7 +189,11 @@ class DecodeLoop:
                 and parse_frame_id(newest.frame_id) >= dialog.required_frame
             ):
                 self._open(dialog)
-            elif self._has_background and camera in self._engine.cameras:
+            elif (
+                self._has_background
+                and camera in self._engine.cameras
+                and time.monotonic() - dialog.put_s < OPEN_WITHIN_S
+            ):
                 self._waiting.append(dialog)
             else:
                 message = (
@@ -166,31 +202,31 @@ class DecodeLoop:
                 dialog.emit([retryable_failure(429, "decoder_full", message)])
 
     def _open(self, dialog: LiveDialog) -> None:
-        request = dialog.request
-        dialog.started_s = dialog.next_due_s = time.time()
+        dialog.start()
         try:
             num_cached = self._opener.open(dialog)
         except EngineFull as error:
             dialog.emit([retryable_failure(429, "decoder_full", f"{error}: ask again shortly")])
             return
         except ValueError as error:
+            self._opener.discard(dialog)
             dialog.emit([DialogFailed(status=400, code="bad_option", message=str(error))])
             return
         except Exception as error:
-            log.exception("dialog %s could not be opened", request.request_id)
+            log.exception("dialog %s could not be opened", dialog.request.request_id)
             self._fail(dialog, error)
             return
         self._has_background = True
-        self._cameras.touch(request.camera)
+        self._cameras.touch(dialog.request.camera)
         self._dialogs[dialog.engine_id] = dialog
         num_prompt_tokens = len(dialog.prompt_ids)
         dialog.emit([DialogStarted(num_prompt_tokens=num_prompt_tokens, num_cached_tokens=num_cached)])
 
-    def _cancel(self, request_id: str) -> None:
-        self._waiting = [dialog for dialog in self._waiting if dialog.request.request_id != request_id]
-        for dialog in list(self._dialogs.values()):
-            if dialog.request.request_id == request_id:
-                self._end(dialog)
+    def _cancel(self, dialog: LiveDialog) -> None:
+        if dialog in self._waiting:
+            self._waiting.remove(dialog)
+        if self._dialogs.get(dialog.engine_id) is dialog:
+            self._end(dialog)
 
     def _end(self, dialog: LiveDialog) -> None:
         del self._dialogs[dialog.engine_id]
@@ -198,25 +234,47 @@ class DecodeLoop:
         self._opener.close(dialog)
 
     def _fail(self, dialog: LiveDialog, error: Exception) -> None:
+        self._dialogs.pop(dialog.engine_id, None)
         message = f"the decoder failed: {type(error).__name__}"
         dialog.emit([DialogFailed(status=500, code="decoder_error", message=message)])
-        if self._dialogs.pop(dialog.engine_id, None) is not None:
-            self._engine.close_dialog(dialog.engine_id)
+        self._opener.discard(dialog)
+
+    def _fail_all(self, names: Sequence[str], error: Exception) -> None:
+        log.error("dialogs %s end: %r", ", ".join(names), error, exc_info=error)
+        for name in names:
+            self._fail(self._dialogs[name], error)
 
     def _step(self, due: list[str]) -> None:
-        try:
-            began_s = time.monotonic()
-            tokens = self._engine.step(due)
-        except Exception as error:
-            log.exception("a step failed; its dialogs end")
-            for name in due:
-                self._fail(self._dialogs[name], error)
+        began_s = time.monotonic()
+        if not (tokens := self._step_rows(due)):
             return
         self.num_steps += 1
         self.num_tokens += len(tokens)
         self._metrics.step_made(time.monotonic() - began_s, len(tokens))
         for token in tokens:
-            self._emit_token(self._dialogs[token.dialog_id], token)
+            dialog = self._dialogs[token.dialog_id]
+            try:
+                self._emit_token(dialog, token)
+            except Exception as error:
+                self._fail_all([token.dialog_id], error)
+
+    def _step_rows(self, names: list[str]) -> list[GeneratedToken]:
+        """A token for each dialog that can have one; the others fail."""
+        try:
+            return self._engine.step(names)
+        except torch.AcceleratorError:  # the device is lost, with all dialogs
+            raise
+        except DialogsFailed as error:
+            self._fail_all(error.dialog_ids, error)
+            rest = [name for name in names if name not in error.dialog_ids]
+            return self._step_rows(rest) if rest else []
+        except Exception as error:
+            if len(names) == 1:
+                self._fail_all(names, error)
+                return []
+            # Halves: the one that has nothing to do with the failure gets its tokens.
+            half = len(names) // 2
+            return self._step_rows(names[:half]) + self._step_rows(names[half:])
 
     def _emit_token(self, dialog: LiveDialog, token: GeneratedToken) -> None:
         request = dialog.request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from model.engine.admission import EngineFull
@@ -12,6 +13,8 @@ from services.llm_decoder.live_dialog import LiveDialog
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs
 from services.messages.dialog import DialogRequest
 from services.ports.frame_store import is_private
+
+log = logging.getLogger(__name__)
 
 
 class DialogOpener:
@@ -37,6 +40,18 @@ class DialogOpener:
 
     def close(self, dialog: LiveDialog) -> None:
         """End a turn. The dialog is suspended when its client has received all of it, so that it can continue."""
+        try:
+            self._close(dialog)
+        except Exception:
+            log.exception("dialog %s could not be suspended", dialog.engine_id)
+            self.discard(dialog)
+
+    def discard(self, dialog: LiveDialog) -> None:
+        """Free what a dialog holds in the engine, if anything."""
+        if dialog.engine_id in self._engine.dialogs:
+            self._engine.close_dialog(dialog.engine_id)
+
+    def _close(self, dialog: LiveDialog) -> None:
         request = dialog.request
         complete = not (dialog.text_stream.stopped or request.prior_tokens or is_private(request.camera))
         if not complete or not self._engine.is_prefilled(dialog.engine_id):
@@ -62,7 +77,7 @@ class DialogOpener:
         num_cached = before.num_cached_tokens
         try:
             engine.start_turn(engine_id, new_ids, self._options(request), prefill_now=False)
-        except EngineFull:
+        except (EngineFull, ValueError):  # it starts anew, and is refused then if it is wrong
             engine.close_dialog(engine_id)
             return None
         dialog.engine_id = engine_id

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from services.messages.video import Frame
 from services.ports.frame_store import BEFORE_ALL, FrameStore, StoreLost
+from services.processes.thread_progress import ThreadProgress
 
 BLOCK_S = 0.1  # a newly followed camera waits at most this long for its first frame
 RETRY_S = 0.2
@@ -24,6 +25,7 @@ class FrameFollower:
         self._changed = threading.Condition()
         self._ended = False
         self.store_lost = False
+        self.progress = ThreadProgress()
         self._thread = threading.Thread(target=self._run, name="frame-follower", daemon=True)
 
     def start(self) -> None:
@@ -57,14 +59,19 @@ class FrameFollower:
     def _run(self) -> None:
         while True:
             with self._changed:
+                if not self._positions:
+                    self.progress.rest()
                 self._changed.wait_for(lambda: self._ended or self._positions)
                 if self._ended:
                     return
                 positions = dict(self._positions)
+            self.progress.mark()
             try:
                 frames = self._store.newer(positions, block_s=BLOCK_S)
                 self.store_lost = False
-            except StoreLost as error:
+            except Exception as error:
+                if not isinstance(error, StoreLost):
+                    log.exception("new frames could not be read")
                 if not self.store_lost:
                     log.warning("the frame store is lost; answers go on from what is in the ring: %s", error)
                 self.store_lost = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,13 @@ from model.network.streamchat import StreamChat
 from services.llm_decoder.decode_loop import DecodeLoop
 from services.llm_decoder.event_queue import EventQueue
 from services.llm_decoder.frame_follower import FrameFollower
-from services.llm_decoder.live_dialog import LiveDialog, retryable_failure
+from services.llm_decoder.live_dialog import (
+    MAX_TOKENS_PER_S,
+    MIN_TOKENS_PER_S,
+    LiveDialog,
+    decoder_lost,
+    retryable_failure,
+)
 from services.llm_decoder.metrics import LLMDecoderMetrics
 from services.llm_decoder.prompt import PromptBuilder, PromptTooLong
 from services.llm_decoder.suspended_dialogs import SuspendedDialogs
@@ -30,7 +37,13 @@ from services.ports.metric_catalogue import DIALOG_PLACES
 from services.ports.recorder import MetricsRecorder
 from services.settings import Settings
 
+STUCK_AFTER_S = 7.0  # a thread that has not moved for this long is replaced, with its replica
+TELL_AFTER_S = 4.0  # its dialogs are told sooner, and go on at another decoder
+HEARTBEAT_S = 1.0  # the longest time without a list of events; an empty one says that the decoder is well
+STORE_TIMEOUT_S = 5.0
 GPU_SHARE = 0.85  # of the memory that the weights leave free; a forward pass needs the rest
+
+log = logging.getLogger(__name__)
 
 
 def create_engine(model: StreamChat, settings: Settings) -> Engine:
@@ -95,9 +108,12 @@ class LLMDecoder:
         self._loop.close()
 
     def check(self) -> None:
-        """Raises RuntimeError when a thread has died, so that the replica is replaced."""
-        if not (self._loop.alive and self._follower.alive):
-            raise RuntimeError("a thread of the decoder has ended; the replica must be replaced")
+        """Raises RuntimeError when a thread has ended or hangs, so that the replica is replaced."""
+        for name, thread in (("decode loop", self._loop), ("frame follower", self._follower)):
+            if not thread.alive:
+                raise RuntimeError(f"the {name} has ended; the replica must be replaced")
+            if (stuck_s := thread.progress.stuck_s) > STUCK_AFTER_S:
+                raise RuntimeError(f"the {name} hangs since {stuck_s:.1f} s; the replica must be replaced")
 
     def stats(self) -> dict[str, float]:
         """Counts since the start."""
@@ -112,7 +128,7 @@ class LLMDecoder:
     async def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
         """The events of a dialog, in lists: DialogStarted, tokens, DialogEnded; or DialogFailed.
 
-        Closing the iterator ends the dialog.
+        A list is empty if nothing has happened for HEARTBEAT_S. Closing the iterator ends the dialog.
         """
         if self._num_dialogs >= self._settings.max_dialogs:
             message = f"all {self._settings.max_dialogs} places of this decoder are taken: ask again shortly"
@@ -120,34 +136,57 @@ class LLMDecoder:
             return
         self._num_dialogs += 1
         queue = EventQueue()
+        dialog: LiveDialog | DialogFailed | None = None
         try:
-            refused = await self._begin(request, queue)
-            if refused is not None:
-                yield [refused]
+            dialog = await self._begin(request, queue)
+            if isinstance(dialog, DialogFailed):
+                yield [dialog]
                 return
             while True:
-                events = await queue.take()
+                events = await self._next_events(queue)
                 yield events
-                if isinstance(events[-1], DialogEnded | DialogFailed):
+                if events and isinstance(events[-1], DialogEnded | DialogFailed):
                     return
         finally:
             self._num_dialogs -= 1
-            self._loop.cancel(request.request_id)
+            if isinstance(dialog, LiveDialog):
+                self._loop.cancel(dialog)
 
-    async def _begin(self, request: DialogRequest, queue: EventQueue) -> DialogFailed | None:
+    async def _next_events(self, queue: EventQueue) -> list[DialogEvent]:
         try:
-            prompt = self._prompts.build(request.messages)
+            async with asyncio.timeout(HEARTBEAT_S):
+                return await queue.take()
+        except TimeoutError:
+            hangs = self._loop.progress.stuck_s > TELL_AFTER_S
+            return [decoder_lost("it hangs")] if hangs else []
+
+    async def _begin(self, request: DialogRequest, queue: EventQueue) -> LiveDialog | DialogFailed:
+        try:
+            return await self._put_dialog(request, queue)
+        except Exception as error:
+            log.exception("request %s could not be started", request.request_id)
+            message = f"the decoder failed: {type(error).__name__}"
+            return DialogFailed(status=500, code="decoder_error", message=message)
+
+    async def _put_dialog(self, request: DialogRequest, queue: EventQueue) -> LiveDialog | DialogFailed:
+        try:
+            prompt = await asyncio.to_thread(self._prompts.build, request.messages)
         except PromptTooLong as error:
             return DialogFailed(status=400, code="prompt_too_long", message=str(error))
         most = self._settings.max_completion_tokens
         if not 1 <= request.max_tokens <= most:
             message = f"max_tokens: got {request.max_tokens}, wanted 1 to {most}"
             return DialogFailed(status=400, code="bad_option", message=message)
+        pace = request.tokens_per_second
+        if pace is not None and not MIN_TOKENS_PER_S <= pace <= MAX_TOKENS_PER_S:
+            message = f"tokens_per_second: got {pace}, wanted {MIN_TOKENS_PER_S:g} to {MAX_TOKENS_PER_S:g}"
+            return DialogFailed(status=400, code="bad_option", message=message)
         frames: list[Frame] = []
         if request.camera != NO_CAMERA and not self._loop.has_frames(request.camera):
             try:
-                frames = await asyncio.to_thread(self._store.newest, request.camera, self.capacity)
-            except StoreLost:
+                async with asyncio.timeout(STORE_TIMEOUT_S):
+                    frames = await asyncio.to_thread(self._store.newest, request.camera, self.capacity)
+            except (StoreLost, TimeoutError):
                 message = "the frame store cannot be reached, and no frames of this camera are here: ask again shortly"
                 return retryable_failure(503, "store_lost", message)
             if not frames:
@@ -164,6 +203,7 @@ class LLMDecoder:
             text_stream=TextStream(self.tokenizer, request.stop),
             emit=queue.put,
             clip_end_s=frames[-1].captured_s if private and frames else None,
+            time_limit_s=self._settings.max_answer_s,
         )
         self._loop.put_dialog(dialog, frames)
-        return None
+        return dialog

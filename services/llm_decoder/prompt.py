@@ -34,12 +34,29 @@ class PromptBuilder:
         """The prompt of a conversation. PromptTooLong when its last turn alone has too many tokens."""
         text = self._apply_template(messages)
         kept, token_ids = list(messages), self._tokenize(text)
-        while len(token_ids) > self._max_tokens and (oldest := oldest_turn(kept)):
-            kept = [message for number, message in enumerate(kept) if number not in oldest]
-            token_ids = self._tokenize(self._apply_template(kept))
         if len(token_ids) > self._max_tokens:
-            raise PromptTooLong(f"the prompt has {len(token_ids)} tokens; at most {self._max_tokens} fit")
+            kept, token_ids = self._drop_turns(messages, len(token_ids))
         return Prompt(token_ids, text, self._num_system_tokens(kept, token_ids))
+
+    def _drop_turns(self, messages: Sequence[Message], num_tokens: int) -> tuple[list[Message], list[int]]:
+        """The messages without as many of the oldest turns as must go, and their tokens.
+
+        Binary search: the number of times that the text is tokenized grows with the logarithm of its turns.
+        """
+        questions = [number for number, message in enumerate(messages) if message.role == "user"]
+        low, high = 1, max(len(questions) - 1, 0)  # turns to drop
+        best: tuple[list[Message], list[int]] | None = None
+        while low <= high:
+            middle = (low + high) // 2
+            kept = [*messages[: questions[0]], *messages[questions[middle] :]]
+            token_ids = self._tokenize(self._apply_template(kept))
+            if len(token_ids) <= self._max_tokens:
+                best, high = (kept, token_ids), middle - 1
+            else:
+                low, num_tokens = middle + 1, len(token_ids)
+        if best is None:
+            raise PromptTooLong(f"the prompt has {num_tokens} tokens; at most {self._max_tokens} fit")
+        return best
 
     def _apply_template(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
         plain = [{"role": message.role, "content": message.text} for message in messages]
@@ -57,9 +74,3 @@ class PromptBuilder:
             return 0
         own = self._tokenize(self._apply_template(messages[:1], generation_prompt=False))
         return len(own) if token_ids[: len(own)] == own else 0
-
-
-def oldest_turn(messages: Sequence[Message]) -> range | None:
-    """The messages of the oldest question and its answers; None when only one question is left."""
-    questions = [number for number, message in enumerate(messages) if message.role == "user"]
-    return range(questions[0], questions[1]) if len(questions) > 1 else None

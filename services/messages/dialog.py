@@ -52,6 +52,9 @@ class DialogRequest:
     max_frame_age_ms: float | None = None  # older than this: the token says `stale`
     asked_s: float = 0.0  # wall clock at which the gateway received the question
     prior_tokens: Sequence[PriorToken] = ()  # the answer so far, when this request resumes it
+    started_s: float = (
+        0.0  # wall clock at which the resumed answer began: its tokens' `time_s` go on from there
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,7 @@ class DialogEnded:
     finish_reason: Literal["stop", "length"]
     num_prompt_tokens: int
     num_completion_tokens: int
+    time_limit_s: float | None = None  # the answer was ended because it took this long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

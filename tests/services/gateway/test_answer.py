@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 
+from services.gateway import answer as answer_module
 from services.gateway.answer import MAX_QUEUED_LISTS, Answer
 from services.gateway.metrics import GatewayMetrics
 from services.messages.api_error import ApiError
@@ -155,3 +157,105 @@ async def test_closing_counts_the_answer_as_over() -> None:
     assert b"streamchat_requests_running 0.0" in told
     assert b"streamchat_requests_waiting 0.0" in told
     assert b"streamchat_e2e_request_latency_seconds_count 1.0" in told
+
+
+LOST = DialogFailed(status=503, code="decoder_lost", message="it hangs")
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds takes tenths."""
+    for name in ("START_TIMEOUT_S", "SILENCE_TIMEOUT_S", "CLOSE_TIMEOUT_S"):
+        monkeypatch.setattr(answer_module, name, 0.1)
+    monkeypatch.setattr(answer_module, "FIRST_BACKOFF_S", 0.001)
+
+
+class Attempts:
+    """Each attempt gets its own decoder; the last one's also the later attempts."""
+
+    def __init__(self, *decoders: Decoder) -> None:
+        self.requests: list[DialogRequest] = []
+        self._decoders = decoders
+
+    def decode(self, request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
+        self.requests.append(request)
+        return self._decoders[min(len(self.requests), len(self._decoders)) - 1].decode(request)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("silent_from", [0, 1, 2])
+async def test_a_decoder_that_hangs_is_replaced(silent_from: int) -> None:
+    lists: list[list[DialogEvent]] = [[], [STARTED], [token(0)], []]
+    hanging = Decoder(*lists[: 2 * silent_from], then_waits=True)
+    well = Decoder([STARTED], [token(1)], [ENDED])
+    attempts = Attempts(hanging, well)
+    answer = Answer(attempts.decode, REQUEST, GatewayMetrics())
+    await answer.start()
+    wanted = [0, 1] if silent_from == 2 else [1]
+    assert [number for numbers in await taken(answer) for number in numbers] == wanted
+    assert hanging.closed.is_set()
+    await answer.close()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_no_decoder_anywhere_ends_in_503() -> None:
+    attempts = Attempts(Decoder(then_waits=True))
+    answer = Answer(attempts.decode, REQUEST, GatewayMetrics())
+    async with asyncio.timeout(10):
+        with pytest.raises(ApiError) as raised:
+            await answer.start()
+    assert (raised.value.status, raised.value.code) == (503, "decoder_lost")
+    assert len(attempts.requests) == 4
+
+
+async def test_a_decoder_that_never_admits_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "ADMISSION_TIMEOUT_S", 0.2)
+
+    async def decode(request: DialogRequest) -> AsyncGenerator[list[DialogEvent]]:
+        while True:
+            yield []
+            await asyncio.sleep(0.01)
+
+    answer = Answer(decode, REQUEST, GatewayMetrics())
+    async with asyncio.timeout(10):
+        with pytest.raises(ApiError) as raised:
+            await answer.start()
+    assert (raised.value.status, raised.value.code) == (503, "decoder_lost")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_decoder_that_is_lost_says_so_and_another_one_goes_on() -> None:
+    """Also at the first attempt. The dialog's clock goes on, and the first decoder's start is sent along."""
+    first = replace(token(7), time_s=2.0)
+    attempts = Attempts(Decoder([STARTED], [first], [LOST]), Decoder([STARTED], [token(8)], [ENDED]))
+    answer = Answer(attempts.decode, REQUEST, GatewayMetrics())
+    await answer.start()
+    assert [number for numbers in await taken(answer) for number in numbers] == [7, 8]
+    assert [request.started_s for request in attempts.requests] == [0.0, 5.0]
+    await answer.close()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_losses_of_long_ago_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "FORGET_LOSSES_S", -1.0)
+    lost = [Decoder([STARTED, token(number)]) for number in range(9)]
+    attempts = Attempts(*lost, Decoder([STARTED, ENDED]))
+    answer = Answer(attempts.decode, REQUEST, GatewayMetrics())
+    await answer.start()
+    assert [number for numbers in await taken(answer) for number in numbers] == list(range(9))
+    await answer.close()
+
+
+async def test_a_failure_in_the_gateway_itself_ends_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Answer(Decoder([STARTED], [token(0)], then_waits=True).decode, REQUEST, GatewayMetrics())
+
+    def broken(tokens: object) -> None:
+        if tokens:
+            raise KeyError("a metric")
+
+    monkeypatch.setattr(answer, "_measure", broken)
+    await answer.start()
+    async with asyncio.timeout(10):
+        with pytest.raises(ApiError, match="KeyError"):
+            await taken(answer)
+    await answer.close()
