@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 1.0
 MAX_BEHIND_S = 1.0  # a file that is further behind continues from now, at the normal pace
+MAX_GAP_S = 10.0  # in the times of a file: a longer one, unlike those before it, is not waited for
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 15.0
 FLUSH_TIMEOUT_S = 2.0
@@ -118,6 +119,11 @@ def file_units(
         for unit in source.units():
             first_s = unit.time_s if first_s is None else first_s
             time_s = unit.time_s - first_s
+            gap_s, usual_s = time_s - last_s, last_s / max(1, num_units - 1)
+            if gap_s > max(MAX_GAP_S, 4 * usual_s):
+                log.warning("%s: %.0f s without a picture are skipped", source.display_address, gap_s)
+                first_s += gap_s - (usual_s or 1.0)
+                time_s = unit.time_s - first_s
             last_s, num_units = max(last_s, time_s), num_units + 1
             due_s = offset_s + time_s
             behind_s = time.monotonic() - started_s - due_s

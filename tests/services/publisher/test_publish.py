@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from services.publisher.video_source import (
     open_source,
     parameter_sets,
 )
-from tests.services.h264 import clip, clip_file
+from tests.services.h264 import clip, clip_file, encoded
 
 
 class RecordingLog:
@@ -217,3 +218,25 @@ def test_the_command_prints_errors_on_one_line_and_returns_1(tmp_path: Path) -> 
         assert publish(source, camera="door", bootstrap_servers=no_broker, out=out) == 1
         assert words in out.getvalue()
         assert len(out.getvalue().splitlines()) == 1
+
+
+def test_a_gap_in_the_times_of_a_file_is_skipped_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "gap.mkv"
+    with av.open(path, "w", format="matroska") as out:
+        stream: Any = out.add_stream("libx264", rate=15)
+        stream.width, stream.height, stream.codec_context.gop_size = 160, 120, 10
+        stream.pix_fmt, stream.options = "yuv420p", {"preset": "veryfast", "tune": "zerolatency"}
+        for packet in encoded(20, gop=10):
+            again = av.Packet(bytes(packet))
+            late_s = 3600 if (packet.pts or 0) >= 10 else 0
+            again.pts = again.dts = round(((packet.pts or 0) / 15 + late_s) * 1000)
+            again.time_base, again.stream, again.is_keyframe = Fraction(1, 1000), stream, packet.is_keyframe
+            out.mux(again)
+    source = VideoSource(address=str(path), live=False)
+    began = time.monotonic()
+    times = [captured_s for _, captured_s in file_units(source, threading.Event(), loop=False)]
+    assert time.monotonic() - began < 20
+    assert np.diff(times) == pytest.approx(1 / 15, abs=0.01)
+    assert "3600 s without a picture are skipped" in caplog.text
