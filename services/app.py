@@ -22,6 +22,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
+from model.checkpoint.fingerprint import encoder_fingerprint
 from model.config import SHIPPED_FOLDER, StreamChatConfig
 from services.gateway.gateway import make_app
 from services.llm_decoder.replica_policy import FRAME_AGE, FrameAges
@@ -78,7 +79,7 @@ class VisionEncoderReplica:
 class FrameFifoReplica:
     """FrameFifo as a deployment, with a ClipPlayer beside it. It reads cameras from its start on."""
 
-    def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:
+    def __init__(self, settings: Settings, encoder: DeploymentHandle, fingerprint: str) -> None:
         from services.adapters.kafka_access import KafkaAccess
         from services.adapters.kafka_reader import KafkaVideoReader
         from services.adapters.redis_frame_store import RedisFrameStore
@@ -91,12 +92,12 @@ class FrameFifoReplica:
         reader = KafkaVideoReader(
             settings.kafka_bootstrap_servers,
             topic_pattern=settings.kafka_topic_pattern,
-            group=settings.kafka_group,
+            group=f"{settings.kafka_group}-{fingerprint}",  # during an upgrade, both encoders see each frame
             dead_letter_topic=settings.kafka_dead_letter_topic,
             max_packet_bytes=settings.max_packet_bytes,
             access=KafkaAccess.from_settings(settings),
         )
-        store = RedisFrameStore.from_settings(settings, "any")
+        store = RedisFrameStore.from_settings(settings, fingerprint)
         config = StreamChatConfig.load(model_folder(settings))
         recorder = create_recorder("frame_fifo")
         self._fifo = FrameFifo(settings, config, reader, store, encode, recorder=recorder)
@@ -117,11 +118,11 @@ class FrameFifoReplica:
 class LLMDecoderReplica:
     """LLMDecoder as a deployment."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fingerprint: str) -> None:
         from services.adapters.redis_frame_store import RedisFrameStore
         from services.llm_decoder.llm_decoder import LLMDecoder
 
-        store = RedisFrameStore.from_settings(settings, "any")
+        store = RedisFrameStore.from_settings(settings, fingerprint)
         device = device_of(settings.num_gpus_per_decoder)
         recorder = create_recorder("llm_decoder")
         self._decoder = LLMDecoder(model_folder(settings), settings, store, device=device, recorder=recorder)
@@ -159,9 +160,14 @@ class GatewayReplica:
     """The gateway's ASGI app, given handles in place of parts."""
 
     def __init__(
-        self, settings: Settings, model_name: str, decoder: DeploymentHandle, frame_fifo: DeploymentHandle
+        self,
+        settings: Settings,
+        model_name: str,
+        decoder: DeploymentHandle,
+        frame_fifo: DeploymentHandle,
+        fingerprint: str,
     ) -> None:
-        self._settings, self._model_name = settings, model_name
+        self._settings, self._model_name, self._fingerprint = settings, model_name, fingerprint
         self._decoder, self._frame_fifo = decoder, frame_fifo
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -186,7 +192,7 @@ class GatewayReplica:
         async def ready() -> None:
             await decoder.ready.remote()
 
-        store = RedisFrameStore.from_settings(self._settings, "any")
+        store = RedisFrameStore.from_settings(self._settings, self._fingerprint)
         recorder = create_recorder("gateway")
         rate_limits = rate_limit_storage(self._settings)
         return make_app(
@@ -197,6 +203,7 @@ class GatewayReplica:
 def build(settings: Settings) -> Application:
     """Bind the four deployments. FileNotFoundError or ValueError when the model folder is invalid."""
     model_name = StreamChatConfig.load(model_folder(settings)).name
+    fingerprint = encoder_fingerprint(model_folder(settings))
     encoder = serve.deployment(
         name="VisionEncoder",
         num_replicas=settings.encoder_replicas,
@@ -209,7 +216,7 @@ def build(settings: Settings) -> Application:
         max_ongoing_requests=64,
         health_check_period_s=5,
         ray_actor_options={"num_cpus": 0.1},
-    )(FrameFifoReplica).bind(settings, encoder)
+    )(FrameFifoReplica).bind(settings, encoder, fingerprint)
     decoder = serve.deployment(
         name="LLMDecoder",
         num_replicas=settings.decoder_replicas,
@@ -219,14 +226,14 @@ def build(settings: Settings) -> Application:
         health_check_timeout_s=5,
         ray_actor_options={"num_cpus": 0.1, "num_gpus": settings.num_gpus_per_decoder},
         request_router_config=ROUTER,
-    )(LLMDecoderReplica).bind(settings)
+    )(LLMDecoderReplica).bind(settings, fingerprint)
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=settings.gateway_replicas,
         max_ongoing_requests=4096,
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(GatewayReplica))
-    return gateway.bind(settings, model_name, decoder, frame_fifo)
+    return gateway.bind(settings, model_name, decoder, frame_fifo, fingerprint)
 
 
 def __getattr__(name: str) -> Application:

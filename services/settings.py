@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     kafka_topic_pattern: str = r"cameras(\..+)?"
     """Topics to read, as a regular expression over the whole name."""
     kafka_group: str = "streamchat-frame-fifo"
-    """Consumer group of the FrameFifo replicas."""
+    """Consumer group of the FrameFifo replicas. The fingerprint of the vision encoder is added to it."""
     kafka_dead_letter_topic: str = "cameras.dead-letter"
     """Topic for packets that cannot be used."""
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"

@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 import psutil
 
-from model.config import PROJECT_ROOT
+from model.checkpoint.fingerprint import encoder_fingerprint
+from model.config import PROJECT_ROOT, SHIPPED_FOLDER
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import start_broker, start_store
 from services.ports.frame_store import BEFORE_ALL
@@ -53,7 +54,7 @@ class FrameCounter:
     """Follows the cameras' FIFOs and counts the frames that are missing."""
 
     def __init__(self, url: str, cameras: Sequence[str], fps: float = FPS) -> None:
-        self._store, self._fps = RedisFrameStore(url), fps
+        self._store, self._fps = RedisFrameStore(url, encoder=encoder_fingerprint(SHIPPED_FOLDER)), fps
         self._positions = dict.fromkeys(cameras, BEFORE_ALL)
         self.captured: dict[str, list[float]] = {camera: [] for camera in cameras}
         self._ended = threading.Event()

@@ -17,6 +17,8 @@ import grpc
 import psutil
 import pytest
 
+from model.checkpoint.fingerprint import encoder_fingerprint
+from model.config import SHIPPED_FOLDER
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import free_port, port_is_free
 from services.local.supervisor import StackFailed, Supervisor
@@ -87,7 +89,7 @@ def test_all_is_private_heals_itself_and_ends_cleanly(up: Up) -> None:
     folders = [path for path in temporary if path.is_dir()]
     assert [oct(folder.stat().st_mode & 0o777) for folder in folders] == ["0o700"]
 
-    store = RedisFrameStore(up.facts["store"])
+    store = RedisFrameStore(up.facts["store"], encoder=encoder_fingerprint(SHIPPED_FOLDER))
     up.named("valkey").kill()
     assert wait_until(lambda: responds(store), 10.0)
     store.close()
