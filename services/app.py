@@ -95,6 +95,7 @@ class FrameFifoReplica:
             group=f"{settings.kafka_group}-{fingerprint}",  # during an upgrade, both encoders see each frame
             dead_letter_topic=settings.kafka_dead_letter_topic,
             max_packet_bytes=settings.max_packet_bytes,
+            alone=settings.frame_fifo_replicas == 1,
             access=KafkaAccess.from_settings(settings),
         )
         store = RedisFrameStore.from_settings(settings, fingerprint)

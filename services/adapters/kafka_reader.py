@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import kafka
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
-from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.errors import KafkaError
-from kafka.structs import OffsetAndMetadata, TopicPartition
+from kafka.structs import TopicPartition
 
 from services.adapters.kafka_access import OPEN, KafkaAccess, check_reachable
-from services.adapters.kafka_writer import HEADROOM_BYTES, RETRY_S, KafkaVideoWriter
+from services.adapters.kafka_batches import FetchGuard, SkippedBatches
+from services.adapters.kafka_consumer import as_offsets, as_partitions, close_consumer, make_consumer
+from services.adapters.kafka_progress import REBUILD_AFTER_S, ReadingProgress
+from services.adapters.kafka_writer import RETRY_S, LateVideoWriter
 from services.messages.video_record import (
     Partition,
     RawRecord,
@@ -23,12 +25,14 @@ from services.messages.video_record import (
     check_record,
     dead_letter_record,
 )
-from services.ports.video_log import LogLost
+from services.ports.video_log import ReaderStatus
 
 log = logging.getLogger(__name__)
-client: Any = kafka  # type checkers carry the stubs of version 2
-
 COMMIT_EVERY_S = 1.0
+ASK_EVERY_S = 2.0  # where the partitions end
+LOOKUP_MS = 2000  # for an answer about offsets
+MAX_SINGLE_LOOKUPS = 3  # in a row, of partitions that do not answer together
+MAX_BATCH_PACKETS = 8  # of the largest size: what a compressed batch may decompress to
 JOIN_S = 3.5  # the embedded broker takes 3 s to admit a member
 
 
@@ -45,85 +49,122 @@ class KafkaVideoReader:
         max_packet_bytes: int = 4 * 2**20,
         fresh_s: float = 10.0,
         metadata_max_age_s: float = 2.0,
+        alone: bool = False,
         access: KafkaAccess = OPEN,
     ) -> None:
+        """`alone`: the only reader of its group. It reads all partitions without joining, and never waits for that."""
         self._access = access
         self._bootstrap = bootstrap_servers
         # The client matches a pattern at the start of a name. This one matches whole names but the dead letters.
         self._pattern = rf"(?!{re.escape(dead_letter_topic)}$)(?:{topic_pattern})$"
         self._group = group
-        self._dead_letter_topic = dead_letter_topic
         self._max_packet_bytes = max_packet_bytes
         self._fresh_s = fresh_s
         self._metadata_max_age_s = metadata_max_age_s
+        self._alone = alone
         self._consumer: Any = None
-        self._dead_letters: KafkaVideoWriter | None = None
-        self._dead_letters_retry_at = 0.0
+        self._guard: FetchGuard | None = None
+        self._skipped = SkippedBatches()
+        self._dead_letters = LateVideoWriter(bootstrap_servers, dead_letter_topic, access=access)
         self._next_offsets: dict[Partition, int] = {}
-        self._unpositioned: set[Partition] = (
-            set()
-        )  # newly assigned: not yet sought to the first offset to read
+        self._unpositioned: set[Partition] = set()  # not yet sought to the first offset to read
         self._revoked: set[Partition] = set()
         self._lost: set[Partition] = set()
         self._commits: dict[Partition, int] = {}
         self._committed_at = 0.0
-        self._lag = 0
-        self._joining = True
-        self._away = False
+        self._joining = not alone
+        self._topics_at = float("-inf")  # monotonic: when the topics were last listed
+        self._absent: set[Partition] = set()  # partitions that were missing from the last list of topics
+        self._reachable = True  # whether a new connection can be made
+        self._away_since: float | None = None
+        self._away_error = ""
+        self._progress = ReadingProgress()
+        self._ends: dict[Partition, int] = {}
+        self._ends_at = 0.0
+        self._stuck_at: dict[Partition, int] = {}  # offset at which a connection was given up
+        self._give_up: set[Partition] = set()  # stuck again at that offset: to be read on from their ends
+        self._num_rebuilds = 0
+        self._status = ReaderStatus()
 
     def poll(self, timeout_s: float, max_records: int) -> list[VideoRecord]:
         """Next records, in order per partition; empty after `timeout_s` or while the broker is away."""
         try:
-            consumer = self._connected()
+            consumer, guard = self._connected()
+            self._reachable = True
+        except (KafkaError, OSError, ValueError, AssertionError) as error:
+            self._reachable = False
+            return self._wait(error, timeout_s)
+        try:
+            self._follow_topics(consumer)
             # kafka-python 3.0.12 starts a join again that ends between two polls: while joining, poll for long enough.
             wait_s = max(timeout_s, JOIN_S) if self._joining else timeout_s
             batches = consumer.poll(timeout_ms=round(wait_s * 1000), max_records=max_records)
-            moved = self._seek_assigned(consumer)
-            self._write_commits(consumer)
-        except (KafkaError, OSError, ValueError, AssertionError) as error:
-            self._report(error, timeout_s)
-            return []
-        if self._away and batches:
-            self._away = False
-            log.warning("reading from Kafka at %s again", self._bootstrap)
+        except Exception as error:  # whatever the client raises; it is given up if that goes on
+            return self._wait(error, timeout_s)
+        moved = self._seek_unpositioned(consumer, guard)
+        self._write_commits(consumer)
         records: list[VideoRecord] = []
         for partition, batch in batches.items():
             if (partition.topic, partition.partition) not in moved:
                 records += [self._check(record) for record in batch]
-        self._update_lag(consumer)
+        if records:
+            self._report_back()
+        guard.resume()
+        self._observe(consumer)
         return records
 
-    def _connected(self) -> Any:
-        if self._consumer is None:
-            check_reachable(self._bootstrap)
-            consumer = client.KafkaConsumer(
-                bootstrap_servers=self._bootstrap.split(","),
-                **self._access.options,
-                group_id=self._group,
-                enable_auto_commit=False,
-                auto_offset_reset="latest",
-                partition_assignment_strategy=(RoundRobinPartitionAssignor,),
-                session_timeout_ms=6000,
-                heartbeat_interval_ms=1000,
-                request_timeout_ms=5000,
-                bootstrap_timeout_ms=2000,
-                reconnect_backoff_max_ms=1000,
-                metadata_max_age_ms=round(self._metadata_max_age_s * 1000),
-                fetch_max_wait_ms=100,
-                max_partition_fetch_bytes=2 * (self._max_packet_bytes + HEADROOM_BYTES),
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
-            consumer.subscribe(pattern=self._pattern, listener=RebalanceListener(self))
-            self._consumer = consumer
-        return self._consumer
-
-    def _report(self, error: BaseException, timeout_s: float) -> None:
-        """Log once that the broker is away, and pause before the next attempt."""
-        if not self._away:
-            log.warning("cannot read from Kafka at %s, trying again: %s", self._bootstrap, error)
-        self._away = True
+    def _wait(self, error: Exception, timeout_s: float) -> list[VideoRecord]:
+        self._report_away(error)
+        self._observe(None)
         time.sleep(min(timeout_s, RETRY_S))
+        return []
+
+    def _connected(self) -> tuple[Any, FetchGuard]:
+        if self._consumer is None or self._guard is None:
+            check_reachable(self._bootstrap)
+            consumer = make_consumer(
+                self._bootstrap, self._group, self._access, self._max_packet_bytes, self._metadata_max_age_s
+            )
+            self._guard = FetchGuard(
+                consumer,
+                max_batch_bytes=MAX_BATCH_PACKETS * self._max_packet_bytes,
+                skipped=self._skipped,
+            )
+            if not self._alone:
+                consumer.subscribe(pattern=self._pattern, listener=RebalanceListener(self))
+            self._consumer = consumer
+            self._topics_at = float("-inf")
+        return self._consumer, self._guard
+
+    def _report_away(self, error: BaseException) -> None:
+        """Log once that the broker is away."""
+        self._away_error = f"{type(error).__name__}: {error}"
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            log.warning("cannot read from Kafka at %s, trying again: %s", self._bootstrap, self._away_error)
+
+    def _report_back(self) -> None:
+        if self._away_since is not None:
+            self._away_since = None
+            log.warning("reading from Kafka at %s again", self._bootstrap)
+
+    def _follow_topics(self, consumer: Any) -> None:
+        """Without a group: assign all partitions of all topics that match, and look for new ones now and then."""
+        now = time.monotonic()
+        if not self._alone or now - self._topics_at < self._metadata_max_age_s:
+            return
+        topics = [topic for topic in consumer.topics() if re.match(self._pattern, topic)]
+        self._topics_at = now
+        found = {(t, p) for t in topics for p in consumer.partitions_for_topic(t) or ()}
+        before = as_partitions(consumer.assignment())
+        # A topic that is deleted and made again may be missing for a moment.
+        absent, self._absent = self._absent, before - found
+        gone = self._absent & absent
+        if found - before or gone:
+            consumer.assign([TopicPartition(*one) for one in (before | found) - gone])
+            self._drop(gone)
+            self._lost |= gone
+            self._unpositioned |= found - before
 
     def _check(self, record: Any) -> VideoRecord:
         self._next_offsets[record.topic, record.partition] = record.offset + 1
@@ -173,28 +214,66 @@ class KafkaVideoReader:
         self._unpositioned -= partitions
         for partition in partitions:
             self._commits.pop(partition, None)
+            self._ends.pop(partition, None)
+        if self._guard is not None:
+            self._guard.forget(partitions)
 
-    def _seek_assigned(self, consumer: Any) -> set[Partition]:
-        """Seek newly assigned partitions to their first offset to read. Records already fetched of them are void."""
-        if not self._unpositioned:
+    def _seek_unpositioned(self, consumer: Any, guard: FetchGuard) -> set[Partition]:
+        """Seek partitions to their first offset to read. Records already fetched of them are void.
+
+        Those that the broker says nothing about stay unpositioned, and cost the others nothing.
+        """
+        self._unpositioned |= guard.out_of_range
+        void = self._unpositioned & as_partitions(consumer.assignment())
+        if not void:
             return set()
-        partitions = {TopicPartition(*partition) for partition in self._unpositioned}
-        oldest_ms = round((time.time() - self._fresh_s) * 1000)
-        fresh = consumer.offsets_for_times(dict.fromkeys(partitions, oldest_ms))
-        ends = consumer.end_offsets(list(partitions))
-        for partition in partitions:
-            # At the group's commit, but not before the oldest fresh record; if it stayed ours, where we were.
-            start = fresh[partition].offset if fresh.get(partition) is not None else ends[partition]
-            start = max(start, consumer.committed(partition) or 0)
-            if (partition.topic, partition.partition) not in self._lost:
-                start = max(start, self._next_offsets.get((partition.topic, partition.partition), 0))
-            # Past the end of a broker that has lost its data, the client itself continues at the end.
-            consumer.seek(partition, start)
-            self._next_offsets[partition.topic, partition.partition] = start
-        moved, self._unpositioned = self._unpositioned, set[Partition]()
-        return moved
+        for partitions in ([*void], *([one] for one in list(void)[:MAX_SINGLE_LOOKUPS])):
+            waiting = [TopicPartition(*one) for one in partitions if one in self._unpositioned]
+            if not waiting:
+                break
+            try:
+                starts = self._first_offsets(consumer, waiting, guard.out_of_range)
+            except (KafkaError, OSError, ValueError, AssertionError) as error:
+                log.warning("no offsets of %d partitions, asking again: %s", len(waiting), error)
+                continue
+            for tp, start in starts.items():
+                consumer.seek(tp, start)
+                self._next_offsets[tp.topic, tp.partition] = start
+                self._ends.pop((tp.topic, tp.partition), None)
+                guard.ends.pop((tp.topic, tp.partition), None)
+                self._unpositioned.discard((tp.topic, tp.partition))
+                guard.out_of_range.discard((tp.topic, tp.partition))
+        guard.resume(0.0)
+        return void
 
-    # -- commits, dead letters, lag --
+    def _first_offsets(
+        self, consumer: Any, partitions: list[TopicPartition], out_of_range: set[Partition]
+    ) -> dict[TopicPartition, int]:
+        """At the group's commit, but not before the oldest fresh record; if a partition stayed ours, where we were."""
+        oldest_ms = round((time.time() - self._fresh_s) * 1000)
+        fresh = consumer.offsets_for_times(dict.fromkeys(partitions, oldest_ms), timeout_ms=LOOKUP_MS)
+        ends = consumer.end_offsets(partitions, timeout_ms=LOOKUP_MS)
+        starts: dict[TopicPartition, int] = {}
+        for tp in partitions:
+            partition, end = (tp.topic, tp.partition), ends[tp]
+            was = None if partition in self._lost else self._next_offsets.get(partition)
+            start = fresh[tp].offset if fresh.get(tp) is not None else end
+            if partition in self._give_up:
+                self._give_up.discard(partition)
+                start = end
+                self._skipped.add(
+                    partition, was or 0, end - 1, "unreadable", "reading stood still here twice"
+                )
+            elif partition in out_of_range:
+                # Retention has overtaken us; or the topic was made again, or the broker has lost its data.
+                reason = "overtaken" if (was or 0) <= start else "remade"
+                self._skipped.add(partition, was or 0, start - 1, reason, f"it goes on at offset {start}")
+            else:
+                start = max(start, consumer.committed(tp, timeout_ms=LOOKUP_MS) or 0, was or 0)
+            starts[tp] = start
+        return starts
+
+    # -- commits, dead letters, progress --
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Set where a restart continues. Written within about a second, and before a partition is revoked."""
@@ -203,9 +282,12 @@ class KafkaVideoReader:
     def _write_commits(self, consumer: Any) -> None:
         now = time.monotonic()
         if self._commits and now - self._committed_at >= COMMIT_EVERY_S:
-            consumer.commit_async(as_offsets(self._commits))
-            self._commits.clear()
             self._committed_at = now
+            try:
+                consumer.commit_async(as_offsets(self._commits))
+                self._commits.clear()
+            except (KafkaError, OSError, AssertionError) as error:
+                log.warning("a commit was not written, trying again: %s", error)
 
     def take_lost(self) -> set[Partition]:
         """Partitions that were lost to another member since the last call."""
@@ -216,29 +298,78 @@ class KafkaVideoReader:
 
     def dead_letter(self, record: VideoRecord, reason: str) -> None:
         """Copy a record to the dead-letter topic. While the broker is away, it is lost."""
-        now = time.monotonic()
-        if self._dead_letters is None and now >= self._dead_letters_retry_at:
-            self._dead_letters_retry_at = now + RETRY_S
-            try:
-                self._dead_letters = KafkaVideoWriter(
-                    self._bootstrap, self._dead_letter_topic, num_partitions=1, access=self._access
-                )
-            except LogLost as error:
-                log.warning("a dead letter could not be written: %s", error)
-        if self._dead_letters is not None:
-            self._dead_letters.send_record(dead_letter_record(record, reason))
+        self._dead_letters.send_record(dead_letter_record(record, reason))
 
-    def _update_lag(self, consumer: Any) -> None:
-        lag = 0
-        for partition in consumer.assignment():
-            end = consumer.highwater(partition)
-            if end is not None:
-                lag += max(0, end - self._next_offsets.get((partition.topic, partition.partition), end))
-        self._lag = lag
+    def _observe(self, consumer: Any) -> None:
+        """Note the progress; connect anew when there is none although records wait."""
+        now = time.monotonic()
+        if consumer is not None and self._guard is not None:
+            self._raise_ends(self._guard.ends)
+            failing = set(self._guard.problems)
+            partitions = as_partitions(consumer.assignment()) - self._unpositioned - failing
+            self._ask_for_ends(consumer, partitions, now)
+            self._progress.update(partitions, self._next_offsets, self._ends, now)
+        standstill_s, stuck = self._progress.standstill(now)
+        problem = ""
+        if self._away_since is not None:
+            standstill_s = max(standstill_s, now - self._away_since)
+            problem = f"no answer from Kafka at {self._bootstrap}: {self._away_error}"
+        elif stuck is not None and standstill_s > REBUILD_AFTER_S:
+            problem = (
+                f"topic {stuck[0]}, partition {stuck[1]}: {self._progress.lag()[stuck]} records wait at offset "
+                f"{self._next_offsets.get(stuck)}, and none was read for {standstill_s:.0f} s"
+            )
+        if self._consumer is not None and standstill_s > REBUILD_AFTER_S and self._progress.may_rebuild(now):
+            self._rebuild(stuck, problem)
+        self._status = ReaderStatus(
+            standstill_s=standstill_s,
+            problem=problem,
+            away=not self._reachable,
+            lag=self._progress.lag(),
+            num_failing=len(self._guard.problems) if self._guard is not None else 0,
+            num_skipped=dict(self._skipped.counts),
+            num_rebuilds=self._num_rebuilds,
+        )
+
+    def _raise_ends(self, ends: Mapping[Partition, int]) -> None:
+        """Ends only grow until a partition is sought anew. The embedded broker's answers about them are too low."""
+        for partition, end in ends.items():
+            self._ends[partition] = max(end, self._ends.get(partition, 0))
+
+    def _ask_for_ends(self, consumer: Any, partitions: set[Partition], now: float) -> None:
+        """A client that fetches nothing does not know either that records wait: ask now and then."""
+        if not partitions or now - self._ends_at < ASK_EVERY_S:
+            return
+        self._ends_at = now
+        try:
+            ends = consumer.end_offsets([TopicPartition(*one) for one in partitions], timeout_ms=LOOKUP_MS)
+        except (KafkaError, OSError, ValueError, AssertionError) as error:
+            self._report_away(error)
+        else:
+            self._raise_ends({(tp.topic, tp.partition): end for tp, end in ends.items()})
+            self._report_back()
+
+    def _rebuild(self, stuck: Partition | None, problem: str) -> None:
+        """Read on with a new connection, at the same offsets; at the end of a partition that is stuck again."""
+        log.warning("%s; connecting to Kafka anew", problem)
+        self._num_rebuilds += 1
+        if stuck is not None:
+            offset = self._next_offsets.get(stuck, 0)
+            if self._stuck_at.get(stuck) == offset:
+                self._give_up.add(stuck)
+            self._stuck_at = {stuck: offset}
+        consumer, self._consumer, self._guard = self._consumer, None, None
+        self._unpositioned |= as_partitions(consumer.assignment()) if self._alone else set()
+        self._joining = not self._alone
+        threading.Thread(target=close_consumer, args=(consumer,), name="close-consumer", daemon=True).start()
 
     def lag(self) -> int:
         """Number of records written but not yet read, as far as known."""
-        return self._lag
+        return sum(self._status.lag.values())
+
+    def status(self) -> ReaderStatus:
+        """How it gets on, for metrics and health."""
+        return self._status
 
     def close(self) -> None:
         """Write the last commit and leave the group; two seconds at most each."""
@@ -252,9 +383,7 @@ class KafkaVideoReader:
             log.warning("the last commit was not written: %s", error)
         finally:
             self._consumer = None
-            if self._dead_letters is not None:
-                self._dead_letters.flush(2.0)
-                self._dead_letters.close()
+            self._dead_letters.close()
 
 
 class RebalanceListener(ConsumerRebalanceListener):
@@ -271,13 +400,3 @@ class RebalanceListener(ConsumerRebalanceListener):
 
     def on_partitions_lost(self, lost: Any) -> None:
         self.reader.on_lost(as_partitions(lost))
-
-
-def as_partitions(partitions: Any) -> set[Partition]:
-    """The client's partitions as ours."""
-    return {(one.topic, one.partition) for one in partitions}
-
-
-def as_offsets(commits: Mapping[Partition, int]) -> dict[TopicPartition, OffsetAndMetadata]:
-    """Our commits as the client's."""
-    return {TopicPartition(*one): OffsetAndMetadata(offset, "", -1) for one, offset in commits.items()}

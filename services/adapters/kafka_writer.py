@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from services.messages.video import VideoPacket
 from services.messages.video_record import RawRecord, encode_packet
 from services.ports.video_log import LogLost
 
+log = logging.getLogger(__name__)
 client: Any = kafka  # type checkers carry the stubs of version 2
 
 NUM_PARTITIONS = 8  # of a topic created here: at most this many FrameFifo replicas can share it
@@ -154,3 +156,32 @@ class KafkaVideoWriter:
     def close(self) -> None:
         """Write pending packets for two seconds at most, then disconnect."""
         self._producer.close(timeout=2)
+
+
+class LateVideoWriter:
+    """Connects with the first record: for a topic that few records go to. While the broker is away, they are lost."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, *, access: KafkaAccess = OPEN) -> None:
+        self._bootstrap, self._topic, self._access = bootstrap_servers, topic, access
+        self._writer: KafkaVideoWriter | None = None
+        self._retry_at = 0.0  # monotonic
+
+    def send_record(self, record: RawRecord) -> None:
+        """Write a record soon, or drop it. Never raises."""
+        now = time.monotonic()
+        if self._writer is None and now >= self._retry_at:
+            self._retry_at = now + RETRY_S
+            try:
+                self._writer = KafkaVideoWriter(
+                    self._bootstrap, self._topic, num_partitions=1, access=self._access
+                )
+            except LogLost as error:
+                log.warning("topic %s: a record could not be written: %s", self._topic, error)
+        if self._writer is not None:
+            self._writer.send_record(record)
+
+    def close(self) -> None:
+        """Write pending records for four seconds at most, then disconnect."""
+        if self._writer is not None:
+            self._writer.flush(2.0)
+            self._writer.close()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.frame_fifo.camera_decoder import CameraDecoder
-from services.frame_fifo.metrics import FrameFifoMetrics
+from services.frame_fifo.metrics import UPDATE_EVERY_S, FrameFifoMetrics
 from services.frame_fifo.record_batch import NewestInBatch, Source, interleave, newest_by_source
 from services.messages.video import VideoPacket
 from services.messages.video_record import Partition, VideoRecord
@@ -30,6 +30,7 @@ READ_AHEAD_BYTES = 64 * 2**20  # of a backlog, before decoding starts
 READ_AHEAD_S = 1.0
 DEAD_LETTER_BURST = 100  # dead letters written at once; all are counted
 DEAD_LETTERS_PER_S = 10.0
+MAX_STANDSTILL_S = 10.0  # then the replica is replaced
 ERROR_PAUSE_S = 1.0  # after an unexpected error, so that the loop does not spin
 
 
@@ -66,6 +67,8 @@ class CameraReader:
         self._image_size = image_size
         self._stop = threading.Event()
         self._caught_up_at = float("-inf")  # monotonic: when all written records had last been read
+        self._alive_at = time.monotonic()  # when the thread last began something
+        self._reported_at = float("-inf")  # monotonic
         self._decode_s = 0.0  # how long the last batch took to decode
         self._committed: dict[Partition, int] = {}
         self._dead_letter_budget = float(DEAD_LETTER_BURST)
@@ -80,6 +83,17 @@ class CameraReader:
                 log.exception("reading the cameras failed, trying again")
                 self._stop.wait(ERROR_PAUSE_S)
 
+    def check(self) -> None:
+        """RuntimeError when reading stands still and another replica might get on. From any thread."""
+        silent_s = time.monotonic() - self._alive_at
+        if silent_s > MAX_STANDSTILL_S:
+            raise RuntimeError(
+                f"the thread that reads the cameras has been busy with one thing for {silent_s:.0f} s"
+            )
+        status = self._reader.status()
+        if status.standstill_s > MAX_STANDSTILL_S and not status.away:
+            raise RuntimeError(f"reading stands still: {status.problem}")
+
     def stop(self) -> None:
         """Ask `run` to end soon."""
         self._stop.set()
@@ -90,6 +104,7 @@ class CameraReader:
 
     def step(self) -> None:
         """Poll once and decode the records."""
+        self._alive_at = time.monotonic()
         records = self._read()
         lost = self._reader.take_lost()
         for source in [source for source in self._cameras if source[0] in lost]:
@@ -103,13 +118,20 @@ class CameraReader:
         for record in interleave(records):
             if self._stop.is_set():
                 return
+            self._alive_at = time.monotonic()
             self._take(record, newest)
         self._decode_s = time.monotonic() - began
         self._forget_silent()
         self._commit()
         recently = time.monotonic() - self._settings.silent_after_s
         up = {name for (_, name), camera in self._cameras.items() if camera.seen_at > recently}
+        self._report_status()
         self._metrics.update_reader(lag=lag, num_cameras=len(self._cameras), up=up)
+
+    def _report_status(self) -> None:
+        if time.monotonic() - self._reported_at >= UPDATE_EVERY_S:
+            self._reported_at = time.monotonic()
+            self._metrics.update_status(self._reader.status())
 
     def _read(self) -> list[VideoRecord]:
         """The next records. A backlog is read on before decoding starts: a broker returns the oldest records first, a

@@ -90,9 +90,12 @@ class FrameFifo:
         await asyncio.to_thread(self._reader.close)
 
     def check(self) -> None:
-        """RuntimeError when the reading thread has ended by itself."""
-        if self._loop is not None and not self._closed.is_set() and not self._thread.is_alive():
+        """RuntimeError when the reading thread has ended by itself, or reads nothing although records wait."""
+        if self._loop is None or self._closed.is_set():
+            return
+        if not self._thread.is_alive():
             raise RuntimeError("the thread that reads the cameras has ended")
+        self._cameras.check()
 
     def counts(self) -> FrameFifoCounts:
         """The counts since the start."""

@@ -23,8 +23,14 @@ from services.ports.metric_catalogue import (
     NEWEST_FRAME,
     PACKETS_READ,
     PACKETS_SKIPPED,
+    READER_FAILING,
+    READER_LAG,
+    READER_REBUILDS,
+    READER_SKIPPED,
+    READER_STANDSTILL,
 )
 from services.ports.recorder import MetricsRecorder
+from services.ports.video_log import ReaderStatus
 
 UPDATE_EVERY_S = 1.0
 SKIP_REASONS = ("late", "no_keyframe", "lost_packet", "damaged", "too_large", "repeated")
@@ -70,6 +76,7 @@ class FrameFifoMetrics:
         self._read: set[str] = set()
         self._up: set[str] = set()
         self._stored: set[str] = set()
+        self._reader = ReaderStatus()  # as last reported
 
     def packet_read(self, camera: str) -> None:
         """A packet of a camera was read."""
@@ -131,6 +138,21 @@ class FrameFifoMetrics:
         self._up |= set(up)
         for camera in self._up:
             self._recorder.set(CAMERA_UP, float(camera in up), camera)
+
+    def update_status(self, status: ReaderStatus) -> None:
+        """How the reader gets on. Thread-safe, unlike the others of the reader: it is called while it stands still."""
+        with self._lock:
+            last, self._reader = self._reader, status
+        for reason, count in status.num_skipped.items():
+            if more := count - last.num_skipped.get(reason, 0):
+                self._recorder.count(READER_SKIPPED, reason, by=more)
+        if more := status.num_rebuilds - last.num_rebuilds:
+            self._recorder.count(READER_REBUILDS, by=more)
+        self._recorder.set(READER_STANDSTILL, status.standstill_s)
+        self._recorder.set(READER_FAILING, status.num_failing)
+        for topic, partition in last.lag.keys() | status.lag.keys():
+            lag = status.lag.get((topic, partition), 0)
+            self._recorder.set(READER_LAG, lag, topic, str(partition))
 
     def update_store(
         self, entries: Mapping[str, int], capacity: int, used_bytes: int, limit_bytes: int

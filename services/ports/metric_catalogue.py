@@ -24,6 +24,10 @@ DEAD_LETTER_REASONS = (
     *("access unit", "timestamp", "codec", "camera id (key)", "camera name"),
     *(f"header {name}" for name in ("codec", "keyframe", "pts", "time_base", "seq", "rotation")),
 )
+SKIPPED_BATCH_REASONS = (
+    *("codec", "checksum", "damaged", "too_large", "old_format"),
+    *("overtaken", "remade", "unreadable"),
+)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -156,6 +160,34 @@ DEAD_LETTERS = frame_fifo(
     "Records that could not be used, by reason",
     "reason",
     zero_labels=tuple((reason,) for reason in DEAD_LETTER_REASONS),
+)
+READER_STANDSTILL = frame_fifo(
+    "gauge",
+    "streamchat_reader_seconds_since_progress",
+    "For how long records have waited in Kafka of which none was read, or Kafka has not answered; 0: reading gets on",
+)
+READER_LAG = frame_fifo(
+    "gauge",
+    "streamchat_reader_lag_messages",
+    "Records of a partition in Kafka that were not read yet",
+    "topic",
+    "partition",
+)
+READER_FAILING = frame_fifo(
+    "gauge", "streamchat_reader_failing_partitions", "Partitions that Kafka does not let us read"
+)
+READER_SKIPPED = frame_fifo(
+    "counter",
+    "streamchat_reader_batches_skipped_total",
+    "Record batches that could not be read, by reason: codec, checksum, damaged, too_large (decompressed), old_format; "
+    "and places where reading went on elsewhere: overtaken (by retention), remade (the topic), unreadable",
+    "reason",
+    zero_labels=tuple((reason,) for reason in SKIPPED_BATCH_REASONS),
+)
+READER_REBUILDS = frame_fifo(
+    "counter",
+    "streamchat_reader_rebuilds_total",
+    "New connections to Kafka because reading stood still",
 )
 LAG = frame_fifo("gauge", "streamchat_kafka_consumer_lag_messages", "Records in Kafka that were not read yet")
 FRAMES_INGESTED = frame_fifo(

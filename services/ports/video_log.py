@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.messages.video import VideoPacket
@@ -15,6 +16,23 @@ from services.messages.video_record import Partition, VideoRecord
 
 class LogLost(ConnectionError):
     """The broker cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderStatus:
+    """How a reader gets on."""
+
+    standstill_s: float = (
+        0.0  # for so long, records have waited of which none was read, or the log has been away
+    )
+    problem: str = ""  # why it stands still; empty: it does not
+    away: bool = False  # the log cannot be reached: another reader could not reach it either
+    lag: Mapping[Partition, int] = field(default_factory=dict[Partition, int])  # unread records
+    num_failing: int = 0  # partitions that the broker does not let us read
+    num_skipped: Mapping[str, int] = field(
+        default_factory=dict[str, int]
+    )  # batches since the start, by reason
+    num_rebuilds: int = 0  # how often it connected anew because it stood still
 
 
 class VideoWriter(Protocol):
@@ -34,7 +52,7 @@ class VideoWriter(Protocol):
 
 
 class VideoReader(Protocol):
-    """One member of a consumer group. One thread uses it; only `lag` may be called from any thread."""
+    """One member of a consumer group. One thread uses it; `lag` and `status` may be called from any thread."""
 
     def poll(self, timeout_s: float, max_records: int) -> list[VideoRecord]:
         """Next records, in order per partition; empty after `timeout_s` or while the log cannot be reached."""
@@ -54,6 +72,10 @@ class VideoReader(Protocol):
 
     def lag(self) -> int:
         """Number of records written but not yet read, as far as known."""
+        ...
+
+    def status(self) -> ReaderStatus:
+        """How it gets on, for metrics and health."""
         ...
 
     def close(self) -> None:

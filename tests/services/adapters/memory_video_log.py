@@ -21,6 +21,7 @@ from services.messages.video_record import (
     dead_letter_record,
     encode_packet,
 )
+from services.ports.video_log import ReaderStatus
 
 
 class MemoryBroker:
@@ -171,6 +172,13 @@ class MemoryVideoReader:
         """Number of unread records in the assigned partitions."""
         with self.broker.changed:
             return sum(len(self.broker.records[p]) - position for p, position in self.positions.items())
+
+    def status(self) -> ReaderStatus:
+        """It never stands still."""
+        with self.broker.changed:
+            return ReaderStatus(
+                lag={p: len(self.broker.records[p]) - position for p, position in self.positions.items()}
+            )
 
     def close(self) -> None:
         """Leave the group."""

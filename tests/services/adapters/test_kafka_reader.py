@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
+import kafka
+import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from services.adapters.kafka_reader import KafkaVideoReader
@@ -135,3 +139,76 @@ def test_a_broker_behind_tls_and_a_password_is_written_and_read(secured: Secured
 
         assert wait_until(one_is_bad, 60)
         assert wait_until(its_letter_is_found, 60)
+
+
+def test_a_client_that_fetches_nothing_is_replaced(own_broker: Broker) -> None:
+    """Whatever the reason, nobody may stay without pictures: here, fetching itself is broken."""
+    with (
+        closing(KafkaVideoWriter(own_broker.bootstrap_servers, "cameras")) as log,
+        closing(
+            KafkaVideoReader(own_broker.bootstrap_servers, topic_pattern="cameras", group="g", alone=True)
+        ) as reader,
+    ):
+        seq = send_until_read(log, reader, 0)
+        broken: Any = reader._consumer  # pyright: ignore[reportPrivateUsage]
+        broken._fetcher.fetch_records = lambda *_, **__: ({}, True)
+        began = time.monotonic()
+        problems: set[str] = set()
+        longest_s = 0.0
+        while reader.status().num_rebuilds == 0:
+            log.send(replace(PACKET, captured_s=time.time(), seq=seq))
+            seq += 1
+            reader.poll(0.1, 100)
+            problems.add(reader.status().problem[:27])
+            longest_s = max(longest_s, reader.status().standstill_s)
+            assert time.monotonic() - began < 10
+        assert "topic cameras, partition" in "".join(problems)
+        assert 5 < longest_s < 10
+        send_until_read(log, reader, seq)
+        reader.poll(0.1, 100)
+        assert reader.status().standstill_s < 5
+        assert not reader.status().away
+
+
+def test_a_broker_that_hangs_is_named(own_broker: Broker) -> None:
+    with (
+        closing(KafkaVideoWriter(own_broker.bootstrap_servers, "cameras")) as log,
+        closing(
+            KafkaVideoReader(own_broker.bootstrap_servers, topic_pattern="cameras", group="g", alone=True)
+        ) as reader,
+    ):
+        seq = send_until_read(log, reader, 0)
+        own_broker.process.send_signal(signal.SIGSTOP)
+        try:
+
+            def is_named() -> bool:
+                reader.poll(0.1, 100)
+                return "no answer from Kafka" in reader.status().problem and reader.status().away
+
+            assert wait_until(is_named, 30)
+        finally:
+            own_broker.process.send_signal(signal.SIGCONT)
+        send_until_read(log, reader, seq + 1000)
+        assert not reader.status().away
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_topic_that_is_deleted_and_made_again_is_read(own_broker: Broker, *, alone: bool) -> None:
+    admin: Any = kafka
+    with (
+        closing(KafkaVideoWriter(own_broker.bootstrap_servers, "cameras", num_partitions=1)) as log,
+        closing(
+            KafkaVideoReader(
+                own_broker.bootstrap_servers,
+                topic_pattern="cameras",
+                group="g",
+                metadata_max_age_s=0.5,
+                alone=alone,
+            )
+        ) as reader,
+    ):
+        seq = send_until_read(log, reader, 0)
+        seq = send_until_read(log, reader, seq)
+        with closing(admin.KafkaAdminClient(bootstrap_servers=own_broker.bootstrap_servers)) as client:
+            client.delete_topics(["cameras"])
+        send_until_read(log, reader, seq)

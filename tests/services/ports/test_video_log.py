@@ -68,7 +68,7 @@ def memory_log(name: str) -> Log:
     )
 
 
-def kafka_log(name: str, servers: str, stack: ExitStack) -> Log:
+def kafka_log(name: str, servers: str, stack: ExitStack, *, alone: bool) -> Log:
     return Log(
         name,
         lambda topic: stack.enter_context(closing(KafkaVideoWriter(servers, topic, max_packet_bytes=LIMIT))),
@@ -79,6 +79,7 @@ def kafka_log(name: str, servers: str, stack: ExitStack) -> Log:
             dead_letter_topic=f"{name}.dead",
             max_packet_bytes=LIMIT,
             metadata_max_age_s=0.5,
+            alone=alone,
             **options,
         ),
         lambda count: kafka_headers(servers, f"{name}.dead", count),
@@ -96,14 +97,14 @@ def kafka_headers(servers: str, topic: str, count: int) -> list[dict[str, bytes]
         consumer.close()
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", "kafka", "kafka-alone"])
 def log(request: pytest.FixtureRequest, unique: str) -> Iterator[Log]:
     if request.param == "memory":
         yield memory_log(unique)
         return
     broker: Broker = request.getfixturevalue("broker")
     with ExitStack() as stack:
-        yield kafka_log(unique, broker.bootstrap_servers, stack)
+        yield kafka_log(unique, broker.bootstrap_servers, stack, alone=request.param == "kafka-alone")
 
 
 def read(reader: VideoReader, count: int, timeout_s: float = 20.0) -> list[VideoRecord]:
@@ -192,6 +193,7 @@ def test_bad_records_are_problems_and_dead_letters(log: Log) -> None:
         assert [r.packet.seq for r in read(reader, 1) if r.packet] == [2]
 
 
+@pytest.mark.parametrize("log", ["memory", "kafka"], indirect=True)
 def test_two_members_share_and_one_takes_over(log: Log) -> None:
     writer = log.writer(log.name)
     cameras = {f"camera-{i}".encode() for i in range(16)}
