@@ -30,8 +30,8 @@ from services.ports.video_log import ReaderStatus
 log = logging.getLogger(__name__)
 COMMIT_EVERY_S = 1.0
 ASK_EVERY_S = 2.0  # where the partitions end
-LOOKUP_MS = 2000  # for an answer about offsets
-MAX_SINGLE_LOOKUPS = 3  # in a row, of partitions that do not answer together
+LOOKUP_MS = 1000  # for an answer about offsets
+MAX_SINGLE_LOOKUPS = 2  # in a row, of partitions that do not answer together
 MAX_BATCH_PACKETS = 8  # of the largest size: what a compressed batch may decompress to
 JOIN_S = 3.5  # the embedded broker takes 3 s to admit a member
 
@@ -137,7 +137,6 @@ class KafkaVideoReader:
         return self._consumer, self._guard
 
     def _report_away(self, error: BaseException) -> None:
-        """Log once that the broker is away."""
         self._away_error = f"{type(error).__name__}: {error}"
         if self._away_since is None:
             self._away_since = time.monotonic()
@@ -332,7 +331,7 @@ class KafkaVideoReader:
         )
 
     def _raise_ends(self, ends: Mapping[Partition, int]) -> None:
-        """Ends only grow until a partition is sought anew. The embedded broker's answers about them are too low."""
+        """They only grow until a partition is sought anew: the embedded broker's answers may be too low."""
         for partition, end in ends.items():
             self._ends[partition] = max(end, self._ends.get(partition, 0))
 
@@ -364,11 +363,9 @@ class KafkaVideoReader:
         threading.Thread(target=close_consumer, args=(consumer,), name="close-consumer", daemon=True).start()
 
     def lag(self) -> int:
-        """Number of records written but not yet read, as far as known."""
         return sum(self._status.lag.values())
 
     def status(self) -> ReaderStatus:
-        """How it gets on, for metrics and health."""
         return self._status
 
     def close(self) -> None:

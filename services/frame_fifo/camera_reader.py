@@ -30,7 +30,8 @@ READ_AHEAD_BYTES = 64 * 2**20  # of a backlog, before decoding starts
 READ_AHEAD_S = 1.0
 DEAD_LETTER_BURST = 100  # dead letters written at once; all are counted
 DEAD_LETTERS_PER_S = 10.0
-MAX_STANDSTILL_S = 10.0  # then the replica is replaced
+MAX_STANDSTILL_S = 10.0  # of reading; then the replica is replaced
+MAX_BUSY_S = 20.0  # with one poll or one packet; likewise
 ERROR_PAUSE_S = 1.0  # after an unexpected error, so that the loop does not spin
 
 
@@ -86,7 +87,7 @@ class CameraReader:
     def check(self) -> None:
         """RuntimeError when reading stands still and another replica might get on. From any thread."""
         silent_s = time.monotonic() - self._alive_at
-        if silent_s > MAX_STANDSTILL_S:
+        if silent_s > MAX_BUSY_S:
             raise RuntimeError(
                 f"the thread that reads the cameras has been busy with one thing for {silent_s:.0f} s"
             )
