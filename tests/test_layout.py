@@ -19,7 +19,7 @@ from model.config import PROJECT_ROOT
 PACKAGES = ("model", "services", "training")
 FORBIDDEN = {"model": {"services", "training"}, "services": {"training"}, "training": {"services"}}
 ONLY = {  # what only these files of services/ may import
-    "kafka": {"kafka_reader.py", "kafka_writer.py"},
+    "kafka": {"kafka_batches.py", "kafka_consumer.py", "kafka_reader.py", "kafka_writer.py"},
     "redis": {"redis_connection.py", "redis_frame_store.py"},
     "ray": {"app.py", "local_ray.py", "ray_recorder.py"},
 }
