@@ -15,24 +15,28 @@ WARMUP_RUNS = 4  # capturing costs about as much as some runs: only what goes on
 
 
 class GraphRunner:
-    """Calls `run`; after the warm-up runs it calls the graph that `capture` made of it, if it could."""
+    """Calls a computation; after the warm-up runs it calls the graph that `capture` made of it, if it could.
 
-    def __init__(self, run: Run, capture: Callable[[Run], Run] | None) -> None:
+    It never keeps the computation: the owner's own method would keep the owner alive, with all of its memory.
+    """
+
+    def __init__(self, capture: Callable[[Run], Run] | None) -> None:
         """`capture` None: nothing is gained by capturing (on a CPU)."""
-        self._run, self._capture, self._num_runs = run, capture, 0
+        self._capture, self._num_runs = capture, 0
+        self._graph: Run | None = None
 
-    def __call__(self) -> None:
-        """Run once more, with what the memory holds now."""
+    def __call__(self, run: Run) -> None:
+        """Run once more, always the same computation, with what the memory holds now."""
         if self._capture is not None and self._num_runs >= WARMUP_RUNS:
             capture, self._capture = self._capture, None
             try:
-                self._run = capture(self._run)
+                self._graph = capture(run)
             except RuntimeError:
                 log.exception(
                     "a step could not be captured as a CUDA graph; its operations are launched one by one"
                 )
         self._num_runs += 1
-        self._run()
+        (self._graph or run)()
 
 
 def capture_graph(run: Run) -> Run:

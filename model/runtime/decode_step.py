@@ -38,7 +38,7 @@ class DecodeStep:
         self._text = DecodeTextAttention(text, rows, self.buffers)
         self._frames = DecodeFrameAttention(model.rope, frames, rows, self.buffers)
         self.logits = model.logits_buffer(len(rows))  # [N, V]
-        self.run = GraphRunner(self._run, capture_graph if text.device.type == "cuda" else None)
+        self._graph = GraphRunner(capture_graph if text.device.type == "cuda" else None)
         self._advance()
 
     def advance(self, rows: Sequence[Dialog]) -> bool:
@@ -68,8 +68,11 @@ class DecodeStep:
         self._newest.copy_to_device()
         self._model.rope.write_rotation(self._positions, self.buffers.rotation, in_table=in_table(positions))
 
+    def run(self) -> None:
+        """Write `logits`."""
+        self._graph(self._run)
+
     def _run(self) -> None:
-        """Writes `logits`."""
         self._model.forward(self.buffers, self)
         self._model.logits(self.buffers, self.logits)
 

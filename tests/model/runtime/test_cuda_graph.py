@@ -18,9 +18,9 @@ def test_it_is_captured_after_the_warm_up():
         assert said.pop() == "one by one"
         return lambda: said.append("graph")
 
-    runner = GraphRunner(lambda: said.append("one by one"), capture)
+    runner = GraphRunner(capture)
     for _ in range(WARMUP_RUNS + 2):
-        runner()
+        runner(lambda: said.append("one by one"))
     assert said == ["one by one"] * WARMUP_RUNS + ["graph"] * 2
 
 
@@ -33,10 +33,10 @@ def test_what_cannot_be_captured_is_run_as_before(caplog: pytest.LogCaptureFixtu
         num_tries += 1
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    runner = GraphRunner(lambda: said.append("run"), capture)
+    runner = GraphRunner(capture)
     with caplog.at_level(logging.ERROR):
         for _ in range(WARMUP_RUNS + 3):
-            runner()
+            runner(lambda: said.append("run"))
     assert len(said) == WARMUP_RUNS + 3
     assert num_tries == 1
     assert "could not be captured" in caplog.text

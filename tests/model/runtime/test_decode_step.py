@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -59,6 +61,21 @@ def test_the_same_dialogs_go_on_in_the_same_memory(small: StreamChat):
     engine.open_dialog("e", "a", PROMPT, DialogOptions())
     engine.step(["d", "e"])
     assert engine._runner.step is not step  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_step_that_is_replaced_is_freed_at_once(small: StreamChat):
+    """Without the cyclic garbage collector: a step of many dialogs owns much memory."""
+    engine = with_cameras(small, "a")
+    engine.open_dialog("d", "a", PROMPT, DialogOptions())
+    engine.step(["d"])
+    step = weakref.ref(engine._runner.step)  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+    engine.open_dialog("e", "a", PROMPT, DialogOptions())
+    gc.disable()
+    try:
+        engine.step(["d", "e"])
+        assert step() is None
+    finally:
+        gc.enable()
 
 
 def test_many_get_what_one_alone_gets(model: StreamChat):

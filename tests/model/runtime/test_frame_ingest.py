@@ -63,6 +63,35 @@ def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
     assert [frame for frame, _ in all_of(ingest)[0]] == new[2:]
 
 
+def test_a_camera_that_is_dropped_loses_its_frames_in_the_batch_too(model: StreamChat):
+    """Added again, it must not show frames of its former life."""
+    ingest = FrameIngest(model, PackedModel(model))
+    new, others = frames(model, "a", 2), frames(model, "b", 2)
+    ingest.add(new, 4)
+    ingest.add(others, 4)
+    ingest.run_piece(math.inf)
+    ingest.drop_camera("a")
+    again = frames(model, "a", 1)
+    ingest.add(again, 4)
+    assert [frame for frame, _ in all_of(ingest)[0]] == [*others, *again]
+
+
+def test_a_frame_that_fails_is_lost_alone(small: StreamChat):
+    ingest = FrameIngest(small, PackedModel(small))
+    new = frames(small, "a", 3)
+    broken = NewFrame("b", "broken", 0.0, new[0].features[:, 1:])
+    for frame in (new[0], broken, *new[1:]):
+        ingest.add([frame], 4)
+    ready: list[NewFrame] = []
+    num_errors = 0
+    while ingest.busy:
+        try:
+            ready += [frame for frame, _ in ingest.run_piece(math.inf)]
+        except RuntimeError:
+            num_errors += 1
+    assert (ready, num_errors) == (new, 1)
+
+
 def test_pieces_learn_how_large_they_may_be():
     budget = WorkBudget(8, 64)
     assert budget.num_tokens(1.0) == 8
