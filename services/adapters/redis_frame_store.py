@@ -195,7 +195,9 @@ class RedisFrameStore:
         if (
             self._connection.is_cluster
         ):  # the index is in another slot; it is written first, so no frame is unknown
-            self._connection.call(self._cameras, lambda redis: self._index(redis, frame.camera))
+            self._connection.call(
+                self._index_of(frame.camera), lambda redis: self._index(redis, frame.camera)
+            )
         answers = self._connection.call(next(iter(entries)), lambda redis: self._in_transaction(write, redis))
         if not any(isinstance(answer, Exception) for answer in answers):
             return True
@@ -228,6 +230,9 @@ class RedisFrameStore:
         self._has_transactions = False
         return write(redis)
 
+    def _index_of(self, camera: str) -> str:
+        return self._clips if is_private(camera) else self._cameras
+
     def _index(self, redis: Redis, camera: str) -> None:
         pipeline = new_pipeline(redis, self._has_transactions)
         self._add_to_index(pipeline, camera)
@@ -235,7 +240,7 @@ class RedisFrameStore:
 
     def _add_to_index(self, pipeline: Any, camera: str) -> None:
         now_s = time.time()
-        index = self._clips if is_private(camera) else self._cameras
+        index = self._index_of(camera)
         pipeline.zadd(index, {camera: now_s})
         pipeline.pexpire(index, _milliseconds(INDEX_KEPT_S))
         if is_private(camera):
