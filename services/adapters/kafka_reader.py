@@ -16,7 +16,6 @@ from kafka.structs import TopicPartition
 from services.adapters.kafka_access import OPEN, KafkaAccess, check_reachable
 from services.adapters.kafka_batches import FetchGuard, SkippedBatches
 from services.adapters.kafka_consumer import as_offsets, as_partitions, close_consumer, make_consumer
-from services.adapters.kafka_progress import REBUILD_AFTER_S, ReadingProgress
 from services.adapters.kafka_writer import RETRY_S, LateVideoWriter
 from services.messages.video_record import (
     Partition,
@@ -25,6 +24,7 @@ from services.messages.video_record import (
     check_record,
     dead_letter_record,
 )
+from services.ports.reading_progress import REBUILD_AFTER_S, ReadingProgress
 from services.ports.video_log import ReaderStatus
 
 log = logging.getLogger(__name__)

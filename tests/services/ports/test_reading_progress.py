@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.adapters.kafka_progress import REBUILD_EVERY_S, ReadingProgress
+from services.ports.reading_progress import REBUILD_EVERY_S, ReadingProgress
 
 DOOR, YARD = ("cameras", 0), ("cameras", 1)
 
