@@ -26,7 +26,7 @@ from services.adapters.kafka_batches import ReadableRecords, SkippedBatches
 from services.adapters.kafka_reader import KafkaVideoReader
 from services.local.embedded_servers import Broker
 from services.messages.video_record import encode_packet
-from tests.services.adapters.kafka_packets import PACKET
+from tests.services.kafka_packets import PACKET
 
 LIMIT = 100_000
 builder: Any = kafka_records.DefaultRecordBatchBuilder

@@ -21,7 +21,7 @@ from services.messages.video import VideoPacket
 from services.messages.video_record import RawRecord, VideoRecord, encode_packet
 from services.processes.polling import wait_until
 from tests.secured_servers import SecuredServers
-from tests.services.adapters.kafka_packets import PACKET, secured_access
+from tests.services.kafka_packets import PACKET, secured_access
 
 
 def send_until_read(log: KafkaVideoWriter, reader: KafkaVideoReader, first_seq: int) -> int:

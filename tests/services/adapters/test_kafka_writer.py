@@ -19,7 +19,7 @@ from services.adapters.kafka_writer import PENDING_BYTES, KafkaVideoWriter
 from services.local.embedded_servers import Broker, free_port
 from services.ports.video_log import LogLost
 from tests.secured_servers import SecuredServers, certificates
-from tests.services.adapters.kafka_packets import PACKET, secured_access
+from tests.services.kafka_packets import PACKET, secured_access
 
 
 def test_a_broker_that_stands_still_costs_bounded_memory(own_broker: Broker) -> None:
