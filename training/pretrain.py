@@ -1,8 +1,8 @@
-"""Pretrain: stage 1 teaches the adapter, stage 2 the vision encoder and the V-FFNs as well (paper, section 3.1).
+"""Pretraining (paper, section 3.1): stage 1 trains the adapter, stage 2 also the vision encoder, V-FFNs and gates.
 
     python training/pretrain.py --recipe pretrain_stage1 --model streamchat-7b --rows rows.parquet --out stage1
 
-Killed, it goes on from its last checkpoint when started again. docs/training.md has the whole way.
+A killed run continues from its last checkpoint when the same command is started again. See docs/training.md.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training.run.launch import main
+from training.run.launch import parse_options, prepare_run, run_training
 from training.run.recipe import PRETRAINING_RECIPES
 
+
+def main() -> None:
+    """Train one stage, and print the folder of the trained model."""
+    # 1. Choose the recipe of the stage and change its fields as the command line says.
+    recipe, options = parse_options(PRETRAINING_RECIPES, __doc__)
+    # 2. Prepare the initial model, check the rows, and write run/recipe.json.
+    plan = prepare_run(recipe, options)
+    # 3. Train with Ray Train. Each worker runs training/run/train_loop.py. Rank 0 writes the model to plan.out.
+    run_training(plan, options)
+    print(f"trained: {plan.out}")
+
+
 if __name__ == "__main__":
-    main(PRETRAINING_RECIPES, __doc__)
+    main()

@@ -51,7 +51,7 @@ def make_plan(work: Path, *, wide: bool) -> Plan:
     num = write_row_table(work / "rows.arrow", question_rows(work / "clips"))
     recipe = replace(smoke(), steps=4, global_batch=4, micro_batch=1)
     return Plan(
-        recipe=recipe, start=start, out=work / "out", table=work / "rows.arrow", num_rows=num,
+        recipe=recipe, initial_model=start, out=work / "out", row_table=work / "rows.arrow", num_rows=num,
         frame_cache=work / "cache",
     )  # fmt: skip
 
@@ -62,9 +62,9 @@ def measure(plan: Plan, workers: int, work: Path) -> dict[str, Any]:
         reports = pool.train(plan, workers, work)
     return {
         "workers": workers,
-        "held_mb": round(max(sum(t["held"].values()) for t in reports) / 1e6, 1),
-        "grown_mb": round(max(t["grown"] for t in reports) / 1e6, 1),
-        "step_s": round(statistics.median(s["seconds"] for s in reports[0]["steps"][1:]), 3),
+        "held_mb": round(max(sum(t["bytes"].values()) for t in reports) / 1e6, 1),
+        "grown_mb": round(max(t["grown_bytes"] for t in reports) / 1e6, 1),
+        "step_s": round(statistics.median(s["duration_s"] for s in reports[0]["steps"][1:]), 3),
     }
 
 

@@ -1,4 +1,4 @@
-"""A training run with two workers that nothing disturbs, once for all tests of this folder."""
+"""A complete training run with two workers. All tests of this folder share it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.runs.submitted_job import SubmittedJob
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SubmittedJob:
-    """The rendered RayJob's command, submitted to a cluster."""
+def submitted_job(tmp_path_factory: pytest.TempPathFactory) -> SubmittedJob:
+    """The command of the rendered RayJob, submitted to a local Ray cluster. It has ended."""
     job = SubmittedJob(tmp_path_factory.mktemp("volume"))
-    assert job.status == 0, job.said[-8000:]
+    assert job.status == 0, job.output[-8000:]
     return job

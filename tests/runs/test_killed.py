@@ -1,6 +1,7 @@
-"""A run is watched by a live Prometheus, and killed twice: no kill changes what it learns.
+"""A run with a live Prometheus is killed twice. It must have the same samples and the same curve as a complete run.
 
-It stands still while it is watched, since one of its two workers does. The tests stand in the order of the run.
+The run pauses while the tests query Prometheus, because one of its two workers is suspended. The order of the tests
+matters.
 """
 
 from __future__ import annotations
@@ -28,103 +29,106 @@ pytestmark = pytest.mark.timeout(900)
 
 QUERIES = [pytest.param(asked, id=asked.where) for asked in of_panels() if asked.where.startswith("training")]
 DONE, TOKENS = "max(streamchat_train_done_ratio)", "sum(streamchat_train_tokens_total)"
-TOLERANCE = 1e-3  # relative: sums are taken in another order, and steps build on each other
+TOLERANCE = 1e-3  # relative: the order of the sums differs, and the differences grow from step to step
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A run that stands still at its step `first`, and will be killed at `second`, both taken by chance."""
+    """A run that is paused at its step `first` and will be killed at `second`. Both are random."""
 
     job: TrainingJob
-    follower: psutil.Process
+    rank_1: psutil.Process
     prometheus: PrometheusServer
-    before: tuple[float, float]  # done, and tokens, when it stood still for the first time
+    before: tuple[float, float]  # share of the run and tokens at the first pause
     first: int
     second: int
 
 
 @pytest.fixture(scope="module")
-def watched(undisturbed: SubmittedJob, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(submitted_job: SubmittedJob, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     first, second = sorted(int(s) for s in np.random.default_rng().choice(range(4, 8), 2, replace=False))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_metrics_report_interval_ms", "1000")
         out = tmp_path_factory.mktemp("killed") / "out"
-        job = TrainingJob(out, "--workers", "2", *undisturbed.options)
+        job = TrainingJob(out, "--workers", "2", *submitted_job.options)
     prometheus = PrometheusServer(tmp_path_factory.mktemp("prometheus"))
     try:
         job.wait_for_step(1)
-        (follower := job.follower()).suspend()
-        eventually(lambda: bool(telling(job)), "no agent of the training's Ray tells its metrics")
-        prometheus.scrape(telling(job)[0])
-        eventually(lambda: bool(prometheus.values(DONE) and prometheus.values(TOKENS)), "nothing is told")
+        (rank_1 := job.rank_1()).suspend()
+        eventually(lambda: bool(metric_addresses(job)), "no Ray agent exports the training metrics")
+        prometheus.scrape(metric_addresses(job)[0])
+        eventually(
+            lambda: bool(prometheus.values(DONE) and prometheus.values(TOKENS)),
+            "Prometheus has no training metrics",
+        )
         before = prometheus.values(DONE)[0], prometheus.values(TOKENS)[0]
-        follower.resume()
+        rank_1.resume()
         job.wait_for_step(first)
-        follower.suspend()
-        yield Watched(job, follower, prometheus, before, first, second)
+        rank_1.suspend()
+        yield Watched(job, rank_1, prometheus, before, first, second)
     finally:
         prometheus.close()
         if job.process.poll() is None:
             job.kill_everything()
 
 
-def telling(job: TrainingJob) -> list[str]:
-    """Where below the job somebody tells training metrics (HOST:PORT)."""
+def metric_addresses(job: TrainingJob) -> list[str]:
+    """HOST:PORT of the job's Ray agents that export training metrics."""
     addresses: list[str] = []
-    for process in job.family():
+    for process in job.child_processes():
         if "DashboardAgent" not in " ".join(process.cmdline()):
             continue
         ports = [
             each.laddr.port for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN
         ]
         addresses += [f"{HOST}:{port}" for port in ports]
-    return [address for address in addresses if "ray_streamchat_train_loss" in page(address)]
+    return [address for address in addresses if "ray_streamchat_train_loss" in metrics_page(address)]
 
 
-def page(address: str) -> str:
-    """What is at /metrics there; nothing when it is no such server."""
+def metrics_page(address: str) -> str:
+    """The text of /metrics, or "" if there is no such server."""
     try:
         return httpx.get(f"http://{address}/metrics", trust_env=False, timeout=5).text
     except (httpx.HTTPError, UnicodeDecodeError):
         return ""
 
 
-def test_a_run_goes_on_and_is_told(watched: Watched) -> None:
+def test_metrics_rise_while_the_run_continues(watched: Watched) -> None:
     done, tokens = watched.before
-    eventually(lambda: watched.prometheus.values(DONE)[0] > done, "the run stands still")
-    eventually(lambda: watched.prometheus.values(TOKENS)[0] > tokens, "no tokens are told")
+    eventually(lambda: watched.prometheus.values(DONE)[0] > done, "the run does not continue")
+    eventually(lambda: watched.prometheus.values(TOKENS)[0] > tokens, "the token counter does not rise")
 
 
 @pytest.mark.parametrize("asked", QUERIES)
 def test_every_query_returns_data(watched: Watched, asked: Asked) -> None:
-    eventually(lambda: bool(watched.prometheus.values(asked.expr)), f"nothing comes of {asked.expr}")
+    eventually(lambda: bool(watched.prometheus.values(asked.expr)), f"no data for {asked.expr}")
 
 
 def test_picture_of_the_dashboard(watched: Watched, tmp_path: Path) -> None:
     check_picture("training", watched.prometheus, tmp_path / "training.png")
 
 
-def test_killed_workers_and_a_killed_job_leave_no_trace_in_the_curve(
-    watched: Watched, undisturbed: SubmittedJob
+def test_killed_workers_and_a_killed_job_do_not_change_the_curve(
+    watched: Watched, submitted_job: SubmittedJob
 ) -> None:
     job, first, second = watched.job, watched.first, watched.second
-    watched.follower.resume()
+    watched.rank_1.resume()
     eventually(job.has_checkpoint, "no checkpoint after three steps")
     stops = [job.log()[-1]["step"]]
-    watched.follower.send_signal(signal.SIGKILL)
+    watched.rank_1.send_signal(signal.SIGKILL)
     job.wait_for_step(second, beyond=len(job.log()))
     job.kill_everything()
     stops.append(job.log()[-1]["step"])
-    job = TrainingJob(job.out, "--workers", "1", *undisturbed.options)  # one has the curve of two
+    job = TrainingJob(job.out, "--workers", "1", *submitted_job.options)  # one worker has the curve of two
     assert job.finish() == 0, job.text()
-    going_on = re.findall(r"going on from step \d+ with (\d) workers", job.text())
-    assert set(going_on) == {"2", "1"}
+    num_workers = re.findall(r"continuing from step \d+ with (\d) workers", job.text())
+    assert set(num_workers) == {"2", "1"}
     assert f"trained: {job.out}" in job.text()
     assert load_model(job.out).config.name
     steps = [row["step"] for row in job.log()]
-    assert len(steps) > len(set(steps)) or {*stops} <= {3, 6, 9}, "nothing was made again"
-    assert job.samples() == undisturbed.samples()
-    curve, wanted = job.curve(), undisturbed.curve()
+    assert len(steps) > len(set(steps)) or {*stops} <= {3, 6, 9}, "no step was repeated"
+    assert job.samples() == submitted_job.samples()
+    curve, wanted = job.curve(), submitted_job.curve()
     assert sorted(curve) == sorted(wanted)
     for step, loss in curve.items():
         assert loss == pytest.approx(wanted[step], rel=TOLERANCE), f"killed at {first} and {second}"

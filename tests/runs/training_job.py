@@ -1,4 +1,4 @@
-"""What a training run leaves behind; and `python training/sft.py` as people start it, with ways to kill it. No test."""
+"""Reads the folder of a training run; and starts `python training/sft.py`, with ways to kill it. No test."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ PATIENCE_S = 600
 
 
 class RunFolder:
-    """The folder of a run, while it goes and afterwards."""
+    """The folder of a run, during and after the run."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
 
     def log(self) -> list[dict[str, float]]:
-        """Reports so far, those of steps that were made again included."""
+        """All reports so far. Steps that were repeated after a restart appear again."""
         path = self.out / "run" / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
     def curve(self) -> dict[int, float]:
-        """The loss of each step, where it was made again the last."""
+        """The loss of each step. For a repeated step, the last loss."""
         return {int(row["step"]): row["loss"] for row in self.log()}
 
-    def parts(self) -> list[dict[str, Any]]:
-        """The record of all parts that were trained on."""
+    def micro_batches(self) -> list[dict[str, Any]]:
+        """The record of all micro-batches that were trained on."""
         files = sorted((self.out / "run").glob("micro_batches-*.jsonl"))
         return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one from which the run would go on."""
+        """Whether the run has a checkpoint to continue from."""
         path = self.out / "run" / "checkpoints" / "checkpoint_manager_snapshot.json"
         return path.is_file() and '"step-' in path.read_text()
 
     def samples(self) -> dict[int, set[str]]:
-        """What each step has seen; a step that was made again must have seen the same."""
+        """The samples of each step. Raises AssertionError if a repeated step had other samples."""
         seen: dict[int, dict[int, list[str]]] = {}
-        for part in self.parts():
-            of_step = seen.setdefault(part["step"], {})
-            assert of_step.setdefault(part["part"], part["samples"]) == part["samples"]
-        flat = {step: [s for samples in parts.values() for s in samples] for step, parts in seen.items()}
+        for record in self.micro_batches():
+            of_step = seen.setdefault(record["step"], {})
+            assert of_step.setdefault(record["micro_batch"], record["samples"]) == record["samples"]
+        flat = {step: [s for samples in batches.values() for s in samples] for step, batches in seen.items()}
         assert all(len(set(samples)) == len(samples) for samples in flat.values())
         return {step: set(samples) for step, samples in flat.items()}
 
@@ -60,7 +60,7 @@ class TrainingJob(RunFolder):
 
     def __init__(self, out: Path, *options: str) -> None:
         super().__init__(out)
-        self.said = (out.parent / f"{out.name}.txt").open("a+")
+        self.output = (out.parent / f"{out.name}.txt").open("a+")
         command = [
             sys.executable,
             "training/sft.py",
@@ -77,47 +77,47 @@ class TrainingJob(RunFolder):
             command,
             cwd=PROJECT_ROOT,
             env=environment,
-            stdout=self.said,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
 
     def text(self) -> str:
-        """What it has said, over all starts with this folder."""
+        """The output of all starts with this folder."""
         return (self.out.parent / f"{self.out.name}.txt").read_text()
 
     def finish(self) -> int:
-        """Wait for its end; its exit status."""
+        """Wait for the end. Returns the exit status."""
         try:
             status = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.kill_everything()
-            raise AssertionError(f"not at its end after {PATIENCE_S} s: {self.text()}") from None
-        self.said.close()
+            raise AssertionError(f"the job has not ended after {PATIENCE_S} s: {self.text()}") from None
+        self.output.close()
         return status
 
     def wait_for_step(self, step: int, beyond: int = 0) -> None:
-        """Until that step is in the log, beyond so many lines."""
+        """Wait until the log has more than `beyond` lines and has reached the step."""
         while len(log := self.log()) <= beyond or log[-1]["step"] < step:
             assert self.process.poll() is None, self.text()
             time.sleep(0.05)
 
-    def follower(self) -> psutil.Process:
-        """Of the two processes that train the one that keeps no record: the other waits when this one stands still."""
-        workers = [p for p in self.family() if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert len(workers) == 2, [p.cmdline() for p in self.family()]
-        (found,) = (p for p in workers if not any("tensorboard" in file.path for file in p.open_files()))
-        return found
+    def rank_1(self) -> psutil.Process:
+        """The worker of rank 1, which writes no log. While it is suspended, rank 0 waits for it."""
+        workers = [p for p in self.child_processes() if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert len(workers) == 2, [p.cmdline() for p in self.child_processes()]
+        (worker,) = (p for p in workers if not any("tensorboard" in file.path for file in p.open_files()))
+        return worker
 
     def kill_everything(self) -> None:
-        """SIGKILL for the command, its workers and all of its Ray at once."""
-        family = [psutil.Process(self.process.pid), *self.family()]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):  # ended by itself meanwhile
+        """Send SIGKILL to the command, its workers and all processes of its Ray."""
+        processes = [psutil.Process(self.process.pid), *self.child_processes()]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):  # the process has ended already
                 process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family)
+        psutil.wait_procs(processes)
         self.finish()
 
-    def family(self) -> list[psutil.Process]:
-        """The processes below it: its Ray, and those that train."""
+    def child_processes(self) -> list[psutil.Process]:
+        """All child processes: its Ray and the workers."""
         return psutil.Process(self.process.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""Fixtures of training's tests: a tokenizer and a few clips, made once."""
+"""Fixtures of the training tests: tokenizers, a few clips and a random model, each made once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from model.checkpoint.folder import save_folder
 from model.config import preset
 from model.network.streamchat import StreamChat
 from training.live_world.clips import Clip, find_clips
+from training.live_world.curriculum.dialog_tokenizer import DialogTokenizer
 from training.live_world.tiny_tokenizer import make_tokenizer
 from training.live_world.world import TEST_SEEDS
 from training.live_world.write_clips import write_clips
@@ -19,7 +20,7 @@ from training.live_world.write_clips import write_clips
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """One thread: the matrices are too small for more."""
+    """Use one thread, because the matrices are small."""
     torch.set_num_threads(1)
 
 
@@ -35,6 +36,12 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
     """streamchat-tiny's tokenizer, as it is read from its folder."""
     return PreTrainedTokenizerFast.from_pretrained(str(tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def dialog_tokenizer(tokenizer: PreTrainedTokenizerFast) -> DialogTokenizer:
+    """Makes token rows for a FIFO of 16 frames."""
+    return DialogTokenizer(tokenizer, capacity=16)
 
 
 @pytest.fixture(scope="session")

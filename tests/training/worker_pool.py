@@ -1,4 +1,4 @@
-"""A few processes that train together as Ray's workers do, without Ray: they stay up from one training to the next."""
+"""Training processes without Ray. They stay alive for several runs, because their imports take seconds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from model.config import PROJECT_ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What one of them is to do: steps `first` to `last` of the plan."""
+class TrainTask:
+    """The task of one worker: steps `first` to `last` of a plan."""
 
     plan: Any
     rank: int
-    workers: int
-    store: Path  # where they meet
+    num_workers: int
+    store: Path  # rendezvous file of torch.distributed
     first: int
     last: int
-    save: Path | None
-    load: Path | None
+    save: Path | None  # folder for a checkpoint and the model
+    load: Path | None  # checkpoint to start from
 
 
 class WorkerPool:
-    """So many processes. They take seconds to start: all that they import."""
+    """A number of worker processes."""
 
     def __init__(self, size: int) -> None:
         command = [sys.executable, "-m", "tests.training.worker_pool"]
@@ -49,33 +49,33 @@ class WorkerPool:
         ]
 
     def train(
-        self, plan: Any, workers: int, work: Path, first: int = 0, last: int | None = None,
+        self, plan: Any, num_workers: int, work: Path, first: int = 0, last: int | None = None,
         save: Path | None = None, load: Path | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Steps `first` to `last` by the first of them; what each tells: its steps, and what it holds."""
+        """Run steps `first` to `last` with some of the workers. Returns the report of each worker (see `train`)."""
         work.mkdir(parents=True, exist_ok=True)
         store = work / f"store-{uuid4().hex}"
         end = plan.total_steps if last is None else last
-        trains = self._processes[:workers]
-        for rank, process in enumerate(trains):
-            training = Training(
+        processes = self._processes[:num_workers]
+        for rank, process in enumerate(processes):
+            task = TrainTask(
                 plan=plan,
                 rank=rank,
-                workers=workers,
+                num_workers=num_workers,
                 store=store,
                 first=first,
                 last=end,
                 save=save,
                 load=load,
             )
-            path = work / f"training-{rank}.pickle"
-            path.write_bytes(pickle.dumps(training))
+            path = work / f"task-{rank}.pickle"
+            path.write_bytes(pickle.dumps(task))
             assert process.stdin is not None
             process.stdin.write(f"{path}\n".encode())
             process.stdin.flush()
-        told = [process.stdout.readline() for process in trains if process.stdout is not None]
-        assert all(told), "one of the gang is gone: what it said is above"
-        return [json.loads(line) for line in told]
+        lines = [process.stdout.readline() for process in processes if process.stdout is not None]
+        assert all(lines), "a worker has ended: its output is above"
+        return [json.loads(line) for line in lines]
 
     def __enter__(self) -> Self:
         return self
@@ -89,15 +89,15 @@ class WorkerPool:
 
 
 def main() -> None:
-    """One of them: trains whenever a line names what."""
+    """Run a worker: each line of stdin names the file of a task, and each line of stdout is a report."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         print(json.dumps(train(pickle.loads(Path(line.strip()).read_bytes()))), file=out, flush=True)
 
 
-def train(training: Training) -> dict[str, Any]:
-    """Its part; the steps, the bytes held, and how much more memory the process has taken than ever before."""
+def train(task: TrainTask) -> dict[str, Any]:
+    """Run a task. Returns the results of its steps, the bytes of its tensors, and the growth of its peak memory."""
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -119,34 +119,34 @@ def train(training: Training) -> dict[str, Any]:
     from training.run.train_step import StepRunner
 
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    plan, rank, workers = training.plan, training.rank, training.workers
-    dist.init_process_group("gloo", init_method=f"file://{training.store}", rank=rank, world_size=workers)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    plan, rank, num_workers = task.plan, task.rank, task.num_workers
+    dist.init_process_group("gloo", init_method=f"file://{task.store}", rank=rank, world_size=num_workers)
     cpu, recipe = torch.device("cpu"), plan.recipe
     with torch.device("meta"):
-        model = StreamChat(StreamChatConfig.load(plan.start))
+        model = StreamChat(StreamChatConfig.load(plan.initial_model))
     set_trainable(model, recipe.trainable)
     objective = Objective(model)
-    shard(objective, init_device_mesh("cpu", (workers,)), recipe)
-    load_weights(model, plan.start, cpu)
+    shard(objective, init_device_mesh("cpu", (num_workers,)), recipe)
+    load_weights(model, plan.initial_model, cpu)
     optimizers = Optimizers.of(model, recipe)
-    if training.load is not None:
-        load_checkpoint(training.load, model, optimizers.all)
-    stepper, source = StepRunner(objective, optimizers, recipe, cpu), MicroBatchSource(plan)
+    if task.load is not None:
+        load_checkpoint(task.load, model, optimizers.all)
+    step_runner, source = StepRunner(objective, optimizers, recipe, cpu), MicroBatchSource(plan)
     per_step = recipe.micro_batches_per_step
     steps: list[dict[str, Any]] = []
-    for step in range(training.first, training.last):
-        mine = [n for n in range(step * per_step, (step + 1) * per_step) if n % workers == rank]
-        parts = [source.micro_batch(number) for number in mine]
-        parts += [source.empty() for _ in range(-(-per_step // workers) - len(parts))]
-        steps.append(asdict(stepper.step(parts, step / plan.total_steps)))
-    held = local_bytes(model, optimizers.all)
-    if training.save is not None:
-        save_checkpoint(training.save, model, optimizers.all)
-        save_model_folder(model, plan.start, training.save / "folder", writes=rank == 0)
+    for step in range(task.first, task.last):
+        indices = [n for n in range(step * per_step, (step + 1) * per_step) if n % num_workers == rank]
+        batches = [source.micro_batch(index) for index in indices]
+        batches += [source.empty() for _ in range(-(-per_step // num_workers) - len(batches))]
+        steps.append(asdict(step_runner.step(batches, step / plan.total_steps)))
+    num_bytes = local_bytes(model, optimizers.all)
+    if task.save is not None:
+        save_checkpoint(task.save, model, optimizers.all)
+        save_model_folder(model, plan.initial_model, task.save / "folder", writes=rank == 0)
     dist.destroy_process_group()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"steps": steps, "held": held, "grown": grown}
+    grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) * 1024
+    return {"steps": steps, "bytes": num_bytes, "grown_bytes": grown_bytes}
 
 
 if __name__ == "__main__":

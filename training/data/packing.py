@@ -1,9 +1,9 @@
-"""Several samples in one row of a batch, none of which sees another's text or frames.
+"""Packs several samples into one row of a batch. No sample sees the text or the frames of another.
 
 Letters: B rows, T text tokens, C clips, F frames of a clip, M pictures, P visual tokens, S pixels along a side.
 
-The frames of a row's samples lie one after the other as one clip. Each sample keeps its own clock, and the masks keep
-samples apart: text by `segments`, frames by `visible`.
+The frames of a row's samples are concatenated into one clip. Each sample keeps its own times. Masks separate the
+samples: `segments` for text, `visible` for frames.
 """
 
 from __future__ import annotations
@@ -28,58 +28,61 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """A batch of packed rows; clip b is row b's."""
+class PackedSamples:
+    """A batch of packed rows. Row b has clip b."""
 
-    batch: TokenBatch
-    segments: Ints  # [B, T]: which sample of its row a token belongs to; -1: padding
+    tokens: TokenBatch
+    segments: Ints  # [B, T]: index in the row of the sample that a token belongs to; -1: padding
     pictures: npt.NDArray[np.uint8]  # [M, S, S, 3], at least one
-    slots: Ints  # [M]: the place of a picture among B * F
+    picture_index: Ints  # [M]: index of each picture among the B * F frames
 
 
-def bins(lengths: Sequence[int], longest: int) -> list[list[int]]:
-    """Which samples share a row: the first that has room, longest samples first. Always the same."""
+def bins(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The samples of each row, by first-fit decreasing. The same lengths always give the same rows."""
     rows: list[list[int]] = []
     left: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, room in enumerate(left) if room >= lengths[number]), len(rows))
+    for sample in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, room in enumerate(left) if room >= lengths[sample]), len(rows))
         if row == len(rows):
             rows.append([])
-            left.append(longest)
-        rows[row].append(number)
-        left[row] -= lengths[number]
+            left.append(max_tokens)
+        rows[row].append(sample)
+        left[row] -= lengths[sample]
     return rows
 
 
-def pack(samples: Sequence[Sample], longest: int, pad_id: int, size: int) -> Packed:
-    """Pack samples into rows of at most `longest` tokens; no samples at all give a row in which nothing counts."""
-    rows = bins([len(s.tokens.token_ids) for s in samples], longest) or [[]]
+def pack(samples: Sequence[Sample], max_tokens: int, pad_id: int, image_size: int) -> PackedSamples:
+    """Pack samples into rows of at most `max_tokens` tokens. No samples give one row with no loss."""
+    rows = bins([len(s.tokens.token_ids) for s in samples], max_tokens) or [[]]
     num_tokens = max(sum(len(samples[i].tokens.token_ids) for i in row) for row in rows)
     num_tokens = max(-(-num_tokens // PAD_TO), 1) * PAD_TO
     num_frames = max(max(sum(len(samples[i].pictures) for i in row) for row in rows), 1)
-    batch, segments = _empty((len(rows), num_tokens), num_frames, pad_id)
-    slots: list[int] = []
+    tokens, segments = _empty((len(rows), num_tokens), num_frames, pad_id)
+    picture_index: list[int] = []
     for r, row in enumerate(rows):
         token = frame = 0
         for segment, i in enumerate(row):
-            said, seen = samples[i].tokens, len(samples[i].pictures)
-            here = slice(token, token + len(said.token_ids))
-            there = slice(frame, frame + seen)
-            _fill(batch, r, here, there, said)
-            segments[r, here] = segment
-            slots += range(r * num_frames + frame, r * num_frames + frame + seen)
-            token, frame = here.stop, there.stop
-    order = [samples[i].pictures for row in rows for i in row if len(samples[i].pictures)]
-    if not slots:  # every worker must go through the encoder equally often
-        slots, order = [0], [np.zeros((1, size, size, 3), np.uint8)]
-    return Packed(
-        batch=batch, segments=segments, pictures=np.concatenate(order), slots=np.array(slots, np.int64)
+            sample, num_pictures = samples[i].tokens, len(samples[i].pictures)
+            at_tokens = slice(token, token + len(sample.token_ids))
+            at_frames = slice(frame, frame + num_pictures)
+            _fill(tokens, r, at_tokens, at_frames, sample)
+            segments[r, at_tokens] = segment
+            picture_index += range(r * num_frames + frame, r * num_frames + frame + num_pictures)
+            token, frame = at_tokens.stop, at_frames.stop
+    pictures = [samples[i].pictures for row in rows for i in row if len(samples[i].pictures)]
+    if not picture_index:  # FSDP needs a forward pass of the encoder on every worker
+        picture_index, pictures = [0], [np.zeros((1, image_size, image_size, 3), np.uint8)]
+    return PackedSamples(
+        tokens=tokens,
+        segments=segments,
+        pictures=np.concatenate(pictures),
+        picture_index=np.array(picture_index, np.int64),
     )
 
 
 def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[TokenBatch, Ints]:
     ids = np.full(shape, pad_id, np.int64)
-    batch = TokenBatch(
+    tokens = TokenBatch(
         token_ids=ids,
         input_ids=ids.copy(),
         text_index=np.zeros(shape, np.int64),
@@ -90,12 +93,14 @@ def _empty(shape: tuple[int, int], num_frames: int, pad_id: int) -> tuple[TokenB
         loss_weights=np.zeros(shape),
         topics=np.full(shape[0], -1),
     )
-    return batch, np.full(shape, -1, np.int64)
+    return tokens, np.full(shape, -1, np.int64)
 
 
-def _fill(batch: TokenBatch, row: int, here: slice, there: slice, said: TokenRow) -> None:
-    batch.token_ids[row, here], batch.input_ids[row, here] = said.token_ids, said.input_ids
-    batch.text_index[row, here] = said.text_index
-    batch.loss_mask[row, here], batch.loss_weights[row, here] = said.loss_mask, said.loss_weights
-    batch.frame_index[row, there] = said.frame_index
-    batch.visible[row, here, there] = said.visible
+def _fill(tokens: TokenBatch, row: int, at_tokens: slice, at_frames: slice, sample: TokenRow) -> None:
+    tokens.token_ids[row, at_tokens] = sample.token_ids
+    tokens.input_ids[row, at_tokens] = sample.input_ids
+    tokens.text_index[row, at_tokens] = sample.text_index
+    tokens.loss_mask[row, at_tokens] = sample.loss_mask
+    tokens.loss_weights[row, at_tokens] = sample.loss_weights
+    tokens.frame_index[row, at_frames] = sample.frame_index
+    tokens.visible[row, at_tokens, at_frames] = sample.visible

@@ -1,7 +1,7 @@
-"""Parts made of Parquet rows: which rows a part has, and how they become packed samples.
+"""Micro-batches of rows: chooses the rows of each micro-batch and makes packed samples of them.
 
-The rows of a run lie checked in one Arrow file, which every process maps. Micro-batch k always has the same rows,
-whoever makes it and when. So nothing is skipped or seen twice, with any number of workers and after any kill.
+The checked rows of a run are in one Arrow file, which every process maps into memory. Micro-batch k always has the same
+rows. So no row is skipped or seen twice, with any number of workers and after any restart.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from training.data.video_frames import FrameReader
 
 
 def write_row_table(path: Path, rows: Iterable[TrainingRow]) -> int:
-    """Keep checked rows for `RowTable`; returns their number."""
+    """Write checked rows for `RowTable`. Returns their number."""
     num, chunk = 0, list[dict[str, Any]]()
-    part = path.with_suffix(".part")
-    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    unfinished = path.with_suffix(".part")
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for row in rows:
             chunk.append(row.as_dict())
             num += 1
@@ -36,12 +36,12 @@ def write_row_table(path: Path, rows: Iterable[TrainingRow]) -> int:
                 writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
                 chunk = []
         writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
-    part.rename(path)
+    unfinished.rename(path)
     return num
 
 
 class RowTable:
-    """Rows by number, mapped and not held."""
+    """Rows by number, read from a memory-mapped file."""
 
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
@@ -55,17 +55,17 @@ class RowTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSampler:
-    """Which rows come when: shuffled anew for every epoch, from the seed alone."""
+    """The order of the rows. Each epoch has its own shuffle, which depends only on the seed."""
 
     num_rows: int
     num_samples: int  # of the whole run
     seed: int
 
     def rows(self, first: int, num: int) -> list[int]:
-        """Numbers of the rows at places `first` to `first + num` of the run; fewer where it ends."""
-        places = range(first, min(first + num, self.num_samples))
+        """Row numbers of the samples from `first` to `first + num` of the run, or fewer at its end."""
+        samples = range(first, min(first + num, self.num_samples))
         return [
-            int(_shuffled(self.num_rows, self.seed, p // self.num_rows)[p % self.num_rows]) for p in places
+            int(_shuffled(self.num_rows, self.seed, s // self.num_rows)[s % self.num_rows]) for s in samples
         ]
 
 
@@ -75,41 +75,51 @@ def _shuffled(num: int, seed: int, epoch: int) -> Ints:
 
 
 class RowMicroBatches:
-    """Makes parts of rows."""
+    """Makes micro-batches of rows."""
 
     def __init__(
         self,
         table: RowTable,
-        order: RowSampler,
-        text: RowTokenizer,
-        frames: FrameReader,
-        per_part: int,
-        longest: int,
+        sampler: RowSampler,
+        tokenizer: RowTokenizer,
+        frame_reader: FrameReader,
+        micro_batch_size: int,
+        max_tokens: int,
     ) -> None:
-        self.table, self.order, self.text, self.frames = table, order, text, frames
-        self.per_part, self.longest = per_part, longest
-        pad = text.tokenizer.pad_token_id
-        self.pad_id = text.end_id if pad is None else int(pad)  # type: ignore[arg-type]
+        self.table, self.sampler, self.tokenizer, self.frame_reader = table, sampler, tokenizer, frame_reader
+        self.micro_batch_size, self.max_tokens = micro_batch_size, max_tokens
+        pad = tokenizer.tokenizer.pad_token_id
+        self.pad_id = tokenizer.end_id if pad is None else int(pad)  # type: ignore[arg-type]
 
-    def micro_batch(self, number: int, ordinal: int) -> MicroBatch:
-        """MicroBatch `number` of the run, the `ordinal`-th that is made of rows."""
+    def micro_batch(self, index: int, row_batch: int) -> MicroBatch:
+        """The micro-batch at an index of the run. `row_batch`: its index among the micro-batches of rows."""
         samples: list[Sample] = []
-        ids: list[str] = []
-        bad: list[tuple[str, str, str]] = []
-        for place in self.order.rows(ordinal * self.per_part, self.per_part):
-            row = self.table[place]
+        sample_ids: list[str] = []
+        bad_rows: list[tuple[str, str, str]] = []
+        for number in self.sampler.rows(row_batch * self.micro_batch_size, self.micro_batch_size):
+            row = self.table[number]
             try:
                 samples.append(self.sample(row))
-                ids.append(row.id)
+                sample_ids.append(row.id)
             except BadRow as error:
-                bad.append((row.video or row.id, error.reason, error.detail))
-        return packed_micro_batch(number, samples, self.longest, self.pad_id, self.frames.size, ids, bad)
+                bad_rows.append((row.video or row.id, error.reason, error.detail))
+        return self._packed(index, samples, sample_ids, bad_rows)
 
     def sample(self, row: TrainingRow) -> Sample:
-        """One row with its pictures; BadRow when it cannot be used."""
-        frames = self.frames.read(row)
-        return Sample(self.text.tokens(row, frames.times), frames.pictures)
+        """The tokens and pictures of a row. Raises BadRow if it cannot be used."""
+        frames = self.frame_reader.read(row)
+        return Sample(self.tokenizer.tokens(row, frames.times), frames.pictures)
 
-    def empty(self, number: int) -> MicroBatch:
-        """A part without samples."""
-        return packed_micro_batch(number, [], self.longest, self.pad_id, self.frames.size)
+    def empty(self, index: int) -> MicroBatch:
+        """A micro-batch without samples."""
+        return self._packed(index, [], [], [])
+
+    def _packed(
+        self,
+        index: int,
+        samples: list[Sample],
+        sample_ids: list[str],
+        bad_rows: list[tuple[str, str, str]],
+    ) -> MicroBatch:
+        size = self.frame_reader.size
+        return packed_micro_batch(index, samples, self.max_tokens, self.pad_id, size, sample_ids, bad_rows)

@@ -1,7 +1,7 @@
-"""A row's turns as tokens: each with its time, what it may see, and whether it loss_mask (paper, section 2.3).
+"""Turns the dialog of a row into tokens, with times, visible frames and a loss mask (paper, section 2.3).
 
-All tokens of an instruction have the time at which it is asked; an answer's words are spread over its interval, and
-a word's tokens share its time. In kinds other than "dense" the whole video comes before the text.
+All tokens of an instruction have the time at which it is asked. The words of an answer are spread over its interval.
+All tokens of a word have its time. In kinds other than "dense" the whole video comes before the text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ WORD = re.compile(r"\s*\S+")
 
 @dataclass(slots=True)
 class _TimedTokens:
-    """Tokens as they come."""
+    """Token ids in order, each with its time."""
 
     ids: list[int] = field(default_factory=list[int])
     times: list[float] = field(default_factory=list[float])
-    loss_mask: list[bool] = field(default_factory=list[bool])  # whether this very token is to be predicted
-    turns: list[int] = field(default_factory=list[int])  # where instructions start
+    loss_mask: list[bool] = field(default_factory=list[bool])  # whether this token is to be predicted
+    turns: list[int] = field(default_factory=list[int])  # index of the first token of each turn
 
     def extend(self, ids: list[int], time_s: float, *, loss_mask: bool) -> None:
         self.ids += ids
@@ -37,24 +37,24 @@ class _TimedTokens:
 
 
 class RowTokenizer:
-    """Makes token rows out of rows."""
+    """Makes token rows of training rows."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, capacity: int, max_tokens: int) -> None:
-        """`capacity`: frames in the FIFO; a row of more than `max_tokens` loses its last turns."""
+        """`capacity`: frames in the FIFO. `max_tokens`: a longer row loses its last turns."""
         self.tokenizer, self.capacity, self.max_tokens = tokenizer, capacity, max_tokens
         end = tokenizer.eos_token_id
         assert isinstance(end, int)
         self.end_id, self.end = end, str(tokenizer.convert_ids_to_tokens(end))
 
     def tokens(self, row: TrainingRow, frame_times: Floats) -> TokenRow:
-        """The row's T tokens over its N frames; BadRow when not even one turn fits."""
+        """The T tokens of a row over its N frames. Raises BadRow if its first turn is too long."""
         dense = row.kind == "dense"
-        timed = self._spoken(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
-        at = np.array(timed.times)
-        text_index, frame_index = indices(at, frame_times, timed.turns)
-        next_times = np.append(at[1:], at[-1])
+        timed = self._timed_tokens(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
+        times = np.array(timed.times)
+        text_index, frame_index = indices(times, frame_times, timed.turns)
+        next_times = np.append(times[1:], times[-1])
         capacity = self.capacity if dense else max(len(frame_times), 1)
-        loss_mask = np.append(np.array(timed.loss_mask[1:], np.bool_), False)  # of the token that comes next
+        loss_mask = np.append(np.array(timed.loss_mask[1:], np.bool_), False)  # of the next token
         ids = np.array(timed.ids)
         return TokenRow(
             token_ids=ids,
@@ -66,8 +66,8 @@ class RowTokenizer:
             loss_weights=loss_mask.astype(np.float64),
         )
 
-    def _spoken(self, turns: tuple[Turn, ...], dense: bool, end_s: float) -> _TimedTokens:
-        """`end_s`: when all is said, unless the turns have times of their own."""
+    def _timed_tokens(self, turns: tuple[Turn, ...], dense: bool, end_s: float) -> _TimedTokens:
+        """`end_s`: time of all tokens if the row is not dense."""
         timed = _TimedTokens()
         now_s = 0.0 if dense else end_s
         for number, turn in enumerate(turns):
@@ -98,7 +98,7 @@ class RowTokenizer:
         return [(self._pieces(word), time_s) for word, time_s in zip(words, times, strict=True)]
 
     def _prompt(self, turns: tuple[Turn, ...]) -> str:
-        """What the chat template puts between the last answer's end and the next answer's start."""
+        """The text that the chat template puts between the end of the last answer and the start of the next one."""
         messages: list[dict[str, str]] = []
         for turn in turns:
             messages += [
@@ -108,12 +108,12 @@ class RowTokenizer:
         text = self._template(messages[:-1])
         if len(turns) == 1:
             return text
-        said = self._template(messages[:-3]) + messages[-3]["content"] + self.end
-        if not text.startswith(said):
+        before = self._template(messages[:-3]) + messages[-3]["content"] + self.end
+        if not text.startswith(before):
             raise ValueError(
-                f"chat template: got {text[:80]!r}..., wanted answers word for word, then {self.end}"
+                f"chat template: got {text[:80]!r}..., wanted unchanged answers, each followed by {self.end}"
             )
-        return text[len(said) :]
+        return text[len(before) :]
 
     def _template(self, messages: list[dict[str, str]]) -> str:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

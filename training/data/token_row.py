@@ -1,4 +1,4 @@
-"""Token rows: a dialog as the model reads it, with what each token may see and what counts in the loss.
+"""Token rows: a dialog as token ids, with the frames that each token sees and the loss mask.
 
 Letters: T text tokens of a row, N frames; B rows of a batch, C clips, F frames of each clip.
 """
@@ -20,14 +20,14 @@ Bools = npt.NDArray[np.bool_]
 class TokenRow:
     """One dialog on one clip: T text tokens, N frames of the clip."""
 
-    token_ids: Ints  # [T]: the right tokens, which are to be predicted
+    token_ids: Ints  # [T]: the correct tokens, which the model learns to predict
     text_index: Ints  # [T]
     frame_index: Ints  # [N]
-    visible: Bools  # [T, N]: what the query at i may see, that is, what the token i + 1 could see
-    loss_mask: Bools  # [T]: whether predicting token i + 1 is part of the loss
-    loss_weights: Floats  # [T]: its weight, where it is part of the loss
-    input_ids: Ints  # [T]: what the model reads: `token_ids`, in some answers with wrong words
-    topic: int = -1  # token of the thing or the place that is asked for, if any
+    visible: Bools  # [T, N]: frames that position i sees: those that had arrived when token i + 1 was made
+    loss_mask: Bools  # [T]: whether the prediction of token i + 1 is part of the loss
+    loss_weights: Floats  # [T]: weight of that prediction, if it is part of the loss
+    input_ids: Ints  # [T]: tokens that the model reads: `token_ids`, with wrong words in some answers
+    topic: int = -1  # token of the thing or place that the question is about; -1: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +52,21 @@ def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -
     num_frames = len(rows[0].frame_index)
     shape = (len(rows), longest)
     ids, index = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    visible, counts = np.zeros((*shape, num_frames), dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
-    heard, weights = ids.copy(), np.zeros(shape)
+    visible, loss_mask = np.zeros((*shape, num_frames), dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    input_ids, weights = ids.copy(), np.zeros(shape)
     for i, row in enumerate(rows):
         length = len(row.token_ids)
         ids[i, :length], index[i, :length] = row.token_ids, row.text_index
-        visible[i, :length], counts[i, :length] = row.visible, row.loss_mask
-        heard[i, :length], weights[i, :length] = row.input_ids, row.loss_weights
+        visible[i, :length], loss_mask[i, :length] = row.visible, row.loss_mask
+        input_ids[i, :length], weights[i, :length] = row.input_ids, row.loss_weights
     return TokenBatch(
         token_ids=ids,
         text_index=index,
         clip_of_row=np.array(clip_of_row),
         frame_index=np.stack([r.frame_index for r in rows]),
         visible=visible,
-        loss_mask=counts,
+        loss_mask=loss_mask,
         loss_weights=weights,
-        input_ids=heard,
+        input_ids=input_ids,
         topics=np.array([r.topic for r in rows]),
     )

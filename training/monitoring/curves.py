@@ -1,4 +1,4 @@
-"""Draw the curves of a run from its log: the loss, and the shares that are right.
+"""Draws the curves of a run from its log: the losses, and the share of right tokens.
 
 python training/monitoring/curves.py runs/tiny/run curve.png
 """
@@ -10,19 +10,19 @@ import json
 from pathlib import Path
 
 NO_CURVE = {"step", "elapsed_s", "done", "lr", "norm", "bad", "left_s", "memory_gb"} | {
-    *("tokens_s", "frames_s", "mfu", "data_wait")  # of the machine, not of the model
+    *("tokens_s", "frames_s", "mfu", "data_wait")  # values of the machine, not of the model
 }
 Rows = list[dict[str, float]]
 
 
 def read_log(run: Path) -> Rows:
-    """Reports in the order of their steps; where a run went back to its checkpoint, what it did then counts.
+    """Reports in the order of their steps. Steps after a restart replace the same steps from before it.
 
-    Raises FileNotFoundError when the folder has no log, ValueError when the log has no report.
+    Raises FileNotFoundError if the folder has no log, ValueError if the log has no report.
     """
     path = run / "log.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no log.jsonl")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no log.jsonl")
     rows: Rows = []
     for line in path.read_text().splitlines():
         row: dict[str, float] = json.loads(line)
@@ -33,14 +33,14 @@ def read_log(run: Path) -> Rows:
 
 
 def names_of(rows: Rows) -> tuple[list[str], list[str]]:
-    """The values to draw: losses (any size), and shares (0 to 1)."""
+    """The names of the values to draw: losses (any size), and shares (0 to 1)."""
     names = [name for name in rows[-1] if name not in NO_CURVE]
     losses = [n for n in names if n == "loss" or any(r.get(n, 0.0) > 1.0 for r in rows)]
     return losses, [n for n in names if n not in losses]
 
 
 def draw(rows: Rows, out: Path) -> None:
-    """Write the picture: losses to the left, shares to the right, over the steps."""
+    """Write the picture: losses on the left axis, shares on the right axis, over the steps."""
     from matplotlib import pyplot
 
     losses, shares = names_of(rows)

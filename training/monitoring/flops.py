@@ -1,7 +1,7 @@
-"""How well the hardware is used: operations that a step needs, against what the device could do in its time (MFU).
+"""Model FLOPS utilisation (MFU): the operations of a step, divided by what the device could do in the same time.
 
-Counted are multiplications with weights, two operations each, three times over where weights learn. Reading
-frames and text by attention is not counted, so the figure is a little low, never high.
+The count has two operations for each multiplication with a weight, and three times that for weights that learn. It
+leaves out attention scores, so the MFU is a little too low.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from model.network.streamchat import StreamChat
 from training.optimise.trainable import component_of
 
-PEAKS = {  # dense bfloat16 operations a second, from the makers' data sheets
+PEAKS = {  # dense bfloat16 operations per second, from the data sheets
     "B200": 2250e12,
     "H200": 989e12,
     "H100": 989e12,
@@ -28,35 +28,37 @@ PEAKS = {  # dense bfloat16 operations a second, from the makers' data sheets
 
 @dataclass(frozen=True, slots=True)
 class TrainingFlops:
-    """Operations of training: by text token, by frame from pixels on, and by frame from the encoder's output on."""
+    """Operations of training: for a text token, for a frame from its pixels, and for a frame from its features."""
 
-    token: float
-    frame: float
+    per_token: float
+    per_frame: float
     per_encoded_frame: float
 
     @staticmethod
     def of(model: StreamChat) -> TrainingFlops:
-        """Count a model's weights (before it is sharded)."""
+        """Count the operations of a model that is not sharded yet."""
         sizes = dict.fromkeys(("adapter", "vision", "visual_ffn", "language"), 0)
         for name, parameter in model.named_parameters():
-            part = component_of(name)
+            component = component_of(name)
             looked_up = name.endswith("embed_tokens.weight") and model.language.lm_head is not None
-            if parameter.ndim > 1 and part in sizes and not looked_up:
-                sizes[part] += parameter.numel()
+            if parameter.ndim > 1 and component in sizes and not looked_up:
+                sizes[component] += parameter.numel()
         config = model.config
         keys_values = 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
-        chain = sizes["adapter"] + sizes["visual_ffn"] + len(config.cross_layers) * keys_values
-        learns = any(p.requires_grad for p in model.vision.parameters())
+        frame_path = sizes["adapter"] + sizes["visual_ffn"] + len(config.cross_layers) * keys_values
+        encoder_learns = any(p.requires_grad for p in model.vision.parameters())
         patches = config.vision.num_visual_tokens
-        encoder = (6 if learns else 2) * sizes["vision"] * patches
-        speaks = any(p.requires_grad for p in model.language.layers.parameters())
+        encoder = (6 if encoder_learns else 2) * sizes["vision"] * patches
+        language_learns = any(p.requires_grad for p in model.language.layers.parameters())
         return TrainingFlops(
-            (6 if speaks else 4) * sizes["language"], 6 * chain * patches + encoder, 6 * chain * patches
+            (6 if language_learns else 4) * sizes["language"],
+            6 * frame_path * patches + encoder,
+            6 * frame_path * patches,
         )
 
 
 def peak_flops(device: torch.device) -> float:
-    """Operations a second that the device could do: of a GPU by its name, of anything else as measured just now."""
+    """Peak operations per second of a device: from the table for known GPUs, measured for any other device."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAKS.items():
@@ -65,8 +67,8 @@ def peak_flops(device: torch.device) -> float:
     matrix = torch.randn(512, 512, device=device)
     best_s = float("inf")
     for _ in range(8):
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         product = matrix @ matrix
-        float(product[0, 0])  # waits for it
-        best_s = min(best_s, time.perf_counter() - began_s)
+        float(product[0, 0])  # waits for the result
+        best_s = min(best_s, time.perf_counter() - started_s)
     return 2 * 512**3 / best_s

@@ -1,7 +1,7 @@
-"""What a training run tells Prometheus: every name in one place, sent through Ray's own metrics.
+"""The Prometheus metrics of a training run, sent through Ray's metrics.
 
-Ray exports them on every node as `ray_streamchat_train_...`; whoever scrapes drops the `ray_` (docs/metrics.md).
-`helm/streamchat/dashboards/training.json` shows them.
+Ray exports them on every node as `ray_streamchat_train_...`. The scrape configuration removes `ray_` (docs/metrics.md).
+The dashboard `helm/streamchat/dashboards/training.json` shows them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import time
 from ray.util.metrics import Counter, Gauge, Histogram
 
 LABELS = ("recipe", "rank")  # the recipe's name ("sft", "pretrain", ...); the worker's rank
-REPEAT_S = 1.0  # Ray forgets a gauge that is not set for a while, and a step may take long
+REPEAT_S = 1.0  # Ray drops gauges that are not set for a while, and a step may take long
 STEP_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
 
 
 class TrainMetrics:
-    """The metrics of one worker; make it in a process that Ray has started, or after `ray.init`."""
+    """The metrics of one worker. Create it in a process that Ray has started, or after `ray.init`."""
 
     def __init__(self, recipe: str, rank: int = 0) -> None:
-        self._levels: dict[Gauge, float] = {}
+        self._gauge_values: dict[Gauge, float] = {}
         self._labels = {"recipe": recipe, "rank": str(rank)}
         self._loss = self._gauge("streamchat_train_loss", "Loss of the last step")
         self._rate = self._gauge("streamchat_train_learning_rate", "Learning rate of the last step")
@@ -40,7 +40,7 @@ class TrainMetrics:
         self._frames = self._counter("streamchat_train_frames_total", "Video frames trained on")
         self._skipped = self._counter("streamchat_train_rows_skipped_total", "Bad rows of data left out")
         self._saved = self._counter("streamchat_train_checkpoints_total", "Checkpoints written")
-        threading.Thread(target=self._repeat, name="gauges", daemon=True).start()
+        threading.Thread(target=self._repeat_gauges, name="gauges", daemon=True).start()
 
     def step(
         self,
@@ -56,8 +56,8 @@ class TrainMetrics:
         memory_bytes: int | None = None,
         right: float | None = None,
     ) -> None:
-        """One optimiser step has been made."""
-        levels = {
+        """Record one optimiser step."""
+        values = {
             self._loss: loss,
             self._rate: learning_rate,
             self._norm: gradient_norm,
@@ -65,8 +65,8 @@ class TrainMetrics:
             self._memory: memory_bytes,
             self._right: right,
         }
-        self._levels = {gauge: value for gauge, value in levels.items() if value is not None}
-        self._tell()
+        self._gauge_values = {gauge: value for gauge, value in values.items() if value is not None}
+        self._set_gauges()
         self._step_s.observe(step_s)
         for counter, value in (
             (self._tokens, num_tokens),
@@ -76,21 +76,21 @@ class TrainMetrics:
             add(counter, value)
 
     def skipped(self, num_rows: int) -> None:
-        """Bad rows were left out."""
+        """Count bad rows that were skipped."""
         add(self._skipped, num_rows)
 
     def saved(self) -> None:
-        """A checkpoint was written."""
+        """Count a written checkpoint."""
         add(self._saved, 1)
 
-    def _tell(self) -> None:
-        for gauge, value in self._levels.items():
+    def _set_gauges(self) -> None:
+        for gauge, value in self._gauge_values.items():
             gauge.set(value)
 
-    def _repeat(self) -> None:
+    def _repeat_gauges(self) -> None:
         while True:
             time.sleep(REPEAT_S)
-            self._tell()
+            self._set_gauges()
 
     def _gauge(self, name: str, about: str) -> Gauge:
         gauge = Gauge(name, about, LABELS)
@@ -105,5 +105,5 @@ class TrainMetrics:
 
 
 def add(counter: Counter, value: float) -> None:
-    """Not `inc`, which refuses 0: a counter that begins at 1 has not risen, for Prometheus."""
+    """Add to a counter. Unlike `inc` it allows 0: Prometheus misses the first rise of a counter without a 0."""
     counter._record(value)  # pyright: ignore[reportPrivateUsage]

@@ -1,4 +1,4 @@
-"""How a model was made: kept beside it, and what of it is to be seen in the terminal before training starts."""
+"""Writes how a model was trained to `recipe.json`, and prints which parts learn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from training.run.plan import Plan
 
 
 def git_revision(folder: Path) -> str:
-    """The code's commit, with a + when files differ from it; "unknown" outside a checkout."""
+    """The commit of the code, with a + if files differ from it; "unknown" outside a checkout."""
     try:
-        parts = [
+        commit, changes = [
             subprocess.run(
                 ["git", *words], cwd=folder, capture_output=True, text=True, check=True
             ).stdout.strip()
@@ -22,19 +22,19 @@ def git_revision(folder: Path) -> str:
         ]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return parts[0] + ("+" if parts[1] else "")
+    return commit + ("+" if changes else "")
 
 
 def write_provenance(plan: Plan, command: list[str], trainable: list[str], workers: int) -> None:
-    """Write `recipe.json` beside the model: what made it, by which code."""
-    row = {
+    """Write `recipe.json`: the command, the commit, the recipe and the parts that learn."""
+    values = {
         "command": " ".join(["python", *command]),
         "revision": git_revision(Path(__file__).parent),
-        "start": str(plan.start),
+        "start": str(plan.initial_model),
         "workers": workers,
         "trainable": trainable,
         "recipe": asdict(plan.recipe),
     }
     plan.run_folder.mkdir(parents=True, exist_ok=True)
-    (plan.run_folder / "recipe.json").write_text(json.dumps(row, indent=1) + "\n")
+    (plan.run_folder / "recipe.json").write_text(json.dumps(values, indent=1) + "\n")
     print("\n".join(trainable), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON line for each report, kept in its folder and shown in the terminal."""
+"""The log of a run: one JSON line for each report, and a line in the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class RunLog:
-    """One JSON line per report in a run folder, and a line of progress in the terminal."""
+    """Appends reports to `log.jsonl` in a run folder and prints them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ class RunLog:
         return time.monotonic() - self.started_s
 
     def report(self, step: int, **values: float) -> None:
-        """Keep and show the values of a step."""
+        """Write and print the values of a step."""
         row = {
             "step": step,
             "elapsed_s": round(self.elapsed_s, 1),
@@ -31,5 +31,5 @@ class RunLog:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         shown = "  ".join(f"{k} {v:.4g}" for k, v in row.items())
-        sys.stderr.write(shown + "\n")  # Ray Train would tell twice what is printed
+        sys.stderr.write(shown + "\n")  # Ray Train shows lines of stdout twice
         sys.stderr.flush()

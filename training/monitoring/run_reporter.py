@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: lines in the terminal and in `log.jsonl`, TensorBoard, Prometheus, curves."""
+"""Reports the progress of a run: terminal, `log.jsonl`, TensorBoard, Prometheus, and the curves at the end."""
 
 from __future__ import annotations
 
@@ -20,96 +20,97 @@ from training.run.train_step import StepResult
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that this worker has held: on its GPU, or of the machine's memory."""
+    """Peak memory of this worker: on its GPU, or of its process if it has no GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def log_micro_batches(path: Path, step: int, parts: list[MicroBatch]) -> None:
-    """Record which samples a step has seen, and which rows were bad: one line a part."""
+def log_micro_batches(path: Path, step: int, batches: list[MicroBatch]) -> None:
+    """Append one line for each micro-batch of a step: its samples and its bad rows."""
     rows = [
-        {"step": step, "part": part.index, "samples": part.samples, "bad": part.bad}
-        for part in parts
-        if part.index >= 0
+        {"step": step, "micro_batch": batch.index, "samples": batch.sample_ids, "bad": batch.bad_rows}
+        for batch in batches
+        if batch.index >= 0
     ]
-    # In one write: a kill leaves no half lines.
+    # A single unbuffered write, so that a kill does not leave half a line.
     with path.open("ab", buffering=0) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 class RunReporter:
-    """Rank 0's. Values between two reports are summed or averaged."""
+    """Reports for rank 0. A report has the sums or the means of the steps since the last report."""
 
     def __init__(
-        self, plan: Plan, work: TrainingFlops, peak: float, workers: int, device: torch.device
+        self, plan: Plan, flops: TrainingFlops, peak: float, num_workers: int, device: torch.device
     ) -> None:
-        """`peak`: operations a second of one worker's device."""
-        self.plan, self.work, self.peak, self.workers, self.device = plan, work, peak, workers, device
+        """`peak`: operations per second of one worker's device."""
+        self.plan, self.flops, self.peak, self.device = plan, flops, peak, device
+        self.num_workers = num_workers
         self.log = RunLog(plan.run_folder)
-        self.board = SummaryWriter(str(plan.run_folder / "tensorboard"))
+        self.tensorboard = SummaryWriter(str(plan.run_folder / "tensorboard"))
         self.metrics = TrainMetrics(plan.recipe.name)
-        self.told: list[tuple[StepResult, float]] = []
-        self.began_s = time.monotonic()
+        self.results: list[tuple[StepResult, float]] = []  # each with the seconds of waiting before it
+        self.started_s = time.monotonic()
 
-    def add(self, step: int, told: StepResult, wait_s: float) -> None:
-        """A step (from 1) was made after waiting so long for its parts; every `report_every` steps it is reported."""
-        self.told.append((told, wait_s))
+    def add(self, step: int, result: StepResult, wait_s: float) -> None:
+        """Add a step (counted from 1) and the seconds that it waited for data. Reports every `report_every` steps."""
+        self.results.append((result, wait_s))
         total = self.plan.total_steps
         self.metrics.step(
-            loss=told.loss,
-            learning_rate=told.lr,
-            gradient_norm=told.norm,
-            step_s=told.seconds + wait_s,
-            num_tokens=told.tokens,
-            num_frames=told.frames,
+            loss=result.loss,
+            learning_rate=result.lr,
+            gradient_norm=result.grad_norm,
+            step_s=result.duration_s + wait_s,
+            num_tokens=result.num_tokens,
+            num_frames=result.num_frames,
             data_wait_s=wait_s,
             done=step / total,
             memory_bytes=memory_bytes(self.device),
-            right=told.right,
+            right=result.token_accuracy,
         )
-        self.metrics.skipped(told.bad)
+        self.metrics.skipped(result.num_bad)
         if step % self.plan.recipe.report_every == 0 or step == total:
             self._report(step, total)
 
     def saved(self) -> None:
-        """A checkpoint was written."""
+        """Count a written checkpoint."""
         self.metrics.saved()
 
     def close(self) -> None:
-        """Draw the curves."""
-        self.board.close()
+        """Close TensorBoard's file and draw the curves."""
+        self.tensorboard.close()
         draw(read_log(self.plan.run_folder), self.plan.run_folder / "curve.png")
 
     def _report(self, step: int, total: int) -> None:
-        took_s = time.monotonic() - self.began_s
-        num = len(self.told)
-        tokens, frames = sum(t.tokens for t, _ in self.told), sum(t.frames for t, _ in self.told)
-        per_frame = self.work.per_encoded_frame if self._encoded else self.work.frame
-        operations = tokens * self.work.token + frames * per_frame
+        elapsed_s = time.monotonic() - self.started_s
+        results, num = [result for result, _ in self.results], len(self.results)
+        tokens, frames = sum(r.num_tokens for r in results), sum(r.num_frames for r in results)
+        per_frame = self.flops.per_encoded_frame if self._has_encoded_frames else self.flops.per_frame
+        operations = tokens * self.flops.per_token + frames * per_frame
         values = {
-            "loss": sum(t.loss for t, _ in self.told) / num,
-            "right": sum(t.right for t, _ in self.told) / num,
-            "grounding": sum(t.grounding for t, _ in self.told) / num,
-            "topic": sum(t.topic for t, _ in self.told) / num,
-            "lr": self.told[-1][0].lr,
-            "norm": self.told[-1][0].norm,
-            "tokens_s": tokens / took_s,
-            "frames_s": frames / took_s,
-            "mfu": operations / took_s / (self.peak * self.workers),
-            "data_wait": sum(w for _, w in self.told) / took_s,
+            "loss": sum(r.loss for r in results) / num,
+            "right": sum(r.token_accuracy for r in results) / num,
+            "grounding": sum(r.grounding for r in results) / num,
+            "topic": sum(r.topic for r in results) / num,
+            "lr": results[-1].lr,
+            "norm": results[-1].grad_norm,
+            "tokens_s": tokens / elapsed_s,
+            "frames_s": frames / elapsed_s,
+            "mfu": operations / elapsed_s / (self.peak * self.num_workers),
+            "data_wait": sum(wait_s for _, wait_s in self.results) / elapsed_s,
             "memory_gb": memory_bytes(self.device) / 1e9,
-            "bad": sum(t.bad for t, _ in self.told),
-            "left_s": took_s / num * (total - step),
+            "bad": sum(r.num_bad for r in results),
+            "left_s": elapsed_s / num * (total - step),
         }
         for name in ("grounding", "topic"):
             if not getattr(self.plan.recipe, name):
                 del values[name]
         self.log.report(step, **values)
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-        self.told, self.began_s = [], time.monotonic()
+            self.tensorboard.add_scalar(name, value, step)
+        self.results, self.started_s = [], time.monotonic()
 
     @property
-    def _encoded(self) -> bool:
-        return self.plan.seen is not None and self.plan.seen.name.startswith("features")
+    def _has_encoded_frames(self) -> bool:
+        return self.plan.clip_frames is not None and self.plan.clip_frames.name.startswith("features")

@@ -1,4 +1,4 @@
-"""The mean of some folders' weights: runs that began alike and saw different samples may be better together than alone.
+"""Averages the weights of several models. The mean of runs with one initial model can be better than each of them.
 
 python training/optimise/mean_weights.py runs/sft-4 runs/sft-5 --out runs/mean
 """
@@ -20,18 +20,18 @@ from model.config import StreamChatConfig
 
 @torch.no_grad()
 def write_mean(folders: Sequence[Path], out: Path) -> None:
-    """Write a StreamChat folder with the first one's tokenizer.
+    """Write a StreamChat folder with the mean of the weights and the tokenizer of the first folder.
 
     Raises:
         ValueError: fewer than two folders, or models of different shapes.
-        FileNotFoundError: no such folder.
+        FileNotFoundError: a folder does not exist.
     """
     if len(folders) < 2:
         raise ValueError(f"got {len(folders)} folder, wanted two or more")
     config = StreamChatConfig.load(folders[0])
     for folder in folders[1:]:
         if StreamChatConfig.load(folder) != config:
-            raise ValueError(f"{folder}: its config.json differs from that of {folders[0]}")
+            raise ValueError(f"{folder}: its config.json differs from the one in {folders[0]}")
     mean = load_model(folders[0])
     for number, folder in enumerate(folders[1:], 2):
         for ours, theirs in zip(mean.parameters(), load_model(folder).parameters(), strict=True):
@@ -50,7 +50,7 @@ def main() -> None:
         write_mean(options.folders, options.out)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"mean of {len(options.folders)}: {options.out}")
+    print(f"mean of {len(options.folders)} models: {options.out}")
 
 
 if __name__ == "__main__":

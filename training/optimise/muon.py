@@ -1,4 +1,4 @@
-"""The Muon optimizer: torch's own, and one for weights that FSDP2 has sharded over the workers."""
+"""The Muon optimizer: torch's own, and a version for weights that FSDP2 has sharded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim._muon import (  # the steps that torch's own Muon makes of a whole matrix
+from torch.optim._muon import (  # functions of torch's own Muon, for a full matrix
     _adjust_lr,  # pyright: ignore[reportPrivateUsage]
     _zeropower_via_newtonschulz,  # pyright: ignore[reportPrivateUsage]
 )
@@ -17,7 +17,7 @@ from torch.optim._muon import (  # the steps that torch's own Muon makes of a wh
 def muon(
     parameters: Iterable[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
 ) -> torch.optim.Muon:
-    """Muon: its steps turn a matrix in all directions alike, which learns rare words about twice as fast as AdamW."""
+    """Muon orthogonalises updates. streamchat-tiny learns rare words about twice as fast with it as with AdamW."""
     return torch.optim.Muon(
         [p for _, p in parameters],
         lr=peak_lr,
@@ -29,17 +29,17 @@ def muon(
 
 
 class ShardedMuon(torch.optim.Muon):
-    """Muon for weights of which each worker holds a share: what it turns is gathered, and each keeps its part."""
+    """Muon for sharded weights. Each worker gathers the full update, orthogonalises it, and keeps its own shard."""
 
     def __init__(
         self, parameters: list[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
     ) -> None:
-        plain = muon(parameters, peak_lr, weight_decay).defaults
-        super().__init__([p for _, p in parameters], **plain)
+        defaults = muon(parameters, peak_lr, weight_decay).defaults
+        super().__init__([p for _, p in parameters], **defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Torch's single-tensor step, on gathered matrices."""
+        """The same as torch's single-tensor step, but on gathered matrices."""
         assert closure is None
         for group in self.param_groups:
             lr = float(group["lr"])
@@ -57,10 +57,10 @@ class ShardedMuon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(grad)
         momentum = state["momentum_buffer"]
         momentum.lerp_(grad, 1 - group["momentum"])
-        wanted = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        assert isinstance(wanted, DTensor)
-        whole = _zeropower_via_newtonschulz(
-            wanted.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        assert isinstance(update, DTensor)
+        full_update = _zeropower_via_newtonschulz(
+            update.full_tensor(), group["ns_coefficients"], group["ns_steps"], group["eps"]
         ).to(parameter.dtype)
-        # All workers have made the same: nobody need send it.
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        # All workers have computed the same update, so no worker sends it.
+        return distribute_tensor(full_update, parameter.device_mesh, parameter.placements, src_data_rank=None)

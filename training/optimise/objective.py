@@ -1,4 +1,4 @@
-"""What a step makes small: the weighted mean loss of all words that count, and grounding beside it.
+"""The training objective: the weighted mean loss of the answers' tokens, plus the grounding and topic losses.
 
 Letters: C clips, F frames of a clip, M pictures, P visual tokens, Dv the encoder's width.
 """
@@ -21,14 +21,14 @@ from training.optimise.topic_loss import TopicLoss
 
 @dataclass(frozen=True, slots=True)
 class LossNormalizer:
-    """Of a whole step, over all parts and workers: what its sums are divided by."""
+    """Sums over all micro-batches and workers of a step. Losses are divided by them."""
 
-    weight: float
-    clips: float
+    loss_weight: float
+    num_clips: float
 
 
 class Objective(nn.Module):
-    """The model and its loss on one part. One module, so that whatever shards it sees a single forward."""
+    """The model and its loss on a micro-batch. One module, so FSDP sees a single forward."""
 
     def __init__(
         self,
@@ -37,71 +37,78 @@ class Objective(nn.Module):
         grounding: float = 0.0,
         topic: float = 0.0,
     ) -> None:
-        """`grounding`, `topic`: weights of the losses beside the words' own, for which words must be known."""
+        """`grounding`, `topic`: weights of the auxiliary losses. They need the tokenizer."""
         super().__init__()
-        self.model, self.shares = model, (grounding, topic)
+        self.model, self.aux_weights = model, (grounding, topic)
         self.grounding = GroundingLoss(tokenizer) if grounding and tokenizer is not None else None
-        self.topics = TopicLoss(model, tokenizer) if topic and tokenizer is not None else None
+        self.topic = TopicLoss(model, tokenizer) if topic and tokenizer is not None else None
         self.encoder_learns = any(p.requires_grad for p in model.vision.parameters())
 
     def forward(
-        self, part: MicroBatch, totals: LossNormalizer, device: torch.device
+        self, batch: MicroBatch, normalizer: LossNormalizer, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """This part's share of the step's loss, to go backward from, and float [4]: what it adds to the step's
+        """The micro-batch's share of the step's loss, for the backward pass, and its share of the step's values.
 
-        loss, share of right words, grounding loss and topic loss. Sums over a step's parts are the step's values.
+        Values are float [4]: loss, token accuracy, grounding loss and topic loss. Their sums over all micro-batches of
+        a step are the step's values.
         """
-        features = self._features(part, device)
-        loss, right = self._words(part, features, totals, device)
-        share = part.num_clips / totals.clips
+        features = self._features(batch, device)
+        loss, accuracy = self._token_loss(batch, features, normalizer, device)
+        share = batch.num_clips / normalizer.num_clips
         grounding = topic = loss.new_zeros(())
-        if self.grounding is not None and part.truth is not None and part.num_clips:
-            truth = torch.from_numpy(part.truth).to(device)
-            grounding = share * self.grounding.loss(self.model, features.to(self.model.dtype), truth).float()
-        if self.topics is not None:
-            topic = share * self.topics.loss(part.batch).float()
-        told = torch.stack([part.detach() for part in (loss, right, grounding, topic)])
-        return loss + self.shares[0] * grounding + self.shares[1] * topic, told
+        if self.grounding is not None and batch.place_labels is not None and batch.num_clips:
+            labels = torch.from_numpy(batch.place_labels).to(device)
+            features_of_dtype = features.to(self.model.dtype)
+            grounding = share * self.grounding.loss(self.model, features_of_dtype, labels).float()
+        if self.topic is not None:
+            topic = share * self.topic.loss(batch.tokens).float()
+        values = torch.stack([value.detach() for value in (loss, accuracy, grounding, topic)])
+        return loss + self.aux_weights[0] * grounding + self.aux_weights[1] * topic, values
 
-    def _features(self, part: MicroBatch, device: torch.device) -> Tensor:
-        """[C, F, P, Dv]"""
-        if part.features is not None:
-            return torch.from_numpy(part.features).to(device)
-        assert part.pictures is not None
-        assert part.slots is not None
-        # Not in a CPU's bfloat16: the encoder's attention would take longer than its products save.
+    def _features(self, batch: MicroBatch, device: torch.device) -> Tensor:
+        """Features of all frames [C, F, P, Dv]. Frames without a picture are zero."""
+        if batch.features is not None:
+            return torch.from_numpy(batch.features).to(device)
+        assert batch.pictures is not None
+        assert batch.picture_index is not None
+        # No bfloat16 on CPUs: the encoder's attention is slower in it, by more than its matrix products gain.
         with (
             torch.autocast("cpu", enabled=False),
             torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()),
         ):
-            seen = self.model.vision(torch.from_numpy(part.pictures).to(device))
-        num_frames = part.batch.visible.shape[2]
-        num_clips = int(part.batch.clip_of_row.max()) + 1
-        every = seen.new_zeros((num_clips * num_frames, *seen.shape[1:]))
-        every = every.index_copy(0, torch.from_numpy(part.slots).to(device), seen)
-        return every.unflatten(0, (num_clips, num_frames))
+            encoded = self.model.vision(torch.from_numpy(batch.pictures).to(device))
+        num_frames = batch.tokens.visible.shape[2]
+        num_clips = int(batch.tokens.clip_of_row.max()) + 1
+        features = encoded.new_zeros((num_clips * num_frames, *encoded.shape[1:]))
+        features = features.index_copy(0, torch.from_numpy(batch.picture_index).to(device), encoded)
+        return features.unflatten(0, (num_clips, num_frames))
 
-    def _words(
-        self, part: MicroBatch, features: Tensor, totals: LossNormalizer, device: torch.device
+    def _token_loss(
+        self, batch: MicroBatch, features: Tensor, normalizer: LossNormalizer, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        def there(array: Any) -> Tensor:
+        """Weighted cross-entropy and accuracy of the next tokens, each divided by the step's loss weight."""
+
+        def to_device(array: Any) -> Tensor:
             return torch.from_numpy(array).to(device)
 
-        batch, mask = part.batch, part.text_mask()
-        hidden_mask = None if mask is None else there(mask)
+        tokens, text_mask = batch.tokens, batch.text_mask()
         logits = self.model(
-            there(batch.input_ids),
-            there(batch.text_index),
+            to_device(tokens.input_ids),
+            to_device(tokens.text_index),
             features,
-            there(batch.clip_of_row),
-            there(batch.frame_index),
-            there(batch.visible),
-            hidden_mask,
+            to_device(tokens.clip_of_row),
+            to_device(tokens.frame_index),
+            to_device(tokens.visible),
+            None if text_mask is None else to_device(text_mask),
         )
-        counts = there(batch.loss_mask)[:, :-1]
-        said, wanted = logits[:, :-1][counts].float(), there(batch.token_ids)[:, 1:][counts]
-        weights = there(batch.loss_weights)[:, :-1][counts].float() / totals.weight
-        losses = functional.cross_entropy(said, wanted, reduction="none")
-        right = ((said.argmax(-1) == wanted) * weights).sum()
-        # Where nothing counts the sum is empty, and yet all that takes part must be gone back through.
-        return (losses * weights).sum() + 0.0 * logits.float().sum(), right
+        loss_mask = to_device(tokens.loss_mask)[:, :-1]
+        predicted, targets = (
+            logits[:, :-1][loss_mask].float(),
+            to_device(tokens.token_ids)[:, 1:][loss_mask],
+        )
+        weights = to_device(tokens.loss_weights)[:, :-1][loss_mask].float() / normalizer.loss_weight
+        losses = functional.cross_entropy(predicted, targets, reduction="none")
+        accuracy = ((predicted.argmax(-1) == targets) * weights).sum()
+        # The second term is 0. It keeps all weights in the graph when no token is part of the loss: FSDP needs a
+        # backward pass on every worker.
+        return (losses * weights).sum() + 0.0 * logits.float().sum(), accuracy

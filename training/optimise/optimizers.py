@@ -1,4 +1,4 @@
-"""The optimizers of a run: AdamW for all weights, or Muon for the matrices within the layers and AdamW for the rest."""
+"""The optimizers of a run: AdamW for all weights, or Muon for the matrices in the layers and AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.run.recipe import Recipe
 def adamw(
     parameters: Iterable[tuple[str, nn.Parameter]], peak_lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors (norms, gates, biases) do not."""
+    """AdamW with weight decay for matrices, but not for vectors (norms, gates, biases)."""
     trained = [(n, p) for n, p in parameters if p.requires_grad]
     groups = [
         {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -28,43 +28,43 @@ def adamw(
 
 @dataclass(frozen=True, slots=True)
 class Optimizers:
-    """Optimizers, each with the peak of its learning rate."""
+    """The optimizers of a run, each with the peak of its learning rate."""
 
     with_peaks: tuple[tuple[torch.optim.Optimizer, float], ...]
 
     @staticmethod
     def of(model: nn.Module, recipe: Recipe) -> Optimizers:
-        """What the recipe wants for the parameters that learn."""
+        """The recipe's optimizers for the parameters that learn."""
         learn = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         matrices = [(n, p) for n, p in learn if recipe.peak_muon_lr and p.ndim == 2 and "embed" not in n]
         names = {name for name, _ in matrices}
         others = [(n, p) for n, p in learn if n not in names]
-        made: list[tuple[torch.optim.Optimizer, float]] = []
+        optimizers: list[tuple[torch.optim.Optimizer, float]] = []
         if others:
-            made.append((adamw(others, recipe.peak_lr, recipe.weight_decay), recipe.peak_lr))
+            optimizers.append((adamw(others, recipe.peak_lr, recipe.weight_decay), recipe.peak_lr))
         if matrices:
             kind = ShardedMuon if isinstance(matrices[0][1], DTensor) else muon
-            made.append((kind(matrices, recipe.peak_muon_lr, recipe.weight_decay), recipe.peak_muon_lr))
-        return Optimizers(tuple(made))
+            optimizers.append((kind(matrices, recipe.peak_muon_lr, recipe.weight_decay), recipe.peak_muon_lr))
+        return Optimizers(tuple(optimizers))
 
     @property
     def all(self) -> list[torch.optim.Optimizer]:
-        """Without their rates."""
+        """The optimizers without their peak rates."""
         return [optimizer for optimizer, _ in self.with_peaks]
 
     def set_rates(self, done: float, recipe: Recipe) -> float:
-        """Warm-up and cosine at the share `done` of the run; returns the first one's rate."""
+        """Set the learning rates for the share `done` of the run. Returns the rate of the first optimizer."""
         rates = [learning_rate(done, peak, recipe.warmup, recipe.final_lr) for _, peak in self.with_peaks]
         for optimizer, rate in zip(self.all, rates, strict=True):
             set_learning_rate(optimizer, rate)
         return rates[0]
 
     def step(self) -> None:
-        """One step of each."""
+        """One step of each optimizer."""
         for optimizer in self.all:
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for optimizer in self.all:
             optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Which parameters learn (paper, section 3): named parts of the model, and a check that they and no others do."""
+"""Sets which parts of the model learn (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMPONENTS = ("adapter", "vision", "visual_ffn", "gates", "language")
 
 
 def component_of(name: str) -> str:
-    """The part that a parameter of `StreamChat` belongs to."""
+    """The component that a parameter of `StreamChat` belongs to."""
     if name.startswith(("adapter.", "vision.")):
         return name.partition(".")[0]
     if ".visual_ffn." in name or ".visual_norm." in name:
@@ -18,12 +18,12 @@ def component_of(name: str) -> str:
     return "gates" if name.rpartition(".")[2] in ("gate_cross", "gate_visual") else "language"
 
 
-def set_trainable(model: nn.Module, parts: Iterable[str]) -> list[str]:
-    """Let exactly these parts learn ("all": every one); returns a line for each part that the model has.
+def set_trainable(model: nn.Module, components: Iterable[str]) -> list[str]:
+    """Let exactly these components learn ("all": every one). Returns one line for each component of the model.
 
-    Raises ValueError for a part that there is not, and when nothing would learn.
+    Raises ValueError for an unknown component, and if no parameter would learn.
     """
-    chosen = set(COMPONENTS) if "all" in (wanted := set(parts)) else wanted
+    chosen = set(COMPONENTS) if "all" in (wanted := set(components)) else wanted
     if unknown := sorted(chosen - set(COMPONENTS)):
         raise ValueError(
             f"trainable: got {', '.join(unknown)}, wanted all or some of {', '.join(COMPONENTS)}"
@@ -31,14 +31,14 @@ def set_trainable(model: nn.Module, parts: Iterable[str]) -> list[str]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(component_of(name) in chosen)
     learning = {component_of(n) for n, p in model.named_parameters() if p.requires_grad}
-    still = {component_of(n) for n, p in model.named_parameters() if not p.requires_grad}
+    frozen = {component_of(n) for n, p in model.named_parameters() if not p.requires_grad}
     assert learning <= chosen, (learning, chosen)
-    assert not still & chosen, (still, chosen)
+    assert not frozen & chosen, (frozen, chosen)
     if not learning:
         raise ValueError(f"trainable: the model has no parameters in {', '.join(sorted(chosen))}")
-    return [_line(model, part, part in chosen) for part in COMPONENTS if part in learning | still]
+    return [_line(model, name, name in chosen) for name in COMPONENTS if name in learning | frozen]
 
 
-def _line(model: nn.Module, part: str, learns: bool) -> str:
-    size = sum(p.numel() for n, p in model.named_parameters() if component_of(n) == part)
-    return f"{part:10} {size:>14,} parameters {'learn' if learns else 'stay'}"
+def _line(model: nn.Module, component: str, learns: bool) -> str:
+    size = sum(p.numel() for n, p in model.named_parameters() if component_of(n) == component)
+    return f"{component:10} {size:>14,} parameters {'learn' if learns else 'stay'}"

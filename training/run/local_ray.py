@@ -1,4 +1,4 @@
-"""The Ray that a run uses: the cluster whose job it is, one that is named, or a private one on this machine."""
+"""Connects a run to Ray: to a given cluster, to the cluster that runs this job, or to a private Ray on this machine."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ QUIET = logging.WARNING
 
 
 def connect(address: str | None, *, needs_dashboard: bool) -> None:
-    """Join the cluster at `address`; without one, the cluster whose job this is, else start Ray on this machine.
+    """Join the cluster at `address`, else the cluster that runs this job, else start a private Ray on this machine.
 
-    Imports Ray, which reads its settings from the environment at that moment: nothing may have imported it before.
+    No module may have imported Ray before, because Ray reads its settings from the environment when it is imported.
     """
-    # `ray job submit` tells the job its cluster in this way and no other.
+    # `ray job submit` passes the cluster to the job only in RAY_ADDRESS.
     private = address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
     if private:
         folder = Path(tempfile.mkdtemp(prefix="sc-train-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray's own end
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray's own shutdown
         _prepare(folder)
     import ray
 
     if private:
-        # Ray Train asks the dashboard's server how its actors are; nothing else needs one.
+        # Ray Train reads the state of its actors from the dashboard's server.
         ray.init(
             address="local",
             include_dashboard=needs_dashboard,
@@ -41,7 +41,7 @@ def connect(address: str | None, *, needs_dashboard: bool) -> None:
 
 
 def _prepare(folder: Path) -> None:
-    """A Ray that nobody outside this machine reaches, and that writes nothing into the home folder."""
+    """Set the environment so that Ray listens only on this machine and writes nothing to the home folder."""
     if "ray" in sys.modules:
         raise AssertionError("Ray was imported before its environment was set")
     with socket.socket() as free:
@@ -55,17 +55,17 @@ def _prepare(folder: Path) -> None:
             "RAY_TMPDIR": str(folder),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
-            # Despite its name the switch for "this machine alone": all of Ray listens on 127.0.0.1.
+            # Despite its name, this makes all of Ray listen on 127.0.0.1 only.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Its processes would else look for it, and find whatever other Ray runs here.
+            # Without these, processes of this Ray could find another Ray on this machine.
             "RAY_GCS_SERVER_PORT": str(port),
             "RAY_ADDRESS": f"127.0.0.1:{port}",
-            # Actors count among its processes; beyond the limit those that make parts would end at each pause, and then
-            # begin anew with seconds of imports.
+            # Actors count as worker processes. Above the limit, Ray would end idle task processes, and new ones need
+            # seconds of imports.
             "RAY_num_workers_soft_limit": "32",
-            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more; nobody takes this machine away
-            "RAY_worker_niceness": "0",  # Ray's own 15 would put training behind whatever else runs here
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process; this machine is never preempted
+            "RAY_worker_niceness": "0",  # Ray's default of 15 would give all other processes priority
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
     )

@@ -1,8 +1,8 @@
 """The stream of micro-batches from files to workers. Ray Data tasks on any machine read, decode, tokenize and pack.
 
-Ray Train's own way to split a data set hands out blocks as they come. Here micro-batch k of a step always goes to
-worker k modulo the number of workers, so a run is repeatable with any number of them. `MicroBatchDataConfig` gives each
-worker a stream of its own, and the worker says from which step on.
+Ray Train splits a data set by handing out blocks as they come. Here micro-batch k of the run always goes to worker k
+modulo the number of workers, so a run is repeatable with any number of workers. `MicroBatchDataConfig` gives each
+worker its own stream, and the worker says at which step the stream starts.
 """
 
 from __future__ import annotations
@@ -23,60 +23,64 @@ from training.data.micro_batch import MicroBatch
 from training.run.micro_batch_source import cached_source
 from training.run.plan import Plan
 
-CHUNK = 4096  # parts of one Ray data set: it plans all of its blocks before the first is made
+CHUNK = 4096  # micro-batches of one Ray data set: Ray plans all blocks before it makes the first one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchStream:
-    """A worker's parts, in their order."""
+    """The micro-batches of one worker, in order."""
 
     plan: Plan
     rank: int
     world_size: int
-    task_cpus: float  # that making a part takes
-
-    def parts(self, first_step: int) -> Iterator[MicroBatch]:
-        """This worker's parts from a step on, to the end of the run; those that come next are made meanwhile."""
-        first = first_step * self.plan.recipe.micro_batches_per_step
-        left = range(
-            first + (self.rank - first) % self.world_size, self.plan.num_micro_batches, self.world_size
-        )
-        _quiet_and_in_order()
-        while left:
-            yield from self._made(left[:CHUNK])
-            left = left[CHUNK:]
-
-    def _made(self, numbers: range) -> Iterator[MicroBatch]:
-        plan = self.plan
-
-        def made(row: dict[str, Any]) -> dict[str, Any]:
-            return {"part": cached_source(plan).micro_batch(numbers[int(row["id"])]).to_bytes()}
-
-        # One part a block: so tasks make the parts that come next side by side, not one the first thousand. Counting
-        # takes a whole CPU unless it is told otherwise, which a worker's share of a small machine may not have.
-        parts = ray.data.read_datasource(
-            RangeDatasource(len(numbers), block_format="arrow", column_name="id"),
-            num_cpus=self.task_cpus,
-            override_num_blocks=len(numbers),
-        ).map(made, num_cpus=self.task_cpus)
-        ahead = 2 * max(plan.recipe.micro_batches_per_step // self.world_size, 1)
-        for batch in parts.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=ahead):
-            yield MicroBatch.from_bytes(cast(pa.Table, batch).column("part")[0].as_py())
+    task_cpus: float  # CPUs of the task that makes a micro-batch
 
     def steps(self, first_step: int) -> Iterator[list[MicroBatch]]:
-        """The same, step by step: as many parts as any worker has in it, empty ones for what is missing."""
-        stream = self.parts(first_step)
+        """The worker's micro-batches of each step, from `first_step` to the end of the run.
+
+        All workers get the same number of micro-batches in a step. Empty ones fill the lists up.
+        """
+        stream = self.micro_batches(first_step)
         per_step = self.plan.recipe.micro_batches_per_step
-        most = -(-per_step // self.world_size)
+        per_worker = -(-per_step // self.world_size)
         for step in range(first_step, self.plan.total_steps):
-            numbers = range(step * per_step, (step + 1) * per_step)
-            parts = [next(stream) for n in numbers if n % self.world_size == self.rank]
-            assert all(part.index in numbers for part in parts), "a part came out of its order"
-            yield parts + [cached_source(self.plan).empty() for _ in range(most - len(parts))]
+            indices = range(step * per_step, (step + 1) * per_step)
+            batches = [next(stream) for index in indices if index % self.world_size == self.rank]
+            assert all(batch.index in indices for batch in batches), "a micro-batch came in the wrong order"
+            yield batches + [cached_source(self.plan).empty() for _ in range(per_worker - len(batches))]
+
+    def micro_batches(self, first_step: int) -> Iterator[MicroBatch]:
+        """The worker's micro-batches from a step to the end of the run. Tasks make the next ones in advance."""
+        first = first_step * self.plan.recipe.micro_batches_per_step
+        indices = range(
+            first + (self.rank - first) % self.world_size, self.plan.num_micro_batches, self.world_size
+        )
+        _configure_ray_data()
+        while indices:
+            yield from self._make(indices[:CHUNK])
+            indices = indices[CHUNK:]
+
+    def _make(self, indices: range) -> Iterator[MicroBatch]:
+        plan = self.plan
+
+        def make(row: dict[str, Any]) -> dict[str, Any]:
+            return {"micro_batch": cached_source(plan).micro_batch(indices[int(row["id"])]).to_bytes()}
+
+        # One micro-batch is one block, so the tasks that run at the same time make the micro-batches that come next.
+        # With larger blocks one task would make the first thousand. The read task gets `num_cpus` too, because its
+        # default is a whole CPU, which a worker's share of a small machine may not have.
+        dataset = ray.data.read_datasource(
+            RangeDatasource(len(indices), block_format="arrow", column_name="id"),
+            num_cpus=self.task_cpus,
+            override_num_blocks=len(indices),
+        ).map(make, num_cpus=self.task_cpus)
+        prefetch = 2 * max(plan.recipe.micro_batches_per_step // self.world_size, 1)
+        for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch):
+            yield MicroBatch.from_bytes(cast(pa.Table, table).column("micro_batch")[0].as_py())
 
 
 class MicroBatchDataConfig(DataConfig):
-    """Gives each worker its `MicroBatchStream` as its shard of the data set "parts"."""
+    """Gives each worker its `MicroBatchStream` as its shard of the data set."""
 
     def __init__(self, plan: Plan, task_cpus: float) -> None:
         super().__init__(datasets_to_split="all")
@@ -85,7 +89,7 @@ class MicroBatchDataConfig(DataConfig):
     def configure(
         self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
-        """A stream for every worker and data set."""
+        """One stream for each worker."""
         streams = (
             MicroBatchStream(plan=self.plan, rank=rank, world_size=world_size, task_cpus=self.task_cpus)
             for rank in range(world_size)
@@ -94,14 +98,14 @@ class MicroBatchDataConfig(DataConfig):
 
 
 class SchedulerThrottle(ExecutionCallback):
-    """Ray Data's scheduler turns without pause while no task runs, in the worker's own process: it would train half."""
+    """Slows Ray Data's scheduler. It runs in the worker's process, and its busy loop would halve training's speed."""
 
     def on_execution_step(self, executor: object) -> None:
-        """Called at each turn."""
+        """Ray Data calls this in each iteration of its loop."""
         time.sleep(0.02)
 
 
-def _quiet_and_in_order() -> None:
+def _configure_ray_data() -> None:
     context = DataContext.get_current()
     context.custom_execution_callback_classes = [SchedulerThrottle]
     context.execution_options.preserve_order = True

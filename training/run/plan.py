@@ -1,4 +1,4 @@
-"""The plan of a run, which every process has: where its files are, and how long it is."""
+"""The plan of a run: its recipe, its files and its length. Every process of the run has the same plan."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from training.run.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Crosses processes; all paths are on storage that every machine of the run reaches."""
+    """What every process needs to know. All paths are on storage that every machine of the run can reach."""
 
     recipe: Recipe
-    start: Path  # the StreamChat folder that training starts from
-    out: Path  # the folder that comes out
-    table: Path | None = None  # checked rows (`row_parts.write_table`)
+    initial_model: Path  # StreamChat folder that training starts from
+    out: Path  # StreamChat folder to write
+    row_table: Path | None = None  # checked rows (`row_micro_batches.write_row_table`)
     num_rows: int = 0
     clips: tuple[Path, ...] = ()  # folders of live-world clips
-    seen: Path | None = None  # their pictures or features (`live_world/clip_frames.py`)
-    frame_cache: Path | None = None
-    threads: int = 1
+    clip_frames: Path | None = None  # pictures or features of the clips (`live_world/clip_frames.py`)
+    frame_cache: Path | None = None  # folder for decoded frames
+    num_threads: int = 1  # CPU threads of each worker
 
     @property
     def run_folder(self) -> Path:
-        """Log, curves, checkpoints and the record of how the model was trained."""
+        """Folder of the log, the curves, the checkpoints and `recipe.json`."""
         return self.out / "run"
 
     @property

@@ -1,6 +1,6 @@
-"""Recipes: what is trained, on what, and how. The paper's numbers are the defaults (sections 3.1, 3.2 and 6.1).
+"""Recipes: all numbers of a training run. The defaults are the paper's (sections 3.1, 3.2 and 6.1).
 
-A recipe is a function of another that changes a few fields; `--set key=value` changes any field from the command line.
+Most recipes change a few fields of another recipe. `--set key=value` changes any field from the command line.
 """
 
 from __future__ import annotations
@@ -16,59 +16,59 @@ Gate = Literal["linear", "tanh"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Checked when made: ValueError says what was got and what is wanted. Kept in the folder that comes out."""
+    """The settings of a run, kept in its `recipe.json`. Raises ValueError for a wrong value."""
 
     name: str
-    # What learns: "all", or parts of the model (`training/optimise/trainable.py`).
+    # Parts of the model that learn, or "all" (`training/optimise/trainable.py`).
     trainable: tuple[str, ...] = ("all",)
-    # The switches of the paper's Table 3; None: as the model that training starts from has it.
+    # Switches of the paper's Table 3. None keeps the initial model's value.
     visual_ffn: bool | None = None
     gate: Gate | None = None
     share_attention_parameters: bool | None = None
-    kinds: tuple[str, ...] = KINDS  # of rows that are used
+    kinds: tuple[str, ...] = KINDS  # only rows of these kinds are used
     # Samples.
     frames_per_second: float = 1.0  # of dense rows
-    max_frames: int = 32  # of a dense row's window; so many, evenly, of other videos
-    fifo_frames: int = 0  # newest frames that a word of a dense row sees; 0: the model's own number
-    max_tokens: int = 4096  # of a packed row; a sample that is longer is bad
-    max_bad_share: float = 0.05  # of rows that cannot be used, before the run stops
-    # The batch: samples of one step, and those that go through the model together.
-    global_batch: int = 768
-    micro_batch: int = 16
-    # The length: steps, or (steps 0) so often over all rows.
-    steps: int = 0
+    max_frames: int = 32  # of a dense row; other videos give this many frames, evenly spaced
+    fifo_frames: int = (
+        0  # newest frames that a token of a dense row sees; 0: as many as in the model's config
+    )
+    max_tokens: int = 4096  # of a packed row; a longer sample is a bad row
+    max_bad_share: float = 0.05  # the run stops when a larger share of the rows is bad
+    # Batch sizes, in samples.
+    global_batch: int = 768  # of one step, over all workers
+    micro_batch: int = 16  # of one forward pass
+    # Length of the run.
+    steps: int = 0  # 0: `epochs` decides
     epochs: float = 1.0
     seed: int = 1
     # Optimisation.
     peak_lr: float = 2e-5
-    peak_muon_lr: float = 0.0  # of the matrices within the layers, by Muon; 0: all by AdamW
+    peak_muon_lr: float = 0.0  # Muon's rate for the matrices in the layers; 0: AdamW for all weights
     warmup: float = 0.03  # share of the run
     final_lr: float = 0.0  # share of the peak
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    # The machine.
+    # Hardware.
     checkpoint_activations: bool = True
     compile: bool = False
-    flex: bool = (
-        False  # on GPUs: FlexAttention, which skips what the staircase hides (on CPUs it cannot go back)
-    )
-    bfloat16: bool = True  # on GPUs; weights and sums stay float32
-    autocast: bool = (
-        False  # on CPUs: the language model's products in bfloat16, which pays where the CPU has AMX
-    )
+    flex: bool = False  # on GPUs: FlexAttention, which skips masked blocks; it has no backward pass on CPUs
+    bfloat16: bool = True  # on GPUs; weights and gradient sums stay float32
+    autocast: bool = False  # on CPUs: matrix products in bfloat16; faster on CPUs with AMX
     # Reports and checkpoints, in steps.
     report_every: int = 10
     save_every: int = 500
-    # The live world's own rows, made while training (`training/live_world/curriculum/micro_batches.py`).
+    # Live-world questions, made during training (`training/live_world/curriculum/micro_batches.py`).
     rows_per_clip: int = 6
-    world_share: float = 1.0  # of the parts, where there are Parquet rows too
-    # Its curriculum: first one picture, then finding the newest of several, then dialogs at the world's own pace.
+    world_share: float = 1.0  # share of their micro-batches, when the run has rows too
+    # Their curriculum: first one picture, then the newest of several pictures, then dialogs at the clip's own pace.
     one_picture_steps: int = 450
-    picture_steps: int = 1000  # before dialogs, those with one picture included
-    flip_books: float = 0.65  # share of those steps, others are captions; half as many go on beside dialogs
+    picture_steps: int = 1000  # all steps before the dialogs, `one_picture_steps` included
+    flip_books: float = (
+        0.65  # share of flip books before the dialogs, the rest are captions; later half of it
+    )
     flip_book_frames: int = 24
-    flip_book_rows: int = 4  # a clip
-    # Losses beside the words' own, with their weights.
+    flip_book_rows: int = 4  # for each clip
+    # Weights of auxiliary losses.
     grounding: float = 0.0  # `training/optimise/grounding_loss.py`
     topic: float = 0.0  # `training/optimise/topic_loss.py`
 
@@ -83,7 +83,7 @@ class Recipe:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted 0 to 1")
         if self.global_batch % self.micro_batch:
             raise ValueError(
-                f"global_batch {self.global_batch} is no multiple of micro_batch {self.micro_batch}"
+                f"global_batch {self.global_batch} is not a multiple of micro_batch {self.micro_batch}"
             )
         if unknown := set(self.kinds) - set(KINDS):
             raise ValueError(f"kinds: got {sorted(unknown)}, wanted some of {', '.join(KINDS)}")
@@ -92,12 +92,12 @@ class Recipe:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches of a step, over all workers."""
+        """Micro-batches of one step, over all workers."""
         return self.global_batch // self.micro_batch
 
 
 def pretrain_stage1() -> Recipe:
-    """Section 3.1: the adapter learns to show frames to a language model that stays as it is."""
+    """Section 3.1: only the adapter learns."""
     return Recipe(
         name="pretrain_stage1",
         trainable=("adapter",),
@@ -125,7 +125,7 @@ def sft() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """A minute on two cores, through everything that the others use: dense rows of a few live-world clips."""
+    """A test of the whole pipeline that takes a minute on two cores: dense rows of a few live-world clips."""
     return replace(
         sft(),
         name="smoke",
@@ -144,7 +144,7 @@ def smoke() -> Recipe:
 
 
 def live_world() -> Recipe:
-    """What trains streamchat-tiny: questions of the live world, made while training; the encoder stays as taught."""
+    """Trains streamchat-tiny on live-world questions that are made during training. The vision encoder is frozen."""
     return replace(
         sft(),
         name="live_world",
@@ -164,7 +164,7 @@ def live_world() -> Recipe:
     )
 
 
-ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: one thing with_switches in each
+ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: each changes one thing
     "no_visual_ffn": {"visual_ffn": False},
     "tanh_gate": {"gate": "tanh"},
     "no_parameter_reuse": {"share_attention_parameters": False},
@@ -186,7 +186,7 @@ SFT_RECIPES = {r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_abla
 
 
 def with_overrides(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """The recipe with `key=value` settings, each value read as its field's type; ValueError says what is wrong."""
+    """The recipe with `key=value` settings. Raises ValueError for an unknown key or a value of the wrong type."""
     kinds = get_type_hints(Recipe)
     changes: dict[str, Any] = {}
     for setting in settings:

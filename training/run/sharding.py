@@ -1,6 +1,6 @@
-"""FSDP2: each worker holds its share of every weight, gradient and moment; checkpoints are sharded likewise.
+"""FSDP2: each worker holds a shard of every weight, gradient and optimizer moment. Checkpoints are sharded too.
 
-On GPUs weights are float32 and the arithmetic bfloat16; on CPUs all is float32 (gloo), but for `autocast`.
+On GPUs weights are float32 and arithmetic is bfloat16. On CPUs everything is float32 (gloo), except with `autocast`.
 """
 
 from __future__ import annotations
@@ -26,73 +26,78 @@ from model.network.streamchat import StreamChat
 from training.optimise.objective import Objective
 from training.run.recipe import Recipe
 
-# Keys and values are views of what the projections gave; nobody writes to them in place.
+# Keys and values are views of the projections' output. No code writes to them in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def transformer_layers(model: StreamChat) -> list[nn.Module]:
-    """The layers of language model and encoder: what is gathered, checkpointed and compiled one by one."""
+    """The layers of the language model and the encoder. Each is sharded, checkpointed and compiled on its own."""
     return [*model.language.layers, *model.vision.encoder.encoder.layers]
 
 
 def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Apply activation checkpointing, torch.compile and FSDP2, in the order in which they must be.
+    """Apply activation checkpointing, torch.compile and FSDP2, in the order that they require.
 
-    A worker that is alone on a CPU has nothing to share: its weights stay plain.
+    A single worker on a CPU needs no shards, so its weights stay plain tensors.
     """
     on_gpu = mesh.device_type == "cuda"
-    shares = on_gpu or mesh.size() > 1
-    half = torch.bfloat16 if on_gpu and recipe.bfloat16 else None
-    # Rotations stay float32: so nothing that goes into a layer is cast on its way.
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    sharded = on_gpu or mesh.size() > 1
+    param_dtype = torch.bfloat16 if on_gpu and recipe.bfloat16 else None
+    # Rotary embeddings stay float32, so inputs of a layer are not cast.
+    policy = MixedPrecisionPolicy(
+        param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for layer in transformer_layers(objective.model):
         methods = ("forward", "forward_frames") if isinstance(layer, Layer) else ("forward",)
         if recipe.checkpoint_activations:
             for name in methods:
-                again = functools.partial(checkpoint, getattr(layer, name), use_reentrant=False)
-                setattr(layer, name, again)
+                recomputed = functools.partial(checkpoint, getattr(layer, name), use_reentrant=False)
+                setattr(layer, name, recomputed)
         if recipe.compile:
             layer.compile()
-        if shares:
+        if sharded:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
             if "forward_frames" in methods:
                 register_fsdp_forward_method(layer, "forward_frames")
-    if shares:
+    if sharded:
         fully_shard(objective, mesh=mesh, mp_policy=policy)
 
 
 def load_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
-    """Give a sharded model, built without memory, its weights: one tensor at a time, float32, each worker its share."""
+    """Load weights into a sharded model on the meta device: float32, one tensor at a time, each worker its shard.
+
+    Raises ValueError if the folder lacks a tensor.
+    """
     model.to_empty(device=device)
     model.vision.fill_buffers(device)
-    wanted = dict(model.named_parameters())
+    missing = dict(model.named_parameters())
     with torch.no_grad():
         for file in weight_files(folder):
             with safe_open(file, framework="pt") as reader:
                 for name in reader.keys():  # noqa: SIM118 - not a dict
-                    _copy(wanted.pop(name), reader.get_tensor(name))
-    if wanted:
-        raise ValueError(f"{folder}: {len(wanted)} tensors are missing, the first is {min(wanted)}")
+                    _copy(missing.pop(name), reader.get_tensor(name))
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {min(missing)}")
 
 
-def _copy(parameter: Tensor, whole: Tensor) -> None:
-    whole = whole.to(parameter.device, parameter.dtype)
+def _copy(parameter: Tensor, full: Tensor) -> None:
+    full = full.to(parameter.device, parameter.dtype)
     if isinstance(parameter, DTensor):
-        # Everyone has read the tensor: nobody need send it.
-        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.copy_(whole)
+        # Every worker has read the full tensor, so no worker sends it.
+        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(full)
 
 
 def save_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Write this worker's share of weights and moments; all workers call it, and their files make one checkpoint."""
+    """Write this worker's shard of weights and moments. All workers call it, and their files make one checkpoint."""
     weights, moments = get_state_dict(model, optimizers)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a worker alone is told that it is alone
+        warnings.simplefilter("ignore", UserWarning)  # torch warns when there is a single worker
         state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
 
 
 def load_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Read a checkpoint, made by any number of workers, into this worker's shares."""
+    """Read a checkpoint into this worker's shards. Any number of workers may have written it."""
     weights, moments = get_state_dict(model, optimizers)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
@@ -101,40 +106,40 @@ def load_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.opti
     set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
-def save_model_folder(model: StreamChat, start: Path, out: Path, *, writes: bool) -> None:
-    """Gather the weights and write the StreamChat folder; all workers call it, one `writes`.
+def save_model_folder(model: StreamChat, initial_model: Path, out: Path, *, writes: bool) -> None:
+    """Gather the weights and write the StreamChat folder. All workers call it; the one with `writes` writes.
 
-    Weights get the precision that they have in the folder that training started from.
+    Weights get the dtype that they have in the initial model.
     """
-    kinds = stored_dtypes(start)
-    whole: dict[str, Tensor] = {}
+    dtypes = stored_dtypes(initial_model)
+    weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensor = parameter.detach()
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if writes:
-            whole[name] = full.to("cpu", kinds.get(name, full.dtype))
+            weights[name] = full.to("cpu", dtypes.get(name, full.dtype))
     if not writes:
         return
     with torch.device("meta"):
         plain = StreamChat(model.config)
-    for name, tensor in whole.items():
+    for name, tensor in weights.items():
         path, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
-    save_folder(plain, out, tokenizer=start)
+    save_folder(plain, out, tokenizer=initial_model)
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """The precision of each tensor in a StreamChat folder."""
-    kinds: dict[str, torch.dtype] = {}
+    """The dtype of each tensor in a StreamChat folder."""
+    dtypes: dict[str, torch.dtype] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as reader:
             for name in reader.keys():  # noqa: SIM118
-                kinds[name] = reader.get_slice(name)[:0].dtype
-    return kinds
+                dtypes[name] = reader.get_slice(name)[:0].dtype
+    return dtypes
 
 
 def local_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
-    """Bytes that this worker holds of weights, gradients and moments."""
+    """Bytes of weights, gradients and moments on this worker."""
 
     def size(tensor: Tensor | None) -> int:
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor

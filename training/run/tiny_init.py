@@ -1,4 +1,4 @@
-"""A new streamchat-tiny: weights that let it learn fast without a pretrained language model."""
+"""A new streamchat-tiny, with initial weights that let it learn fast without a pretrained language model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from training.live_world.answers import SLOTS
 
 
 def new_tiny_model(vision: Path | None, tokenizer: PreTrainedTokenizerFast, seed: int) -> StreamChat:
-    """A new tiny model, around a taught vision encoder if there is one."""
+    """A new tiny model. `vision`: weights of a pretrained vision encoder, if there is one."""
     torch.manual_seed(seed)
-    # No language model to protect: nothing need start small.
+    # There is no pretrained language model to protect, so the gates start at 1.
     model = StreamChat(preset("tiny", vocab_size=len(tokenizer), gate_init=1.0))
     init_attention_as_copy(model)
     init_attention_by_similarity(model)
@@ -30,9 +30,10 @@ def new_tiny_model(vision: Path | None, tokenizer: PreTrainedTokenizerFast, seed
 
 @torch.no_grad()
 def init_attention_as_copy(model: StreamChat) -> None:
-    """Let attention begin by handing on what it reads: output times value projection is a projection on a subspace.
+    """Let each attention layer start by copying what it attends to: the product of value and output projection
+    is a projection on a subspace.
 
-    With grounding, what is read from a frame is near the words for it, so naming starts from the first step on.
+    With grounding, the features of a frame are near the embeddings of their words, so the model can name them early.
     """
     size = model.config.head_dim
     heads_a_group = model.config.num_attention_heads // model.config.num_key_value_heads
@@ -46,9 +47,9 @@ def init_attention_as_copy(model: StreamChat) -> None:
 
 @torch.no_grad()
 def init_embeddings_by_kind(model: StreamChat, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Words of one kind (things, colours, ...) start near each other, as they are in a language model that has read.
+    """Let words of one kind (things, colours, ...) start near each other, as in a pretrained language model.
 
-    Then what a question is about can be found by its kind, and needs not be learnt word by word.
+    Then the model can find the topic of a question by its kind, and need not learn it word by word.
     """
     embeddings = model.language.embed_tokens.weight
     spread = float(embeddings.std())
@@ -64,9 +65,9 @@ def init_embeddings_by_kind(model: StreamChat, tokenizer: PreTrainedTokenizerFas
 
 @torch.no_grad()
 def init_attention_by_similarity(model: StreamChat) -> None:
-    """The layers that look after text was read begin by looking for what is like the words at hand.
+    """Let the later cross layers start by attending to frames that are similar to the current words.
 
-    The first cross layer looks before text is read: its gate starts small, lest what it sees drown the question.
+    The first cross layer comes before any text attention. Its gate starts small, so that frames do not hide the text.
     """
     first, *later = model.config.cross_layers
     size = model.config.head_dim
@@ -75,7 +76,7 @@ def init_attention_by_similarity(model: StreamChat) -> None:
         layer = model.language.layers[index]
         assert isinstance(layer, Layer)
         keys = nn.init.orthogonal_(layer.self_attn.k_proj.weight).unflatten(0, (-1, size))
-        # One head of each group: two that start alike would stay alike.
+        # Only one head of each group: two heads that start equal stay equal.
         queries = layer.self_attn.q_proj.weight.unflatten(0, (-1, heads_a_group, size))
         queries[:, 0] = keys
     layer = model.language.layers[first]

@@ -1,13 +1,12 @@
-"""The one training loop: what every worker of a run does, from the start folder (or its last checkpoint) to the end."""
+"""The training loop. Every worker runs it, from the initial model or from the last checkpoint to the last step."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,16 +38,16 @@ STOPPED = "stopped.json"
 
 
 @dataclass(slots=True)
-class Position:
-    """How far a run is; kept in its checkpoints."""
+class TrainState:
+    """How far a run is. Checkpoints keep it."""
 
     step: int = 0
-    samples: int = 0
-    bad: int = 0
+    num_samples: int = 0
+    num_bad: int = 0
 
 
-class Worker:
-    """One of the processes that train together."""
+class Trainer:
+    """One worker: its shard of the model and the optimizers, and the loop over the steps."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.recipe = plan, plan.recipe
@@ -56,102 +55,103 @@ class Worker:
         self.device = get_device()
         torch.manual_seed(self.recipe.seed)
         with torch.device("meta"):
-            self.model = StreamChat(StreamChatConfig.load(plan.start))
+            self.model = StreamChat(StreamChatConfig.load(plan.initial_model))
         set_trainable(self.model, self.recipe.trainable)
-        work = TrainingFlops.of(self.model)
+        flops = TrainingFlops.of(self.model)
         self.model.flex = self.recipe.flex and self.device.type == "cuda"
         objective = Objective(self.model, self._tokenizer(), self.recipe.grounding, self.recipe.topic)
         shard(objective, init_device_mesh(self.device.type, (self.world_size,)), self.recipe)
-        load_weights(self.model, plan.start, self.device)
+        load_weights(self.model, plan.initial_model, self.device)
         objective.train()
         self.optimizers = Optimizers.of(self.model, self.recipe)
-        self.stepper = StepRunner(objective, self.optimizers, self.recipe, self.device)
-        self.at = Position()
-        self._resume()
-        self.record = None
+        self.step_runner = StepRunner(objective, self.optimizers, self.recipe, self.device)
+        self.state = TrainState()
+        self._load_checkpoint()
+        self.reporter = None
         if self.rank == 0:
-            peak = peak_flops(self.device)
-            self.record = RunReporter(plan, work, peak, self.world_size, self.device)
+            self.reporter = RunReporter(plan, flops, peak_flops(self.device), self.world_size, self.device)
 
     def run(self) -> None:
-        """Train to the end of the run, or until too many rows are bad; then write the folder."""
-        stream = cast(MicroBatchStream, ray.train.get_dataset_shard("parts"))
-        steps = _timed(stream.steps(self.at.step))
-        for _ in range(self.at.step, self.plan.total_steps):
-            parts, wait_s = next(steps)
-            self._step(parts, wait_s)
-            if self._too_many_bad():
+        """Train to the end of the run and write the model. Stops early if too many rows are bad."""
+        stream = cast(MicroBatchStream, ray.train.get_dataset_shard("micro_batches"))
+        steps = _with_wait_times(stream.steps(self.state.step))
+        while self.state.step < self.plan.total_steps:
+            batches, wait_s = next(steps)
+            self._step(batches, wait_s)
+            if self._has_too_many_bad_rows():
                 return
-            if self.at.step % self.recipe.save_every == 0 or self.at.step == self.plan.total_steps:
-                self._save()
-        save_model_folder(self.model, self.plan.start, self.plan.out, writes=self.rank == 0)
-        if self.record is not None:
-            self.record.close()
+            if self.state.step % self.recipe.save_every == 0 or self.state.step == self.plan.total_steps:
+                self._save_checkpoint()
+        save_model_folder(self.model, self.plan.initial_model, self.plan.out, writes=self.rank == 0)
+        if self.reporter is not None:
+            self.reporter.close()
 
-    def _step(self, parts: list[MicroBatch], wait_s: float) -> None:
-        log_micro_batches(self.plan.run_folder / f"micro_batches-{self.rank}.jsonl", self.at.step, parts)
-        told = self.stepper.step(parts, self.at.step / self.plan.total_steps)
-        self.at.step += 1
-        self.at.samples += told.samples
-        self.at.bad += told.bad
-        if self.record is not None:
-            self.record.add(self.at.step, told, wait_s)
+    def _step(self, batches: list[MicroBatch], wait_s: float) -> None:
+        log_micro_batches(self.plan.run_folder / f"micro_batches-{self.rank}.jsonl", self.state.step, batches)
+        result = self.step_runner.step(batches, self.state.step / self.plan.total_steps)
+        self.state.step += 1
+        self.state.num_samples += result.num_samples
+        self.state.num_bad += result.num_bad
+        if self.reporter is not None:
+            self.reporter.add(self.state.step, result, wait_s)
 
-    def _too_many_bad(self) -> bool:
-        """Every worker knows the same sums, so all stop together. Not an error: trying again would not help."""
-        num = self.at.samples + self.at.bad
-        if num < BadRowCounter.MIN_ROWS and self.at.step < self.plan.total_steps:
+    def _has_too_many_bad_rows(self) -> bool:
+        """The counts are the same on every worker, so all stop together.
+
+        This is no exception: Ray would start the workers again, and the rows would be bad again.
+        """
+        num_rows = self.state.num_samples + self.state.num_bad
+        if num_rows < BadRowCounter.MIN_ROWS and self.state.step < self.plan.total_steps:
             return False
-        if self.at.bad <= self.recipe.max_bad_share * num:
+        if self.state.num_bad <= self.recipe.max_bad_share * num_rows:
             return False
         if self.rank == 0:
-            (self.plan.run_folder / STOPPED).write_text(json.dumps({"bad": self.at.bad, "rows": num}) + "\n")
+            counts = {"bad": self.state.num_bad, "rows": num_rows}
+            (self.plan.run_folder / STOPPED).write_text(json.dumps(counts) + "\n")
         return True
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), self.model, self.optimizers.all)
             if self.rank == 0:
-                at = {name: getattr(self.at, name) for name in Position.__slots__}
-                (Path(folder) / STATE).write_text(json.dumps(at) + "\n")
+                (Path(folder) / STATE).write_text(json.dumps(asdict(self.state)) + "\n")
             ray.train.report(
-                {"step": self.at.step},
+                {"step": self.state.step},
                 checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step-{self.at.step:08d}",
+                checkpoint_dir_name=f"step-{self.state.step:08d}",
             )
-        if self.record is not None:
-            self.record.saved()
+        if self.reporter is not None:
+            self.reporter.saved()
 
-    def _resume(self) -> None:
+    def _load_checkpoint(self) -> None:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
             load_checkpoint(Path(folder), self.model, self.optimizers.all)
-            values: dict[str, Any] = json.loads((Path(folder) / STATE).read_text())
-        self.at = Position(**values)
+            self.state = TrainState(**json.loads((Path(folder) / STATE).read_text()))
         if self.rank == 0:
-            print(f"going on from step {self.at.step} with {self.world_size} workers", flush=True)
+            print(f"continuing from step {self.state.step} with {self.world_size} workers", flush=True)
 
     def _tokenizer(self) -> PreTrainedTokenizerFast:
-        tokenizer = load_tokenizer(self.plan.start)
+        tokenizer = load_tokenizer(self.plan.initial_model)
         assert isinstance(tokenizer, PreTrainedTokenizerFast)
         return tokenizer
 
 
-def train(config: dict[str, Any]) -> None:
-    """What Ray Train runs in every worker."""
+def train_loop_per_worker(config: dict[str, Any]) -> None:
+    """Ray Train calls this in every worker."""
     plan: Plan = config["plan"]
-    torch.set_num_threads(plan.threads)
-    Worker(plan).run()
+    torch.set_num_threads(plan.num_threads)
+    Trainer(plan).run()
 
 
-def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
-    """Each step's parts, with the seconds that were waited for them."""
-    for _ in itertools.count():
-        began_s = time.monotonic()
+def _with_wait_times(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
+    """The micro-batches of each step, with the seconds that the worker waited for them."""
+    while True:
+        started_s = time.monotonic()
         try:
-            parts = next(steps)
+            batches = next(steps)
         except StopIteration:
             return
-        yield parts, time.monotonic() - began_s
+        yield batches, time.monotonic() - started_s

@@ -1,4 +1,4 @@
-"""One step of training: parts in, a better model out. Knows torch.distributed, and nothing of Ray."""
+"""One training step over all workers: forward, backward, clip, and update. Uses torch.distributed, but not Ray."""
 
 from __future__ import annotations
 
@@ -18,66 +18,65 @@ from training.run.recipe import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step has to tell, over all workers."""
+    """Losses and counts of a step, over all workers."""
 
     loss: float
-    right: float  # share of the words that count
+    token_accuracy: float  # share of the predicted tokens that are right, by loss weight
     grounding: float
     topic: float
-    norm: float  # of the gradient, before clipping
+    grad_norm: float  # before clipping
     lr: float
-    tokens: int
-    frames: int
-    samples: int
-    bad: int
-    seconds: float
+    num_tokens: int
+    num_frames: int
+    num_samples: int
+    num_bad: int
+    duration_s: float
 
 
 class StepRunner:
-    """Makes steps; all workers call it together, each with its parts."""
+    """Runs training steps. All workers call it at the same time, each with its own micro-batches."""
 
     def __init__(
         self, objective: Objective, optimizers: Optimizers, recipe: Recipe, device: torch.device
     ) -> None:
         self.objective, self.optimizers, self.recipe, self.device = objective, optimizers, recipe, device
 
-    def step(self, parts: Sequence[MicroBatch], done: float) -> StepResult:
-        """One step at the share `done` of the run. Nothing is learnt from a step in which no word counts."""
-        began_s = time.monotonic()
-        recipe, workers = self.recipe, dist.get_world_size()
+    def step(self, batches: Sequence[MicroBatch], done: float) -> StepResult:
+        """One step. `done` is the share of the run before it. Weights stay unless some token is part of the loss."""
+        started_s = time.monotonic()
+        recipe, num_workers = self.recipe, dist.get_world_size()
         lr = self.optimizers.set_rates(done, recipe)
-        sums = self._sum(
+        weight, clips, tokens, frames, samples, bad = self._sum_over_workers(
             [
-                sum(p.weight for p in parts),
-                sum(p.num_clips for p in parts),
-                sum(p.num_tokens for p in parts if p.samples),
-                sum(p.num_frames for p in parts if p.samples),
-                sum(len(p.samples) for p in parts),
-                sum(len(p.bad) for p in parts),
+                sum(b.loss_weight for b in batches),
+                sum(b.num_clips for b in batches),
+                sum(b.num_tokens for b in batches if b.sample_ids),
+                sum(b.num_frames for b in batches if b.sample_ids),
+                sum(len(b.sample_ids) for b in batches),
+                sum(len(b.bad_rows) for b in batches),
             ]
         )
-        totals = LossNormalizer(max(sums[0], 1e-9), max(sums[1], 1.0))
-        told = torch.zeros(4, device=self.device)
-        for part in parts:
+        normalizer = LossNormalizer(max(weight, 1e-9), max(clips, 1.0))
+        sums = torch.zeros(4, device=self.device)
+        for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
-                loss, values = self.objective(part, totals, self.device)
-            (loss * workers).backward()  # FSDP takes the mean over workers, and the loss is a sum over them
-            told += values
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), recipe.clip_norm)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[operator]
-        if sums[0]:
+                loss, values = self.objective(batch, normalizer, self.device)
+            # The loss is a sum over workers, and FSDP averages gradients over them.
+            (loss * num_workers).backward()
+            sums += values
+        grad_norm = nn.utils.clip_grad_norm_(self.objective.parameters(), recipe.clip_norm)
+        grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # type: ignore[operator]
+        if weight:
             self.optimizers.step()
         self.optimizers.zero_grad()
-        values = self._sum(told.tolist())
+        values = self._sum_over_workers(sums.tolist())
         return StepResult(
-            loss=values[0], right=values[1], grounding=values[2],
-            topic=values[3], norm=float(norm), lr=lr,
-            tokens=int(sums[2]), frames=int(sums[3]), samples=int(sums[4]), bad=int(sums[5]),
-            seconds=time.monotonic() - began_s,
+            loss=values[0], token_accuracy=values[1], grounding=values[2], topic=values[3],
+            grad_norm=float(grad_norm), lr=lr, num_tokens=int(tokens), num_frames=int(frames),
+            num_samples=int(samples), num_bad=int(bad), duration_s=time.monotonic() - started_s,
         )  # fmt: skip
 
-    def _sum(self, values: Sequence[float]) -> list[float]:
-        """Over all workers."""
+    def _sum_over_workers(self, values: Sequence[float]) -> list[float]:
         tensor: Tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()

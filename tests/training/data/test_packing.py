@@ -1,4 +1,4 @@
-"""Packing: every sample in a row with room, and none sees another: a packed batch has its samples' loss."""
+"""Packing: every sample gets a row with room, no sample sees another, and the loss stays the same."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 120))
-def test_every_sample_has_one_place_and_no_row_is_too_long(lengths: list[int], longest: int) -> None:
+def test_every_sample_is_in_one_row_and_no_row_is_too_long(lengths: list[int], longest: int) -> None:
     rows = bins(lengths, longest)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= longest for row in rows)
 
 
 def some_samples(tokenizer: PreTrainedTokenizerFast, num: int) -> list[Sample]:
-    """Dialogs of different lengths on videos of different lengths, one of them without any."""
+    """Dialogs of different lengths on videos of different lengths. One has no video."""
     text, rng = RowTokenizer(tokenizer, 16, 200), np.random.default_rng(3)
     made: list[Sample] = []
     for number in range(num):
@@ -49,27 +49,27 @@ def some_samples(tokenizer: PreTrainedTokenizerFast, num: int) -> list[Sample]:
     return made
 
 
-def part_of(samples: list[Sample], longest: int) -> MicroBatch:
+def packed_batch(samples: list[Sample], longest: int) -> MicroBatch:
     return packed_micro_batch(0, samples, longest, 0, 96)
 
 
 @pytest.mark.parametrize("longest", [90, 200, 1000])
-def test_a_packed_batch_has_the_loss_of_its_samples_one_by_one(
+def test_a_packed_batch_has_the_loss_and_gradients_of_its_samples(
     tokenizer: PreTrainedTokenizerFast, random_model: StreamChat, longest: int
 ) -> None:
     samples = some_samples(tokenizer, 5)
-    packed = part_of(samples, longest)
-    totals = LossNormalizer(packed.weight, 1.0)
+    packed = packed_batch(samples, longest)
+    normalizer = LossNormalizer(packed.loss_weight, 1.0)
     objective = Objective(random_model.requires_grad_(True))
-    together, told = objective(packed, totals, CPU)
+    together, values = objective(packed, normalizer, CPU)
     together.backward()
     gradients = [p.grad.clone() if p.grad is not None else None for p in random_model.parameters()]
     random_model.zero_grad()
-    alone = [objective(part_of([sample], 300), totals, CPU) for sample in samples]
+    alone = [objective(packed_batch([sample], 300), normalizer, CPU) for sample in samples]
     loss = torch.stack([loss for loss, _ in alone]).sum()
     loss.backward()
     torch.testing.assert_close(loss, together, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(sum(values for _, values in alone), told, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sum(each for _, each in alone), values, rtol=1e-5, atol=1e-6)
     for one, parameter in zip(gradients, random_model.parameters(), strict=True):
         assert (one is None) == (parameter.grad is None)
         if one is not None:
@@ -80,27 +80,29 @@ def test_a_packed_batch_has_the_loss_of_its_samples_one_by_one(
 def test_nothing_leaks_between_samples_of_a_row(
     tokenizer: PreTrainedTokenizerFast, random_model: StreamChat
 ) -> None:
-    """Changing one sample's pictures and words changes no logit of another's, bit for bit."""
+    """Other pictures and words of one sample leave the logits of the other samples equal, bit for bit."""
     samples = some_samples(tokenizer, 3)
-    packed = part_of(samples, 1000)
+    packed = packed_batch(samples, 1000)
     assert packed.segments is not None
     assert len(packed.segments) == 1
     other = 255 - samples[0].pictures
-    changed = part_of([Sample(samples[0].tokens, other), *samples[1:]], 1000)
-    changed.batch.input_ids[0][packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))] += 1
+    changed = packed_batch([Sample(samples[0].tokens, other), *samples[1:]], 1000)
+    changed.tokens.input_ids[0][
+        packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))
+    ] += 1
     before, after = logits_of(random_model, packed), logits_of(random_model, changed)
     same = torch.from_numpy(packed.segments[0] != changed_segment)
     assert torch.equal(before[0, same], after[0, same])
     assert not torch.equal(before[0, ~same], after[0, ~same])
 
 
-def segment_of(part: MicroBatch, sample: Sample) -> int:
-    assert part.segments is not None
-    lengths = [int((part.segments[0] == s).sum()) for s in range(3)]
+def segment_of(batch: MicroBatch, sample: Sample) -> int:
+    assert batch.segments is not None
+    lengths = [int((batch.segments[0] == s).sum()) for s in range(3)]
     return lengths.index(len(sample.tokens.token_ids))
 
 
-def logits_of(model: StreamChat, part: MicroBatch) -> torch.Tensor:
+def logits_of(model: StreamChat, batch: MicroBatch) -> torch.Tensor:
     kept: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
@@ -108,14 +110,14 @@ def logits_of(model: StreamChat, part: MicroBatch) -> torch.Tensor:
 
     hook = model.register_forward_hook(keep)
     with torch.no_grad():
-        Objective(model)(part, LossNormalizer(1.0, 1.0), CPU)
+        Objective(model)(batch, LossNormalizer(1.0, 1.0), CPU)
     hook.remove()
     return kept[0]
 
 
-def test_a_part_without_samples_counts_nothing_and_is_gone_back_through(random_model: StreamChat) -> None:
-    empty = part_of([], 64)
-    assert (empty.weight, empty.num_tokens, empty.num_frames) == (0.0, 0, 0)
+def test_a_micro_batch_without_samples_has_no_loss_and_a_backward_pass(random_model: StreamChat) -> None:
+    empty = packed_batch([], 64)
+    assert (empty.loss_weight, empty.num_tokens, empty.num_frames) == (0.0, 0, 0)
     loss, _ = Objective(random_model.requires_grad_(True))(empty, LossNormalizer(1.0, 1.0), CPU)
     loss.backward()
     assert float(loss.detach()) == 0.0

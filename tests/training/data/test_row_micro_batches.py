@@ -1,4 +1,4 @@
-"""Parts of rows: every row once an epoch, bad ones named and left out, the same part whoever makes it."""
+"""Micro-batches of rows: repeatable, with every row once in an epoch, and with a record of bad rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from training.live_world.clips import Clip
 from training.live_world.smoke_clips import question_rows
 
 
-def test_every_row_comes_once_an_epoch_in_another_order() -> None:
+def test_every_epoch_has_every_row_once_in_another_order() -> None:
     order = RowSampler(num_rows=10, num_samples=25, seed=1)
-    places = [order.rows(first, 4) for first in range(0, 28, 4)]
-    assert [len(p) for p in places] == [4, 4, 4, 4, 4, 4, 1]
-    flat = [row for part in places for row in part]
+    batches = [order.rows(first, 4) for first in range(0, 28, 4)]
+    assert [len(p) for p in batches] == [4, 4, 4, 4, 4, 4, 1]
+    flat = [row for batch in batches for row in batch]
     assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
     assert flat[:10] != flat[10:20]
     assert Counter(flat[20:]).most_common(1)[0][1] == 1
@@ -29,14 +29,16 @@ def test_every_row_comes_once_an_epoch_in_another_order() -> None:
     assert order.rows(40, 4) == []
 
 
-def maker(tokenizer: PreTrainedTokenizerFast, table: Path, num: int, per_part: int = 4) -> RowMicroBatches:
+def maker(
+    tokenizer: PreTrainedTokenizerFast, table: Path, num: int, micro_batch_size: int = 4
+) -> RowMicroBatches:
     text = RowTokenizer(tokenizer, 16, 400)
     reader = FrameReader(size=96, frames_per_second=5.0, max_frames=40)
     order = RowSampler(num_rows=num, num_samples=num, seed=1)
-    return RowMicroBatches(RowTable(table), order, text, reader, per_part, 400)
+    return RowMicroBatches(RowTable(table), order, text, reader, micro_batch_size, 400)
 
 
-def test_the_same_part_is_made_again(
+def test_a_micro_batch_is_repeatable(
     tokenizer: PreTrainedTokenizerFast, clips: list[Clip], tmp_path: Path
 ) -> None:
     rows = question_rows(clips[0].path.parent)
@@ -46,11 +48,11 @@ def test_the_same_part_is_made_again(
         maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(5, 1).to_bytes() for _ in range(2)
     )
     assert one == other
-    parts = [maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(n, n) for n in range(3)]
-    assert sorted(i for part in parts for i in part.samples) == sorted(row.id for row in rows)
+    batches = [maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(n, n) for n in range(3)]
+    assert sorted(i for batch in batches for i in batch.sample_ids) == sorted(row.id for row in rows)
 
 
-def test_bad_rows_are_left_out_and_named(
+def test_bad_rows_are_skipped_and_recorded(
     tokenizer: PreTrainedTokenizerFast, clips: list[Clip], tmp_path: Path
 ) -> None:
     (tmp_path / "empty.mp4").touch()
@@ -67,16 +69,16 @@ def test_bad_rows_are_left_out_and_named(
         TrainingRow(video=str(clips[0].path), turns=(long,), kind="dense", source="t"),
     ]
     num = write_row_table(tmp_path / "rows.arrow", rows)
-    part = maker(tokenizer, tmp_path / "rows.arrow", num, per_part=num).micro_batch(0, 0)
-    assert sorted(part.samples) == sorted(row.id for row in good)
-    assert sorted(reason for _, reason, _ in part.bad) == [
+    batch = maker(tokenizer, tmp_path / "rows.arrow", num, micro_batch_size=num).micro_batch(0, 0)
+    assert sorted(batch.sample_ids) == sorted(row.id for row in good)
+    assert sorted(reason for _, reason, _ in batch.bad_rows) == [
         "empty file", "missing file", "outside the clip", "too long",
     ]  # fmt: skip
-    named = {reason: place for place, reason, _ in part.bad}
-    assert named["missing file"] == str(tmp_path / "no.mp4")
+    bad_videos = {reason: video for video, reason, _ in batch.bad_rows}
+    assert bad_videos["missing file"] == str(tmp_path / "no.mp4")
 
 
-def test_a_part_of_bad_rows_alone_counts_nothing(
+def test_a_micro_batch_of_bad_rows_only_has_no_loss(
     tokenizer: PreTrainedTokenizerFast, clips: list[Clip], tmp_path: Path
 ) -> None:
     row = TrainingRow(
@@ -86,10 +88,10 @@ def test_a_part_of_bad_rows_alone_counts_nothing(
         source="t",
     )
     write_row_table(tmp_path / "rows.arrow", [row])
-    part = maker(tokenizer, tmp_path / "rows.arrow", 1).micro_batch(0, 0)
-    assert (part.weight, part.samples, len(part.bad)) == (0.0, (), 1)
-    assert part.pictures is not None
-    assert part.pictures.dtype == np.uint8
+    batch = maker(tokenizer, tmp_path / "rows.arrow", 1).micro_batch(0, 0)
+    assert (batch.loss_weight, batch.sample_ids, len(batch.bad_rows)) == (0.0, (), 1)
+    assert batch.pictures is not None
+    assert batch.pictures.dtype == np.uint8
 
 
 def test_no_rows_make_an_empty_table(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run's curves from its log."""
+"""The curves of a run, from its log."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def make_log(folder: Path) -> Path:
     log.report(50, loss=4.1, right=0.3, done=0.1)
     log.report(100, loss=2.0, right=0.5, done=0.2)
     log.report(150, loss=1.5, right=0.6, done=0.3)
-    log.report(100, loss=1.9, right=0.55, done=0.2)  # killed, and went on from its checkpoint at 50
+    log.report(100, loss=1.9, right=0.55, done=0.2)  # killed, and continued from its checkpoint at step 50
     return folder
 
 
-def test_where_a_run_went_back_its_second_try_counts(tmp_path: Path) -> None:
+def test_steps_after_a_restart_replace_those_before_it(tmp_path: Path) -> None:
     rows = read_log(make_log(tmp_path))
     assert [(r["step"], r["loss"]) for r in rows] == [(50, 4.1), (100, 1.9)]
 
 
-def test_losses_are_told_from_shares(tmp_path: Path) -> None:
+def test_losses_and_shares_are_separated(tmp_path: Path) -> None:
     assert names_of(read_log(make_log(tmp_path))) == (["loss"], ["right"])
 
 
@@ -46,7 +46,7 @@ def test_a_folder_without_a_log_is_refused(
     monkeypatch.setattr(sys, "argv", ["curves.py", str(tmp_path), str(tmp_path / "curve.png")])
     with pytest.raises(SystemExit):
         main()
-    assert "is no run folder: it has no log.jsonl" in capsys.readouterr().err
+    assert "is not a run folder: it has no log.jsonl" in capsys.readouterr().err
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match="has no report yet"):
         read_log(tmp_path)

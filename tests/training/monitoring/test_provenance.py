@@ -1,4 +1,4 @@
-"""How a model was made is kept beside it."""
+"""`recipe.json`: how a model was trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
 
 
-def test_the_commit_is_known_and_whether_files_differ_from_it(tmp_path: Path) -> None:
+def test_the_revision_is_the_commit_and_a_plus_for_changed_files(tmp_path: Path) -> None:
     assert git_revision(tmp_path) == "unknown"
     git(tmp_path, "init")
     (tmp_path / "a").write_text("1")
@@ -30,13 +30,13 @@ def test_the_commit_is_known_and_whether_files_differ_from_it(tmp_path: Path) ->
     assert git_revision(tmp_path) == clean + "+"
 
 
-def test_command_recipe_and_what_learns_are_kept_and_shown(
+def test_command_and_recipe_are_written_and_trainable_parts_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = Plan(recipe=smoke(), start=tmp_path / "start", out=tmp_path / "out")
+    plan = Plan(recipe=smoke(), initial_model=tmp_path / "start", out=tmp_path / "out")
     write_provenance(plan, ["training/sft.py", "--recipe", "smoke"], ["adapter 3 parameters learn"], 2)
-    kept = json.loads((plan.run_folder / "recipe.json").read_text())
-    assert kept["command"] == "python training/sft.py --recipe smoke"
-    assert kept["recipe"]["global_batch"] == smoke().global_batch
-    assert kept["workers"] == 2
+    values = json.loads((plan.run_folder / "recipe.json").read_text())
+    assert values["command"] == "python training/sft.py --recipe smoke"
+    assert values["recipe"]["global_batch"] == smoke().global_batch
+    assert values["workers"] == 2
     assert "adapter 3 parameters learn" in capsys.readouterr().err

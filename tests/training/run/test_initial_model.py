@@ -1,4 +1,4 @@
-"""Where training starts: the folder as it is, in another shape, or a new streamchat-tiny."""
+"""The initial model: a given folder, a copy with other switches, or a new streamchat-tiny."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from model.checkpoint.folder import load_model, save_folder
 from model.checkpoint.tokenizer import load_tokenizer
 from tests.random_folder import make_random_folder
-from training.run.initial_model import new_tiny_folder, prepare_start_folder, with_switches
+from training.run.initial_model import new_tiny_folder, prepare_initial_model, with_switches
 from training.run.recipe import SFT_RECIPES
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose V-FFNs have learnt."""
+    """A folder with V-FFNs that differ from the FFNs."""
     folder = make_random_folder(tmp_path_factory.mktemp("given"))
     model = load_model(folder)
     for name, parameter in model.named_parameters():
@@ -27,17 +27,17 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_in_the_wanted_shape_is_taken_as_it_is(given: Path, tmp_path: Path) -> None:
-    assert prepare_start_folder(SFT_RECIPES["sft"], given, tmp_path / "work") == given
-    assert prepare_start_folder(replace(SFT_RECIPES["sft"], gate="linear"), given, tmp_path / "work") == given
+def test_a_folder_with_the_right_switches_is_used_directly(given: Path, tmp_path: Path) -> None:
+    assert prepare_initial_model(SFT_RECIPES["sft"], given, tmp_path / "work") == given
+    assert (
+        prepare_initial_model(replace(SFT_RECIPES["sft"], gate="linear"), given, tmp_path / "work") == given
+    )
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("ablation", ["no_visual_ffn", "tanh_gate", "no_parameter_reuse"])
-def test_a_switch_makes_a_folder_in_which_all_else_is_kept(
-    given: Path, tmp_path: Path, ablation: str
-) -> None:
-    made = prepare_start_folder(SFT_RECIPES[f"sft_{ablation}"], given, tmp_path / "work")
+def test_a_switch_keeps_all_other_weights(given: Path, tmp_path: Path, ablation: str) -> None:
+    made = prepare_initial_model(SFT_RECIPES[f"sft_{ablation}"], given, tmp_path / "work")
     model, before = load_model(made), dict(load_model(given).named_parameters())
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], before[name]) for name in set(before) & set(after))
@@ -50,7 +50,7 @@ def test_a_switch_makes_a_folder_in_which_all_else_is_kept(
     assert len(load_tokenizer(made)) == model.config.vocab_size
 
 
-def test_switching_back_finds_new_visual_ffns_at_the_ffns(given: Path) -> None:
+def test_new_visual_ffns_start_as_copies_of_the_ffns(given: Path) -> None:
     model = load_model(given)
     without = with_switches(model, replace(model.config, visual_ffn=False))
     again = dict(with_switches(without, model.config).named_parameters())

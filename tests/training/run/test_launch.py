@@ -1,4 +1,4 @@
-"""Mistakes are told before anything starts, and bad videos when there are too many; whole runs are in tests/runs."""
+"""Mistakes in the options, and runs with too many bad videos. Tests of whole runs are in tests/runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from tests.runs.training_job import TrainingJob
 from training.data.row_files import write_rows
 from training.data.training_row import TrainingRow, Turn
 from training.live_world.clips import Clip
-from training.run import launch
-from training.run.recipe import SFT_RECIPES
+from training.sft import main
 
 
 @pytest.mark.timeout(900)
-def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_path: Path) -> None:
+def test_too_many_bad_videos_stop_the_run_with_a_message(clips: list[Clip], tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     turn = Turn(start_s=2, end_s=4, instruction="What?", answer="A dog.")
     videos = [clips[0].path, clips[1].path, tmp_path / "empty.mp4", tmp_path / "absent.mp4"] * 3
@@ -45,7 +44,7 @@ def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--recipe", "sft"], "nothing to train on: give --rows or --clips"),
         (["--recipe", "smoke", "--workers", "two"], "--workers: got 'two', wanted a number such as 2"),
@@ -57,18 +56,18 @@ def test_too_many_bad_videos_stop_the_run_and_are_named(clips: list[Clip], tmp_p
         (["--recipe", "smoke", "--set", "trainable=adaptor"], "trainable: got adaptor"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(
+def test_mistakes_end_the_program_before_it_starts_ray(
     options: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as end:
-        launch.main(SFT_RECIPES, "")
+        main()
     assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_held_out_clips_are_refused(
@@ -77,6 +76,6 @@ def test_held_out_clips_are_refused(
     options = ["--recipe", "live_world", "--model", "new-tiny", "--clips", str(held_out[0].path.parent)]
     monkeypatch.setattr(sys, "argv", ["sft.py", *options, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit):
-        launch.main(SFT_RECIPES, "")
+        main()
     assert "seeds from 1000000 on are held out for tests" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Recipes: the paper's numbers, overrides of every type, and mistakes named."""
+"""Recipes: the paper's numbers, overrides of every type, and error messages."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_the_paper_s_numbers_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_an_ablation_switches_one_thing_and_has_2000_steps(ablation: str) -> None:
-    whole, with_switches = SFT_RECIPES["sft"], SFT_RECIPES[f"sft_{ablation}"]
-    assert with_switches.steps == 2000
-    changed = [key for key in whole.__slots__ if getattr(whole, key) != getattr(with_switches, key)]
+    full, ablated = SFT_RECIPES["sft"], SFT_RECIPES[f"sft_{ablation}"]
+    assert ablated.steps == 2000
+    changed = [key for key in full.__slots__ if getattr(full, key) != getattr(ablated, key)]
     assert sorted(changed) == sorted(["name", "steps", *ABLATIONS[ablation]])
 
 
@@ -39,27 +39,27 @@ def test_any_field_can_be_set() -> None:
         "gate=tanh",
         "visual_ffn=false",
     )
-    made = with_overrides(sft(), settings)
-    assert (made.steps, made.peak_lr, made.flex) == (7, 1e-3, True)
-    assert (made.trainable, made.gate, made.visual_ffn) == (("adapter", "gates"), "tanh", False)
-    assert with_overrides(made, ["visual_ffn=none", "kinds=dense"]).visual_ffn is None
+    recipe = with_overrides(sft(), settings)
+    assert (recipe.steps, recipe.peak_lr, recipe.flex) == (7, 1e-3, True)
+    assert (recipe.trainable, recipe.gate, recipe.visual_ffn) == (("adapter", "gates"), "tanh", False)
+    assert with_overrides(recipe, ["visual_ffn=none", "kinds=dense"]).visual_ffn is None
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("stepz=7", "wanted key=value with one of: name, trainable"),
         ("steps", "wanted key=value"),
         ("steps=many", "steps: got 'many', wanted a number"),
         ("flex=1", "flex: got '1', wanted true or false"),
-        ("micro_batch=5", "global_batch 768 is no multiple of micro_batch 5"),
+        ("micro_batch=5", "global_batch 768 is not a multiple of micro_batch 5"),
         ("micro_batch=0", "micro_batch: got 0, wanted more than 0"),
         ("kinds=dense,films", "kinds: got ['films']"),
         ("gate=sigmoid", "gate: got 'sigmoid', wanted linear or tanh"),
         ("max_bad_share=5", "max_bad_share: got 5.0, wanted 0 to 1"),
     ],
 )
-def test_mistakes_are_named(setting: str, said: str) -> None:
+def test_mistakes_raise_a_message(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"[\s\S]*") as error:
         with_overrides(sft(), [setting])
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Steps by several processes, sharded: the curve of one, a share of its memory, and checkpoints for any number."""
+"""Sharded steps of several processes: the loss of one process, a share of its memory, and portable checkpoints."""
 
 from __future__ import annotations
 
@@ -20,108 +20,108 @@ from training.run.recipe import smoke
 
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 2e-4  # relative, of each step's loss: sums are taken in another order
+TOLERANCE = 2e-4  # relative, of each step's loss: the order of the sums differs
 
 
 @pytest.fixture(scope="module")
 def plan(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """Six steps of three parts, on dense rows: with two workers one of them has a part less in every second step."""
+    """Six steps of three micro-batches of dense rows. With two workers, one has fewer micro-batches in each step."""
     work = tmp_path_factory.mktemp("plan")
-    start = make_random_folder(work / "start")
+    initial_model = make_random_folder(work / "start")
     num_rows = write_row_table(work / "rows.arrow", question_rows(clips[0].path.parent))
     recipe = replace(smoke(), steps=6, global_batch=6, micro_batch=2, peak_lr=1e-3)
     return Plan(
-        recipe=recipe, start=start, out=work / "out", table=work / "rows.arrow", num_rows=num_rows,
+        recipe=recipe, initial_model=initial_model, out=work / "out", row_table=work / "rows.arrow", num_rows=num_rows,
         frame_cache=work / "cache",
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def gang() -> Iterator[WorkerPool]:
-    with WorkerPool(2) as gang:
-        yield gang
+def pool() -> Iterator[WorkerPool]:
+    with WorkerPool(2) as workers:
+        yield workers
 
 
 @pytest.fixture(scope="module")
-def alone(
-    gang: WorkerPool, plan: Plan, tmp_path_factory: pytest.TempPathFactory
+def single_worker(
+    pool: WorkerPool, plan: Plan, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[float], Path, dict[str, int]]:
-    """The run of one worker: its curve, its folder, and what it holds."""
-    work = tmp_path_factory.mktemp("alone")
-    told = gang.train(plan, 1, work, save=work / "saved")[0]
-    return [step["loss"] for step in told["steps"]], work / "saved" / "folder", told["held"]
+    """A run with one worker: its losses, its folder, and its bytes of weights, gradients and moments."""
+    work = tmp_path_factory.mktemp("single")
+    report = pool.train(plan, 1, work, save=work / "saved")[0]
+    return [step["loss"] for step in report["steps"]], work / "saved" / "folder", report["bytes"]
 
 
-def test_a_few_steps_lower_the_loss(alone: tuple[list[float], Path, dict[str, int]]) -> None:
-    losses = alone[0]
+def test_a_few_steps_lower_the_loss(single_worker: tuple[list[float], Path, dict[str, int]]) -> None:
+    losses = single_worker[0]
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_two_workers_have_the_curve_of_one_and_hold_half(
-    gang: WorkerPool, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+def test_two_workers_have_the_loss_of_one_and_half_of_its_memory_each(
+    pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    told = gang.train(plan, 2, tmp_path, save=tmp_path / "saved")
-    assert told[0]["steps"][0].keys() == told[1]["steps"][0].keys()
-    for one, other, wanted in zip(told[0]["steps"], told[1]["steps"], alone[0], strict=True):
+    reports = pool.train(plan, 2, tmp_path, save=tmp_path / "saved")
+    assert reports[0]["steps"][0].keys() == reports[1]["steps"][0].keys()
+    for one, other, wanted in zip(reports[0]["steps"], reports[1]["steps"], single_worker[0], strict=True):
         assert one["loss"] == other["loss"]
         assert one["loss"] == pytest.approx(wanted, rel=TOLERANCE)
-        assert one["samples"] == 6
-    for kind, whole in alone[2].items():
-        halves = [worker["held"][kind] for worker in told]
+        assert one["num_samples"] == 6
+    for kind, whole in single_worker[2].items():
+        halves = [worker["bytes"][kind] for worker in reports]
         assert max(halves) <= 0.52 * whole, kind
         assert sum(halves) >= whole
-    trained, wanted_model = load_model(tmp_path / "saved" / "folder"), load_model(alone[1])
+    trained, wanted_model = load_model(tmp_path / "saved" / "folder"), load_model(single_worker[1])
     for (name, one), other in zip(trained.named_parameters(), wanted_model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3, msg=name)
 
 
-def test_products_in_bfloat16_give_nearly_the_curve_of_float32(
-    gang: WorkerPool, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+def test_autocast_gives_nearly_the_losses_of_float32(
+    pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    told = gang.train(replace(plan, recipe=replace(plan.recipe, autocast=True)), 1, tmp_path)[0]
-    losses = [step["loss"] for step in told["steps"]]
-    assert losses != alone[0]
-    assert losses == pytest.approx(alone[0], rel=0.02)
-    assert told["held"] == alone[2]  # weights and moments stay float32
+    reports = pool.train(replace(plan, recipe=replace(plan.recipe, autocast=True)), 1, tmp_path)[0]
+    losses = [step["loss"] for step in reports["steps"]]
+    assert losses != single_worker[0]
+    assert losses == pytest.approx(single_worker[0], rel=0.02)
+    assert reports["bytes"] == single_worker[2]  # weights and moments stay float32
 
 
-def test_a_checkpoint_of_two_goes_on_with_one_worker_as_if_nothing_had_been(
-    gang: WorkerPool, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+def test_one_worker_continues_from_a_checkpoint_of_two(
+    pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    gang.train(plan, 2, tmp_path / "two", last=3, save=tmp_path / "saved")
-    later = gang.train(plan, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
-    assert [step["loss"] for step in later["steps"]] == pytest.approx(alone[0][3:], rel=TOLERANCE)
+    pool.train(plan, 2, tmp_path / "two", last=3, save=tmp_path / "saved")
+    later = pool.train(plan, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
+    assert [step["loss"] for step in later["steps"]] == pytest.approx(single_worker[0][3:], rel=TOLERANCE)
 
 
 def test_activation_checkpointing_changes_nothing(
-    gang: WorkerPool, plan: Plan, alone: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+    pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    again = replace(plan, recipe=replace(plan.recipe, checkpoint_activations=True))
-    told = gang.train(again, 1, tmp_path, last=2)[0]
-    assert [step["loss"] for step in told["steps"]] == pytest.approx(alone[0][:2], rel=1e-6)
+    checkpointed = replace(plan, recipe=replace(plan.recipe, checkpoint_activations=True))
+    reports = pool.train(checkpointed, 1, tmp_path, last=2)[0]
+    assert [step["loss"] for step in reports["steps"]] == pytest.approx(single_worker[0][:2], rel=1e-6)
 
 
-def test_what_does_not_learn_stays_as_it_was(gang: WorkerPool, plan: Plan, tmp_path: Path) -> None:
+def test_frozen_weights_do_not_change(pool: WorkerPool, plan: Plan, tmp_path: Path) -> None:
     stage = replace(plan, recipe=replace(plan.recipe, trainable=("adapter", "gates")))
-    gang.train(stage, 2, tmp_path, last=2, save=tmp_path / "saved")
-    before = dict(load_model(plan.start).named_parameters())
+    pool.train(stage, 2, tmp_path, last=2, save=tmp_path / "saved")
+    before = dict(load_model(plan.initial_model).named_parameters())
     after = dict(load_model(tmp_path / "saved" / "folder").named_parameters())
     changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
     gates = ("gate_cross", "gate_visual")
     assert changed == {n for n in before if n.startswith("adapter.") or n.endswith(gates)}
 
 
-def test_two_workers_turn_matrices_as_one_does(gang: WorkerPool, plan: Plan, tmp_path: Path) -> None:
-    """Muon needs whole matrices; it turns them in bfloat16, so sums in another order tell a little more.
+def test_sharded_muon_has_the_losses_of_muon(pool: WorkerPool, plan: Plan, tmp_path: Path) -> None:
+    """Muon computes in bfloat16, so the order of the sums matters more and the tolerance is larger.
 
-    FlexAttention, which cannot go back on a CPU, is passed over there.
+    The recipe sets `flex` too, to test that CPUs ignore it.
     """
     recipe = replace(plan.recipe, steps=4, peak_muon_lr=3e-3, weight_decay=0.05, flex=True)
     by_muon = replace(plan, recipe=recipe)
-    one = gang.train(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
-    two = gang.train(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
-    more = gang.train(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
+    one = pool.train(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
+    two = pool.train(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
+    more = pool.train(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
     losses = [step["loss"] for step in (*two[0]["steps"], *more[0]["steps"])]
     assert losses == pytest.approx([step["loss"] for step in one["steps"]], rel=5e-3)
-    held = [sum(worker["held"].values()) for worker in two]
-    assert max(held) < 0.52 * sum(one["held"].values())
+    held = [sum(worker["bytes"].values()) for worker in two]
+    assert max(held) < 0.52 * sum(one["bytes"].values())

@@ -72,23 +72,23 @@ class DialogTokenizer:
             ids.append(self.end_id)
             token_times.append(times[-1])
             weights.append(1.0)
-        at = np.array(token_times)
+        times_s = np.array(token_times)
         text_index, frame_index = indices(token_times, frame_times)
-        next_times = np.append(at[1:], at[-1])
-        counts = np.arange(len(ids)) >= len(prompt) - 1
-        counts[-1] = False  # nothing comes after the last token
-        heard = np.array(ids)
+        next_times = np.append(times_s[1:], times_s[-1])
+        loss_mask = np.arange(len(ids)) >= len(prompt) - 1
+        loss_mask[-1] = False  # nothing comes after the last token
+        input_ids = np.array(ids)
         # Lists stay right: the next sentence of a list depends on the one before.
         if rng is not None and answer.question.kind != "list":
-            heard = self.corrupt(heard, len(prompt), rng)
+            input_ids = self.corrupt(input_ids, len(prompt), rng)
         return TokenRow(
             token_ids=np.array(ids),
-            loss_weights=np.array([*weights[1:], 0.0]),  # of the token that comes next
-            input_ids=heard,
+            loss_weights=np.array([*weights[1:], 0.0]),  # of the next token
+            input_ids=input_ids,
             text_index=np.array(text_index),
             frame_index=np.array(frame_index),
             visible=np.asarray(visibility(next_times, frame_times, capacity or self.capacity)),
-            loss_mask=counts,
+            loss_mask=loss_mask,
             topic=self.topic(answer.question),
         )
 
@@ -102,12 +102,12 @@ class DialogTokenizer:
         """Replace some state-bearing words of the answer by other words of the same slot."""
         if rng.random() >= CORRUPTED_ANSWERS:
             return ids
-        heard = ids.copy()
+        input_ids = ids.copy()
         for index in range(num_prompt, len(ids)):
             others = self._same_slot.get(int(ids[index]))
             if others and rng.random() < CORRUPTED_WORDS:
-                heard[index] = others[int(rng.integers(len(others)))]
-        return heard
+                input_ids[index] = others[int(rng.integers(len(others)))]
+        return input_ids
 
     def prompt(self, texts: tuple[str, ...]) -> list[int]:
         """Token ids of the chat so far, up to the start of the assistant's turn."""

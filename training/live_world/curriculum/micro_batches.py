@@ -1,4 +1,4 @@
-"""Micro-batches of random questions about random live-world clips. A micro-batch depends only on seed and number.
+"""Micro-batches of random questions about random live-world clips. A micro-batch depends on seed and index.
 
 Letters: C clips, N frames of a clip, S pixels along a side, P visual tokens, Dv the encoder's width.
 """
@@ -31,7 +31,7 @@ Numbers = np.ndarray[Any, Any]
 
 
 class LiveWorldMicroBatches:
-    """Makes micro-batches of clips. `seen` [clips, N, ...]: their pictures, or the encoder's output for them."""
+    """Makes micro-batches of clips. `clip_frames` [clips, N, ...]: their pictures or features."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class LiveWorldMicroBatches:
         tokenizer: PreTrainedTokenizerFast,
         config: StreamChatConfig,
         recipe: Recipe,
-        seen: Numbers,
+        clip_frames: Numbers,
     ) -> None:
-        self.clips, self.config, self.recipe, self.seen = clips, config, recipe, seen
-        self.num_frames = int(seen.shape[1])
+        self.clips, self.config, self.recipe, self.clip_frames = clips, config, recipe, clip_frames
+        self.num_frames = int(clip_frames.shape[1])
         self.labels = lru_cache(maxsize=None)(self._labels)  # labels of all clips at once would take seconds
         self.pad_id = int(tokenizer.convert_tokens_to_ids("<|endoftext|>"))  # type: ignore[arg-type]
         self.tokenizer = DialogTokenizer(tokenizer, config.fifo_frames)
@@ -52,34 +52,34 @@ class LiveWorldMicroBatches:
         """Number of frames in a window."""
         return min(int(SPAN_S * self.config.frames_per_second) + self.config.fifo_frames, self.num_frames)
 
-    def micro_batch(self, number: int) -> MicroBatch:
-        """The micro-batch of that number; the same seed gives the same one.
+    def micro_batch(self, index: int) -> MicroBatch:
+        """The micro-batch at an index of the run. The same seed gives the same micro-batch.
 
-        The curriculum: first one picture, then several pictures of which the newest counts, then dialogs at the clips'
-        own pace. Without dense instructions there are only captions.
+        The curriculum: first one picture, then the newest of several pictures, then dialogs at the clips' own pace.
+        Without dense instructions there are only captions.
         """
-        rng, recipe = np.random.default_rng([self.recipe.seed, 7, number]), self.recipe
+        rng, recipe = np.random.default_rng([self.recipe.seed, 7, index]), self.recipe
         num = min(recipe.micro_batch, len(self.clips))
         clips = [int(c) for c in rng.choice(len(self.clips), size=num, replace=False)]
-        step = number // recipe.micro_batches_per_step
+        step = index // recipe.micro_batches_per_step
         pictures = step < recipe.picture_steps
         capacity = 1 if step < recipe.one_picture_steps else int(rng.choice((1, 2, 4, 8, 16, 16)))
         kind = float(rng.random())
         if "dense" not in recipe.kinds:
-            return self.captions(rng, clips, capacity, number)
+            return self.captions(rng, clips, capacity, index)
         if not pictures and kind > recipe.flip_books:
-            return self.dialogs(rng, clips, number)
+            return self.dialogs(rng, clips, index)
         if kind < recipe.flip_books * (1.0 if pictures else 0.5):
-            return self.flip_books(rng, clips, capacity, number)
-        return self.captions(rng, clips, capacity, number)
+            return self.flip_books(rng, clips, capacity, index)
+        return self.captions(rng, clips, capacity, index)
 
-    def empty(self, number: int) -> MicroBatch:
+    def empty(self, index: int) -> MicroBatch:
         """A micro-batch without any loss."""
         micro_batch = self.micro_batch(0)
-        micro_batch.batch.loss_mask[:] = False
-        return replace(micro_batch, index=number, num_clips=0, samples=())
+        micro_batch.tokens.loss_mask[:] = False
+        return replace(micro_batch, index=index, num_clips=0, sample_ids=())
 
-    def dialogs(self, rng: np.random.Generator, clips: list[int], number: int = 0) -> MicroBatch:
+    def dialogs(self, rng: np.random.Generator, clips: list[int], index: int = 0) -> MicroBatch:
         """Dialogs at the clips' own pace."""
         starts = rng.integers(0, self.num_frames - self.window + 1, size=len(clips))
         max_steps = int(rng.choice((8, 14, 20, 36), p=(0.2, 0.35, 0.3, 0.15)))
@@ -88,29 +88,29 @@ class LiveWorldMicroBatches:
             dialog_rows(rng, self.tokenizer, world, times, self.recipe.rows_per_clip, SPAN_S, max_steps)
             for world, times in self._worlds(clips, frames)
         ]
-        return self._micro_batch(number, clips, frames, rows)
+        return self._micro_batch(index, clips, frames, rows)
 
     def captions(
-        self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0
+        self, rng: np.random.Generator, clips: list[int], capacity: int, index: int = 0
     ) -> MicroBatch:
         """One FIFO of frames of each clip, and short answers at once; some show a change (`CHANGE_SHARE`)."""
         window = min(self.config.fifo_frames, capacity) + 1
         # Half a second at the end is left for the answer.
         last = self.num_frames - window - int(0.5 * self.config.frames_per_second)
         starts = rng.integers(0, last + 1, size=len(clips))
-        for index in np.flatnonzero(rng.random(len(clips)) < CHANGE_SHARE):
-            newest = self.changes(clips[index]) + rng.integers(0, 2)
+        for c in np.flatnonzero(rng.random(len(clips)) < CHANGE_SHARE):
+            newest = self.changes(clips[c]) + rng.integers(0, 2)
             fitting = np.intersect1d(newest - window + 1, np.arange(last + 1))
-            starts[index] = rng.choice(fitting) if len(fitting) else starts[index]
+            starts[c] = rng.choice(fitting) if len(fitting) else starts[c]
         frames = starts[:, None] + np.arange(window)
         rows = [
             caption_rows(rng, self.tokenizer, world, times, self.recipe.rows_per_clip, capacity)
             for world, times in self._worlds(clips, frames)
         ]
-        return self._micro_batch(number, clips, frames, rows)
+        return self._micro_batch(index, clips, frames, rows)
 
     def flip_books(
-        self, rng: np.random.Generator, clips: list[int], capacity: int, number: int = 0
+        self, rng: np.random.Generator, clips: list[int], capacity: int, index: int = 0
     ) -> MicroBatch:
         """Scenes of each clip in random order, and long answers about them."""
         length, num_successive = SCENES[int(rng.choice(len(SCENES), p=SCENE_SHARES))]
@@ -125,7 +125,7 @@ class LiveWorldMicroBatches:
             ]
             for world, times in self._worlds(clips, frames)
         ]
-        return self._micro_batch(number, clips, frames.reshape(len(clips), -1), rows)
+        return self._micro_batch(index, clips, frames.reshape(len(clips), -1), rows)
 
     def _scenes(
         self, rng: np.random.Generator, clip: int, num: int, length: int, num_successive: int
@@ -154,19 +154,21 @@ class LiveWorldMicroBatches:
             yield self.clips[clip].world, times[numbers]
 
     def _micro_batch(
-        self, number: int, clips: list[int], frames: Numbers, rows: list[list[TokenRow]]
+        self, index: int, clips: list[int], frames: Numbers, rows: list[list[TokenRow]]
     ) -> MicroBatch:
-        clip_of_row = [index for index, of_clip in enumerate(rows) for _ in of_clip]
+        clip_of_row = [c for c, of_clip in enumerate(rows) for _ in of_clip]
         which = np.array(clips)[:, None], frames  # [C, F]
-        seen = np.asarray(self.seen[which])
-        pictures = seen.dtype == np.uint8
+        clip_frames = np.asarray(self.clip_frames[which])
+        pictures = clip_frames.dtype == np.uint8
         return MicroBatch(
-            index=number,
-            batch=collate([row for of_clip in rows for row in of_clip], clip_of_row, self.pad_id),
+            index=index,
+            tokens=collate([row for of_clip in rows for row in of_clip], clip_of_row, self.pad_id),
             num_clips=len(clips),
-            features=None if pictures else seen,
-            pictures=seen.reshape(-1, *seen.shape[2:]) if pictures else None,
-            slots=np.arange(frames.size) if pictures else None,
-            truth=np.stack([self.labels(clip)[numbers] for clip, numbers in zip(clips, frames, strict=True)]),
-            samples=tuple(f"world-{number}-{i}" for i in range(len(clip_of_row))),
+            features=None if pictures else clip_frames,
+            pictures=clip_frames.reshape(-1, *clip_frames.shape[2:]) if pictures else None,
+            picture_index=np.arange(frames.size) if pictures else None,
+            place_labels=np.stack(
+                [self.labels(clip)[numbers] for clip, numbers in zip(clips, frames, strict=True)]
+            ),
+            sample_ids=tuple(f"world-{index}-{i}" for i in range(len(clip_of_row))),
         )
