@@ -62,7 +62,7 @@ class BackgroundWork:
             if stored is None:
                 continue
             page, slot = stored
-            self._runner.write_frame(page, slot, chain)
+            self._runner.frame_cache.write(page, slot, chain)
             for dialog in self._admission.dialogs.values():
                 if dialog.camera == frame.camera:
                     dialog.camera_frame_index[slot] = dialog.clock.frame_arrived()

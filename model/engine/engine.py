@@ -18,7 +18,6 @@ from torch import Tensor
 
 from model.engine.admission import Admission, EngineFull
 from model.engine.background import BackgroundWork
-from model.engine.cache_usage import CacheUsage
 from model.engine.cameras import Cameras
 from model.engine.dialog import Dialog, DialogsFailed, GeneratedToken, PriorToken
 from model.engine.frame_ring import RingFrame
@@ -78,7 +77,7 @@ class Engine:
         runner = ModelRunner(
             model, num_rings=max_cameras, num_text_pages=num_pages, page_tokens=page_tokens, quantise=quantise
         )
-        self._runner, self.dtype, self.device = runner, runner.dtype, runner.device
+        self._runner, self.dtype, self.device = runner, model.dtype, runner.frame_cache.device
         self._admission = Admission(
             runner.text_cache.pages,
             page_tokens,
@@ -87,15 +86,9 @@ class Engine:
             context_window=self.config.max_position_embeddings,
             vocab_size=self.config.vocab_size,
         )
-        self._cameras = Cameras(runner.frame_cache.pages, retention, runner.copy_ring)
+        self._cameras = Cameras(runner.frame_cache.pages, retention, runner.frame_cache.copy)
         self._background = BackgroundWork(runner, self._cameras, self._admission, max_prefill_tokens)
-        self.cache_usage = CacheUsage(
-            self.config,
-            self.dtype.itemsize,
-            frame_pages=runner.frame_cache.pages,
-            text_pages=runner.text_cache.pages,
-            page_tokens=page_tokens,
-        )
+        self.frame_pages, self.text_pages = runner.frame_cache.pages, runner.text_cache.pages
         self.step_s = 0.0  # moving average of a step's duration
 
     # Cameras

@@ -18,10 +18,10 @@ class PagePool:
     first: used pages stay close together, and memory that was never needed is never touched.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, page_bytes: int) -> None:
         if num_pages < 1:
             raise ValueError(f"num_pages: got {num_pages}, wanted at least 1")
-        self.num_pages = num_pages
+        self.num_pages, self.page_bytes, self.size_bytes = num_pages, page_bytes, num_pages * page_bytes
         self._free = list(range(num_pages))  # a heap
         self._reserved: dict[Hashable, int] = {}
         self._allocated: dict[Hashable, set[int]] = {}
@@ -32,6 +32,11 @@ class PagePool:
         return self.num_pages - len(self._free)
 
     @property
+    def allocated_bytes(self) -> int:
+        """Size of the pages in use."""
+        return self.num_allocated * self.page_bytes
+
+    @property
     def num_unreserved(self) -> int:
         """Pages that are neither allocated nor reserved."""
         return self.num_pages - sum(map(self.num_reserved, self._reserved))
@@ -39,6 +44,10 @@ class PagePool:
     def num_held(self, owner: Hashable) -> int:
         """How many pages an owner has allocated."""
         return len(self._allocated.get(owner, ()))
+
+    def held_bytes(self, owner: Hashable) -> int:
+        """Size of the pages that an owner has allocated."""
+        return self.num_held(owner) * self.page_bytes
 
     def num_reserved(self, owner: Hashable) -> int:
         """How many pages an owner may hold."""

@@ -73,6 +73,7 @@ class FrameIngest:
         self._waiting = deque(frame for frame in self._waiting if frame.camera != camera)
         self._batch = [frame if frame and frame.camera != camera else None for frame in self._batch]
 
+    @torch.inference_mode()
     def run_piece(self, allowed_s: float) -> list[tuple[NewFrame, FrameChain]]:
         """Do one piece of the work, meant to take less than half of `allowed_s`; returns the frames that are ready.
 
@@ -133,7 +134,6 @@ class FrameIngest:
         self._in_flight = None
         return chains
 
-    @torch.inference_mode()
     def _compute(self, features: Sequence[Tensor]) -> Generator[None, None, list[FrameChain]]:
         """The frames' chains (`StreamChat.visual_chain`), some tokens and one layer at a time."""
         rotation = self._rotation.repeat(1, len(features), 1, 1)  # [2, N * P, 1, d]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.config import StreamChatConfig
-from model.engine.pages import PagePool, ring_shape
+from model.engine.pages import PagePool, camera_bytes, ring_shape, token_bytes
 from model.network.attention import KeysValues
 
 
@@ -26,18 +26,20 @@ class FrameKVCache:
     def __init__(
         self, config: StreamChatConfig, num_rings: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.pages, self.device = PagePool(num_rings), device
+        self.pages, self.device = PagePool(num_rings, camera_bytes(config, dtype.itemsize)), device
         shape = (num_rings, *ring_shape(config))
         self.layers: list[KeysValues] = [
             (_allocate(shape, dtype, device), _allocate(shape, dtype, device)) for _ in config.cross_layers
         ]  # each [rings, G, F, P, d]
 
+    @torch.inference_mode()
     def write(self, page: int, slot: int, chain: Sequence[KeysValues]) -> None:
         """A frame's chain, [P, G, d] per cross layer."""
         for (all_keys, all_values), (keys, values) in zip(self.layers, chain, strict=True):
             all_keys[page, :, slot] = keys.transpose(0, 1)
             all_values[page, :, slot] = values.transpose(0, 1)
 
+    @torch.inference_mode()
     def copy(self, page: int, target: int) -> None:
         """Copy a ring's keys and values to another page."""
         for keys, values in self.layers:
@@ -56,7 +58,8 @@ class TextKVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.pages, self.page_tokens, self.device = PagePool(num_pages), page_tokens, device
+        self.pages = PagePool(num_pages, page_tokens * token_bytes(config, dtype.itemsize))
+        self.page_tokens, self.device = page_tokens, device
         self.num_groups = config.num_key_value_heads
         shape = (2, num_pages, self.num_groups, page_tokens, config.head_dim)
         joined = [_allocate(shape, dtype, device) for _ in range(config.num_hidden_layers)]

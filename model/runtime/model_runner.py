@@ -36,11 +36,10 @@ class ModelRunner:
         quantise: Quantise | None = None,
     ) -> None:
         """Allocates both caches and packs the weights. With `quantise`, `model` cannot be used afterwards."""
-        weight = model.language.embed_tokens.weight
-        self.dtype, self.device = weight.dtype, weight.device
+        dtype, device = model.dtype, model.language.embed_tokens.weight.device
         with torch.inference_mode():
-            self.frame_cache = FrameKVCache(model.config, num_rings, self.dtype, self.device)
-            self.text_cache = TextKVCache(model.config, num_text_pages, page_tokens, self.dtype, self.device)
+            self.frame_cache = FrameKVCache(model.config, num_rings, dtype, device)
+            self.text_cache = TextKVCache(model.config, num_text_pages, page_tokens, dtype, device)
         self._packed = PackedModel(model, quantise)
         self.ingest = FrameIngest(model, self._packed)
         self.step: DecodeStep | None = None
@@ -77,17 +76,7 @@ class ModelRunner:
         return ready
 
     @torch.inference_mode()
-    def write_frame(self, page: int, slot: int, chain: FrameChain) -> None:
-        """Store a frame's keys and values in a slot of a ring."""
-        self.frame_cache.write(page, slot, chain)
-
-    @torch.inference_mode()
     def clear_page(self, page: int) -> None:
         """Set a page of the text cache to zeros."""
         for part in (part for layer in self.text_cache.layers for part in layer):
             part[page].zero_()
-
-    @torch.inference_mode()
-    def copy_ring(self, page: int, target: int) -> None:
-        """Copy a ring's keys and values to another page."""
-        self.frame_cache.copy(page, target)

@@ -71,12 +71,13 @@ class LLMDecoderMetrics:
         for camera in dialogs.keys() | self._cameras:
             self._recorder.set(DIALOGS, dialogs[camera], camera)
         self._cameras = set(dialogs)
-        self._recorder.set(CACHE_BYTES, self._engine.cache_usage.frame_bytes, "frames")
-        self._recorder.set(CACHE_BYTES, self._engine.cache_usage.text_bytes, "text")
-        longest = max(map(self._engine.cache_usage.dialog_bytes, self._engine.dialogs.values()), default=0)
-        self._recorder.set(CACHE_EACH_BYTES, self._engine.cache_usage.camera_bytes, "camera")
+        frames, text = self._engine.frame_pages, self._engine.text_pages
+        self._recorder.set(CACHE_BYTES, frames.allocated_bytes, "frames")
+        self._recorder.set(CACHE_BYTES, text.allocated_bytes, "text")
+        longest = max(map(text.held_bytes, self._engine.dialogs.values()), default=0)
+        self._recorder.set(CACHE_EACH_BYTES, frames.page_bytes, "camera")
         self._recorder.set(CACHE_EACH_BYTES, longest, "dialog")
-        self._recorder.set(CACHE_LIMIT_BYTES, self._engine.cache_usage.limit_bytes)
+        self._recorder.set(CACHE_LIMIT_BYTES, frames.size_bytes + text.size_bytes)
         used_bytes, limit_bytes = memory_of(self._engine.device)
         self._recorder.set(DEVICE_BYTES, used_bytes, self._engine.device.type)
         self._recorder.set(DEVICE_LIMIT_BYTES, limit_bytes, self._engine.device.type)

@@ -97,7 +97,9 @@ class DialogLoad:
         """Memory, at the end of a minute."""
         gc.collect()
         minute.rss_mb = psutil.Process().memory_info().rss / 2**20
-        minute.cache_mb = (self.engine.cache_usage.frame_bytes + self.engine.cache_usage.text_bytes) / 2**20
+        minute.cache_mb = (
+            self.engine.frame_pages.allocated_bytes + self.engine.text_pages.allocated_bytes
+        ) / 2**20
 
 
 def summary(minutes: Sequence[Minute]) -> dict[str, float]:

@@ -111,7 +111,7 @@ def time_by_group(loaded: LoadedEngine, steps: int, step_s: float) -> list[dict[
 def lower_bound(model: StreamChat, loaded: LoadedEngine, dialogs: int, step_s: float) -> dict[str, Any]:
     """The bytes and multiplications of a step, and the least time that this machine needs for them."""
     weights = decode_bytes(model)
-    read = weights + loaded.engine.cache_usage.frame_bytes + loaded.text_read_bytes
+    read = weights + loaded.engine.frame_pages.allocated_bytes + loaded.text_read_bytes
     multiplied = 2 * dialogs * weights // next(model.language.parameters()).element_size()
     device, dtype = loaded.engine.device, model.dtype
     found = limits(device, dtype, read)

@@ -67,8 +67,8 @@ def row(case: Case, loaded: LoadedEngine, step_s: float) -> dict[str, Any]:
         "frames": case.frames,
         "ms/step": round(step_s * 1e3, 3),
         "tokens/s": round(case.dialogs / step_s, 1),
-        "visual MB": round(loaded.engine.cache_usage.frame_bytes / 1e6, 3),
-        "text MB/dialog": round(loaded.engine.cache_usage.text_bytes / max(case.dialogs, 1) / 1e6, 3),
+        "visual MB": round(loaded.engine.frame_pages.allocated_bytes / 1e6, 3),
+        "text MB/dialog": round(loaded.engine.text_pages.allocated_bytes / max(case.dialogs, 1) / 1e6, 3),
     }
 
 

@@ -45,7 +45,7 @@ def test_a_dialog_that_cannot_be_read_gives_its_place_back(small: StreamChat):
     with pytest.raises(RuntimeError, match="for index"):
         engine.open_dialog("d", "a", [*PROMPT[:1], 1.5, 2], DialogOptions())  # pyright: ignore[reportArgumentType]
     assert not engine.dialogs
-    assert engine.cache_usage.text_bytes == 0
+    assert engine.text_pages.allocated_bytes == 0
     engine.open_dialog("d", "a", PROMPT, DialogOptions())
 
 
@@ -60,12 +60,12 @@ def test_oldest_turns_are_dropped_where_the_window_is_full(small: StreamChat):
     for _ in range(30):
         while engine.step(["d"])[0].finish_reason is None:
             pass
-        held.append(engine.cache_usage.dialog_bytes(engine.dialogs["d"]))
+        held.append(engine.text_pages.held_bytes(engine.dialogs["d"]))
         engine.start_turn("d", PROMPT * 5)
     dialog = engine.dialogs["d"]
     assert dialog.num_computed_tokens > 1000
     assert len(set(held[5:])) <= 3
-    assert max(held) <= engine.cache_usage.limit_bytes - engine.cache_usage.camera_bytes * 32
+    assert max(held) <= engine.text_pages.size_bytes
     assert dialog.dropped_tokens == range(6, dialog.turns[0].first_token)
     assert dialog.num_cached_tokens < 100
     assert dialog.pages.count(-1) > 100
@@ -106,8 +106,8 @@ def test_dialogs_at_rest_make_way_for_new_ones(small: StreamChat):
         engine.open_dialog(name, "a", PROMPT, DialogOptions(max_tokens=20))
         engine.step([name])
         engine.suspend_dialog(name)
-    assert engine.cache_usage.text_bytes == 2 * page
-    assert [engine.cache_usage.dialog_bytes(dialog) for dialog in engine.dialogs.values()] == [page, page]
+    assert engine.text_pages.allocated_bytes == 2 * page
+    assert [engine.text_pages.held_bytes(dialog) for dialog in engine.dialogs.values()] == [page, page]
     engine.open_dialog("long", "a", PROMPT * 24, DialogOptions(max_tokens=20))  # 15 pages
     assert list(engine.dialogs) == ["young", "long"]
     with pytest.raises(EngineFull, match="no memory"):
@@ -130,7 +130,8 @@ def test_the_14b_model_fits_an_80_gb_card_with_its_caches():
         torch.set_default_dtype(before)
     weights = sum(parameter.numel() * 2 for parameter in model.parameters())
     engine = Engine(model, max_dialogs=64, max_cameras=8, page_tokens=256)
-    assert engine.cache_usage.camera_bytes == 12 * 2 * 8 * 32 * 256 * 128 * 2
+    assert engine.frame_pages.page_bytes == 12 * 2 * 8 * 32 * 256 * 128 * 2
     assert 34e9 < weights < 37e9
-    assert 30e9 < engine.cache_usage.limit_bytes < 36e9
-    assert weights + engine.cache_usage.limit_bytes < 0.95 * 80e9  # the rest is for what a step writes
+    limit_bytes = engine.frame_pages.size_bytes + engine.text_pages.size_bytes
+    assert 30e9 < limit_bytes < 36e9
+    assert weights + limit_bytes < 0.95 * 80e9  # the rest is for what a step writes

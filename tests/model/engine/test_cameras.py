@@ -68,7 +68,7 @@ def test_a_frame_that_is_not_finite_is_skipped(small: StreamChat, value: float):
 
 def test_cameras_that_nobody_watches_make_way(small: StreamChat):
     engine = with_cameras(small, "a", "b", "c", max_cameras=3)
-    assert engine.cache_usage.frame_bytes == 3 * engine.cache_usage.camera_bytes
+    assert engine.frame_pages.allocated_bytes == 3 * engine.frame_pages.page_bytes
     engine.open_dialog("d", "a", PROMPT, DialogOptions())
     engine.open_dialog("e", "b", PROMPT, DialogOptions())
     engine.close_dialog("e")
@@ -88,16 +88,16 @@ def test_frozen_dialogs_of_one_moment_share_one_copy(small: StreamChat):
     engine = with_cameras(small, "a", max_cameras=4)
     for name in ("d", "e"):
         engine.open_dialog(name, "a", PROMPT, DialogOptions(visual_context="frozen"))
-    assert engine.cache_usage.frame_bytes == 2 * engine.cache_usage.camera_bytes
+    assert engine.frame_pages.allocated_bytes == 2 * engine.frame_pages.page_bytes
     watch(engine, "a", 7, 7)
     engine.open_dialog("f", "a", PROMPT, DialogOptions(visual_context="frozen"))
-    assert engine.cache_usage.frame_bytes == 3 * engine.cache_usage.camera_bytes
+    assert engine.frame_pages.allocated_bytes == 3 * engine.frame_pages.page_bytes
     for name in ("d", "e", "f"):
         engine.close_dialog(name)
     watch(engine, "a", 8, 8)
-    assert engine.cache_usage.frame_bytes == engine.cache_usage.camera_bytes
+    assert engine.frame_pages.allocated_bytes == engine.frame_pages.page_bytes
     engine.drop_camera("a")
-    assert (engine.cache_usage.frame_bytes, engine.cache_usage.text_bytes) == (0, 0)
+    assert (engine.frame_pages.allocated_bytes, engine.text_pages.allocated_bytes) == (0, 0)
 
 
 def test_several_rates_are_seen_as_in_training(small: StreamChat):

@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def test_the_lowest_free_page_is_taken_first():
-    pages = PagePool(5)
+    pages = PagePool(5, page_bytes=1)
     assert pages.reserve("a", 3)
     assert pages.reserve("b", 2)
     assert [pages.allocate(owner) for owner in "aabab"] == [0, 1, 2, 3, 4]
@@ -24,7 +24,7 @@ def test_the_lowest_free_page_is_taken_first():
 
 
 def test_what_was_promised_is_kept_for_its_owner():
-    pages = PagePool(4)
+    pages = PagePool(4, page_bytes=1)
     assert pages.reserve("a", 3)
     assert not pages.reserve("b", 2)
     assert pages.num_unreserved == 1
@@ -37,7 +37,7 @@ def test_what_was_promised_is_kept_for_its_owner():
 
 
 def test_an_owner_who_asks_for_less_than_it_holds_keeps_what_it_holds():
-    pages = PagePool(3)
+    pages = PagePool(3, page_bytes=1)
     assert pages.reserve("a", 3)
     assert [pages.allocate("a"), pages.allocate("a")] == [0, 1]
     assert pages.reserve("a", 0)
@@ -54,7 +54,7 @@ def test_an_owner_who_asks_for_less_than_it_holds_keeps_what_it_holds():
     )
 )
 def test_no_page_has_two_owners_and_none_is_lost(moves: list[tuple[str, str, int]]):
-    pages, held, asked = PagePool(6), dict[str, list[int]](), dict[str, int]()
+    pages, held, asked = PagePool(6, page_bytes=1), dict[str, list[int]](), dict[str, int]()
     for owner, move, number in moves:
         if move == "ask" and pages.reserve(owner, number):
             asked[owner] = number
@@ -75,4 +75,4 @@ def test_too_little_memory_is_said():
     with pytest.raises(ValueError, match="cache_bytes: got 1000, wanted at least"):
         num_text_pages(preset("7b"), 2, cache_bytes=1000, max_cameras=1, page_tokens=64)
     with pytest.raises(ValueError, match="num_pages: got 0"):
-        PagePool(0)
+        PagePool(0, page_bytes=1)
