@@ -1,4 +1,4 @@
-"""`python training/sft.py`, as a program: what it offers, and that mistakes end it with a word about them."""
+"""`python training/sft.py` as a program: its recipes and its error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_offers_its_recipes_and_names_a_mistake() -> None:
+def test_an_unknown_recipe_ends_with_the_list_of_recipes() -> None:
     done = run("--recipe", "pretrain_stage1")
     assert done.returncode == 2
     for name in SFT_RECIPES:

@@ -1,4 +1,4 @@
-"""Bad data: it is reported, counted and skipped; too large a share of it stops the run."""
+"""Bad rows are reported, counted and skipped. The run stops if their share is too large."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class BadRow(ValueError):
 
 @dataclass(kw_only=True)
 class BadRowCounter:
-    """Counts good and bad rows, reports the first few bad ones of each reason on stderr, and stops at a share.
+    """Counts good and bad rows, and reports the first bad ones of each reason on stderr.
 
-    max_share: a larger share of bad rows raises ValueError, once `min_rows` were seen or when `check_share` is called.
-    unit: what is counted, for messages.
+    max_share: a larger share of bad rows raises ValueError, after `min_rows` rows or in `check_share`.
+    unit: noun for the rows in messages.
     """
 
     MIN_ROWS = 200
@@ -59,7 +59,7 @@ class BadRowCounter:
             self.check_share()
 
     def check_share(self) -> None:
-        """Raise ValueError when too many rows were bad."""
+        """Raise ValueError if too many rows were bad."""
         num = self.num_good + self.num_bad
         if self.num_bad > self.max_share * num:
             share = f"{self.num_bad} of {num} {self.unit} are bad ({self.num_bad / num:.1%})"

@@ -1,4 +1,4 @@
-"""Fields of a JSON object, checked: a wrong type raises BadRow, which names the field."""
+"""Checks the types of JSON fields. A wrong type raises BadRow with the name of the field."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from training.data.bad_row import BadRow
 
 
 def as_mapping(name: str, value: object) -> Mapping[str, Any]:
-    """The value, if it is an object; else BadRow. So do the next four with theirs."""
+    """The value as an object. Raises BadRow if it is not one."""
     if isinstance(value, Mapping):
         return value
     raise _wrong(name, value, "an object")
 
 
 def as_list(name: str, value: object) -> Sequence[Any]:
-    """A list."""
+    """The value as a list. Raises BadRow if it is not one."""
     if isinstance(value, list | tuple):
         return value
     raise _wrong(name, value, "a list")
 
 
 def as_text(name: str, value: object) -> str:
-    """A text."""
+    """The value as a text. Raises BadRow if it is not one."""
     if isinstance(value, str):
         return value
     raise _wrong(name, value, "a text")
 
 
 def as_number(name: str, value: object) -> float:
-    """A number; a truth value is none."""
+    """The value as a number. Raises BadRow if it is not one; true and false are not numbers."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise _wrong(name, value, "a number")
 
 
 def as_interval(name: str, value: object) -> tuple[float, float]:
-    """A list of two numbers."""
+    """The value as two numbers. Raises BadRow if it is not a list of two numbers."""
     numbers = as_list(name, value)
     if len(numbers) != 2:
         raise _wrong(name, value, "a start and an end")
@@ -50,7 +50,7 @@ def _wrong(name: str, value: object, wanted: str) -> BadRow:
 
 
 def object_in(text: str) -> Mapping[str, Any]:
-    """The JSON object that begins with a reply's first brace, whatever stands around it; raises BadRow."""
+    """The JSON object that starts at the first brace of a text. Raises BadRow if there is none."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text, max(text.find("{"), 0))
     except (ValueError, RecursionError) as error:

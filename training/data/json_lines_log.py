@@ -1,4 +1,4 @@
-"""Rows that survive a kill: one JSON line each, appended at once, read again when the work goes on."""
+"""A log of JSON lines that survives a kill. Each row is written at once and read again at the next start."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 
 class JsonLinesLog:
-    """A JSON-lines file that only grows. A last line that a kill cut short is dropped when the file is opened."""
+    """An append-only file of JSON lines. Opening it drops an incomplete last line, which a kill can leave."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError when a line that is not the last is no JSON object."""
+        """Raises ValueError if a complete line is not a JSON object."""
         self.path = path
         self.rows: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-        if lines.pop():  # what comes after the last line break
+        if lines.pop():  # text after the last line break
             path.write_bytes(b"".join(line + b"\n" for line in lines))
         for number, line in enumerate(lines, start=1):
             row = _json(line)
@@ -26,7 +26,7 @@ class JsonLinesLog:
             self.rows.append(row)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a row: in the file when this returns."""
+        """Append a row. The file has it when this returns."""
         with self.path.open("a") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.rows.append(row)

@@ -1,4 +1,4 @@
-"""Turn a data set's captions or conversations into training rows.
+"""Makes training rows of a data set's captions or conversations.
 
     python training/data/make_rows.py ego4d narration.json --videos /data/ego4d/full_scale --out rows.parquet
 
@@ -64,7 +64,7 @@ def cut_dense(rows: Iterator[TrainingRow], window_s: float) -> Iterator[Training
 
 
 def limit_bad(rows: Iterator[TrainingRow], bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """All rows; then ValueError if too many were bad."""
+    """All rows. Raises ValueError at the end if too many were bad."""
     yield from rows
     bad.check_share()
 
@@ -74,16 +74,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("format", choices=READERS)
     parser.add_argument(
-        "input", type=Path, help="the set's file; for vript the folder in which it was unpacked"
+        "input", type=Path, help="the data set's file; for vript, the folder in which it was unpacked"
     )
     parser.add_argument("--out", required=True, help="rows.parquet or rows.jsonl, local or a URL")
     parser.add_argument("--videos", default="", help="folder or URL below which the videos are")
-    parser.add_argument("--suffix", default="", help="what the videos' names end with, if not .mp4")
+    parser.add_argument("--suffix", default="", help="ending of the videos' names, if not .mp4")
     parser.add_argument("--check", action="store_true", help="skip rows whose video is missing or empty")
     parser.add_argument("--window-s", type=float, default=WINDOW_S, help="longest dense row in seconds")
     parser.add_argument("--source", default="", help="name of the source (default: the format)")
     parser.add_argument(
-        "--max-bad-share", type=float, default=0.05, help="more bad data than this stops the run"
+        "--max-bad-share", type=float, default=0.05, help="a larger share of bad data stops the run"
     )
     options = parser.parse_args()
     try:

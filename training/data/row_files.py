@@ -1,4 +1,4 @@
-"""Files of training rows: Parquet or JSON lines, local or wherever fsspec reaches."""
+"""Reads and writes files of training rows: Parquet or JSON lines, local or in any storage that fsspec supports."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from training.data.training_row import SCHEMA, TrainingRow
 
 
 def records(path: str) -> Iterator[tuple[str, object]]:
-    """What a Parquet or JSON lines file holds, each with its place `file:number` (from 1).
+    """The values of a Parquet or JSON lines file, each with its location `file:number` (from 1).
 
-    A line that is no JSON comes as it is, in bytes, so that whoever reads it refuses it. FileNotFoundError and
-    ValueError when the file is not there or of neither format.
+    A line that is not JSON is yielded as bytes, and the caller refuses it. Raises FileNotFoundError if the file is
+    missing, and ValueError if it has another format.
     """
     with fsspec.open(path, "rb", compression="infer") as file:
         if path.endswith(".parquet"):
@@ -45,17 +45,17 @@ def _json(line: bytes) -> object:
 
 
 def read_rows(paths: Iterable[str], bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """All good rows of the files; bad ones are counted in `bad`, whose limit holds. The same id counts once."""
-    yield from good_rows((place for path in paths for place in records(path)), TrainingRow.from_dict, bad)
+    """All good rows of the files. Bad rows and repeated ids are counted in `bad`. Raises ValueError for too many."""
+    yield from good_rows((record for path in paths for record in records(path)), TrainingRow.from_dict, bad)
     bad.check_share()
 
 
 def good_rows(
-    places: Iterable[tuple[str, object]], row_of: Callable[[object], TrainingRow], bad: BadRowCounter
+    values: Iterable[tuple[str, object]], row_of: Callable[[object], TrainingRow], bad: BadRowCounter
 ) -> Iterator[TrainingRow]:
-    """The rows of values with their places; those of which `row_of` makes none, or one again, are counted in `bad`."""
+    """Rows that `row_of` makes of located values. It counts values that raise BadRow, and repeated ids, in `bad`."""
     seen: set[str] = set()
-    for where, value in places:
+    for where, value in values:
         try:
             row = row_of(value)
             if row.id in seen:
@@ -69,9 +69,9 @@ def good_rows(
 
 
 def write_rows(path: str, rows: Iterable[TrainingRow]) -> int:
-    """Write rows as Parquet or JSON lines, by the name's ending; returns their number.
+    """Write rows as Parquet or JSON lines, by the ending of the name. Returns their number.
 
-    They are taken as they come. When taking them raises, no file is left.
+    Rows are written while they are read. If the iterable raises, the file is removed.
     """
     opened: Any = fsspec.open(path, "wb", compression="infer", auto_mkdir=True)
     try:

@@ -1,10 +1,10 @@
-"""The one row format of all training data, and what becomes of rows that cannot be used.
+"""The row format of all training data, and its checks.
 
     {"video": "clips/a.mp4", "time_range": [0.0, 40.0], "kind": "dense", "source": "ego4d",
      "turns": [{"start_s": 5.0, "end_s": 10.0, "instruction": "What is he doing now?", "answer": "He is cooking."}]}
 
-Parquet or JSON lines, local or wherever fsspec reaches. A bad row is named, counted and skipped; too large a share of
-them stops the run.
+Rows are in Parquet or JSON lines files, local or in any storage that fsspec supports. A row that cannot be used raises
+BadRow.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
 class Turn:
     """An instruction, asked at `start_s`, and its answer, whose last word is spoken at `end_s` (2.2, 2.3).
 
-    In kinds other than "dense" the whole video comes before the text, and the times are not looked at.
+    In kinds other than "dense" the whole video comes before the text, and the times are not used.
     """
 
     start_s: float = 0.0
@@ -66,12 +66,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRow:
-    """A video (or picture, or nothing) and what is said about it.
+    """A video, a picture or nothing, and a dialog about it.
 
     video: path or URL of a video or picture; "" in kind "text".
-    time_range: seconds of the video that the row is about; None: all of it. Turns' times count from the video's start.
-    id: made from the content unless given; two rows of the same id are one row twice.
-    Raises BadRow when it cannot be trained on.
+    time_range: seconds of the video that the row is about; None: all of it. Times count from the video's start.
+    id: the default is a hash of the content. Rows with the same id are duplicates.
+    Raises BadRow if the row cannot be used.
     """
 
     video: str
@@ -94,7 +94,7 @@ class TrainingRow:
         for number, turn in enumerate(self.turns):
             if not turn.instruction.strip() or not turn.answer.strip():
                 empty = "answer" if turn.instruction.strip() else "instruction"
-                raise BadRow(f"empty {empty}", f"turns[{number}].{empty} says nothing")
+                raise BadRow(f"empty {empty}", f"turns[{number}].{empty} is empty")
             if self.kind == "dense":
                 self._check_times(f"turns[{number}]", turn)
         if not self.id:
@@ -110,7 +110,7 @@ class TrainingRow:
 
     @classmethod
     def from_dict(cls, values: object) -> TrainingRow:
-        """Make a row from what a file holds; BadRow says what is wrong. Turns are put in the order of their times."""
+        """Make a row from the values of a file. Turns are sorted by time. Raises BadRow."""
         row = as_mapping("row", values)
         time_range = row.get("time_range")
         timed = row.get("kind") == "dense"
@@ -129,12 +129,12 @@ class TrainingRow:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as files hold it."""
+        """The row as a dictionary, for files."""
         return asdict(self)
 
 
 def cut_windows(row: TrainingRow, longest_s: float) -> list[TrainingRow]:
-    """Cut a dense row of a long video into rows of at most that many seconds; a turn that is longer is cut short.
+    """Cut a dense row of a long video into rows of at most `longest_s` seconds. A longer turn is cut.
 
     A window begins with its first turn, so that no frames are spent on time in which nothing is said.
     """

@@ -1,6 +1,6 @@
-"""Pictures of a video, or of a still picture, for one row; what cannot be read is refused by name.
+"""Reads the frames of a row from its video or picture. Raises BadRow for files that cannot be read.
 
-Local files and whatever fsspec reaches (s3://, gs://, https://). Times count from the video's first picture.
+Files may be local or in any storage that fsspec supports (s3://, gs://, https://). Times count from the first frame.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from model.network.pixels import to_pixels
 from training.data.bad_row import BadRow
 from training.data.training_row import SLACK_S, TrainingRow
 
-SEEK_S = 8.0  # a jump longer than this is made by the container, not by decoding what is in between
+SEEK_S = 8.0  # longer gaps are skipped by a seek instead of decoding
 MAX_PIXELS = 4096 * 2304
 NEAR_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """N pictures and when they were taken: uint8 [N, S, S, 3], seconds [N] that never fall."""
+    """N pictures, uint8 [N, S, S, 3], and their times in seconds [N], in ascending order."""
 
     pictures: npt.NDArray[np.uint8]
     times: npt.NDArray[np.float64]
@@ -37,7 +37,11 @@ class Frames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameReader:
-    """Reads a row's frames: dense rows at a rate, others `max_frames` evenly; `cache` keeps what was decoded."""
+    """Reads the frames of rows.
+
+    Dense rows have `frames_per_second` frames. Other videos have `max_frames` frames, evenly spaced.
+    `cache`: folder that keeps decoded frames.
+    """
 
     size: int
     frames_per_second: float
@@ -45,7 +49,7 @@ class FrameReader:
     cache: Path | None = None
 
     def read(self, row: TrainingRow) -> Frames:
-        """The frames that a row is about; BadRow when there are none to be had."""
+        """The frames of a row. Raises BadRow if they cannot be read."""
         if row.kind == "text":
             return Frames(np.zeros((0, self.size, self.size, 3), np.uint8), np.zeros(0))
         if self.cache is None:
@@ -58,10 +62,10 @@ class FrameReader:
             return Frames(kept["pictures"], kept["times"])
         frames = self._decode(row)
         self.cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{id(frames):x}.part")
-        with part.open("wb") as file:
+        unfinished = path.with_suffix(f".{id(frames):x}.part")
+        with unfinished.open("wb") as file:
             np.savez(file, pictures=frames.pictures, times=frames.times)
-        part.rename(path)  # whole, or not there
+        unfinished.rename(path)  # so that readers never see an incomplete file
         return frames
 
     def _decode(self, row: TrainingRow) -> Frames:
@@ -83,7 +87,7 @@ class FrameReader:
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.thread_type = "NONE"
         if row.kind == "image":
-            return self._taken(container, stream, [0.0], row)
+            return self._pictures(container, stream, [0.0], row)
         length_s = _length_s(container, stream)
         if not math.isfinite(length_s) and row.kind != "dense":
             raise BadRow("corrupt video", f"{row.video} does not say how long it is")
@@ -92,7 +96,7 @@ class FrameReader:
             end_s = max(end_s if row.time_range else 0.0, row.turns[-1].end_s)
             if end_s > length_s + SLACK_S:
                 raise BadRow("outside the clip", f"{row.video}: captions until {end_s:g} s of {length_s:g} s")
-            first_s = max(start_s - 1 / self.frames_per_second, 0.0)  # the first word sees something too
+            first_s = max(start_s - 1 / self.frames_per_second, 0.0)  # so that the first word sees a frame
             num = int((min(end_s, length_s) - first_s) * self.frames_per_second + NEAR_S) + 1
             wanted = [first_s + i / self.frames_per_second for i in range(min(num, self.max_frames))]
         else:
@@ -102,18 +106,18 @@ class FrameReader:
             wanted = [
                 start_s + (i + 0.5) * (end_s - start_s) / self.max_frames for i in range(self.max_frames)
             ]
-        return self._taken(container, stream, wanted, row)
+        return self._pictures(container, stream, wanted, row)
 
-    def _taken(self, container: Any, stream: Any, wanted: Sequence[float], row: TrainingRow) -> Frames:
-        taken = list(_first_at_or_after(container, stream, wanted))
-        if not taken:
+    def _pictures(self, container: Any, stream: Any, wanted: Sequence[float], row: TrainingRow) -> Frames:
+        frames = list(_first_at_or_after(container, stream, wanted))
+        if not frames:
             raise BadRow("corrupt video", f"{row.video} has no picture at {wanted[0]:g} s")
-        pictures = np.stack([to_pixels(frame, self.size) for frame, _ in taken])
-        return Frames(pictures, np.array([time_s for _, time_s in taken]))
+        pictures = np.stack([to_pixels(frame, self.size) for frame, _ in frames])
+        return Frames(pictures, np.array([time_s for _, time_s in frames]))
 
 
 def _first_at_or_after(container: Any, stream: Any, wanted: Sequence[float]) -> Iterator[tuple[Any, float]]:
-    """For each wanted time the first picture at or after it, each picture once; where the video ends, so does this."""
+    """For each wanted time, the first frame at or after it. Frames are not repeated. Stops at the end of the video."""
     origin_s = float((stream.start_time or 0) * stream.time_base)
     decoded = container.decode(stream)
     at_s = 0.0
@@ -142,7 +146,7 @@ def _length_s(container: Any, stream: Any) -> float:
 
 
 def _stamp(video: str) -> tuple[int, str]:
-    """What tells a file from a later one of its name; BadRow when it is not there or empty."""
+    """Size and modification time of a file, for the cache key. Raises BadRow if the file is missing or empty."""
     filesystem, path = fsspec.url_to_fs(video)
     try:
         info = filesystem.info(path)

@@ -1,10 +1,10 @@
-"""The paper's heuristic (section 2.3): when each word of an answer is spoken."""
+"""The time of each word of an answer (paper, section 2.3)."""
 
 from __future__ import annotations
 
 
 def word_times(start_s: float, end_s: float, num_words: int) -> list[float]:
-    """Spread words evenly over [start_s, end_s]; a single word comes at the start.
+    """Spread words evenly over [start_s, end_s]. A single word is at the start.
 
     The paper's example: [5, 10] and six words give 5 6 7 8 9 10. Raises ValueError for a reversed interval.
     """

@@ -34,7 +34,7 @@ def captions(*times: tuple[float, float]) -> list[dict[str, Any]]:
 
 def written(folder: Path, clips: dict[str, Any]) -> str:
     path = folder / "captions.json"
-    path.write_text(json.dumps({name: {"captions": told} for name, told in clips.items()}))
+    path.write_text(json.dumps({name: {"captions": captions} for name, captions in clips.items()}))
     return str(path)
 
 
@@ -43,10 +43,10 @@ def test_the_live_worlds_captions_become_rows(clips: list[Clip], tmp_path: Path)
     command = [sys.executable, "training/data/make_rows.py", "live_world", str(folder / "captions.json")]
     command += ["--videos", str(folder), "--check", "--out", str(out)]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
-    told = json.loads((folder / "captions.json").read_text())
+    written_captions = json.loads((folder / "captions.json").read_text())
     rows = rows_in(out)
     assert [row.video for row in rows] == [str(clip.path) for clip in clips]
-    assert [len(row.turns) for row in rows] == [len(clip["captions"]) for clip in told.values()]
+    assert [len(row.turns) for row in rows] == [len(clip["captions"]) for clip in written_captions.values()]
     assert json.loads(done.stdout)["rows"] == len(rows)
 
 
@@ -55,8 +55,8 @@ def test_long_videos_are_cut_and_missing_or_empty_files_skipped(
 ) -> None:
     (tmp_path / "a.webm").write_bytes(b"video")
     (tmp_path / "b.webm").touch()
-    told = captions((0.0, 5.0), (50.0, 60.0), (61.0, 140.0))
-    path = written(tmp_path, {"a.mp4": told, "b.mp4": told, "c.mp4": told})
+    video = captions((0.0, 5.0), (50.0, 60.0), (61.0, 140.0))
+    path = written(tmp_path, {"a.mp4": video, "b.mp4": video, "c.mp4": video})
     out = tmp_path / "rows.jsonl"
     words = ["--videos", str(tmp_path), "--suffix", ".webm", "--check", "--max-bad-share", "0.5"]
     run(monkeypatch, "live_world", path, "--out", str(out), *words)
@@ -78,7 +78,7 @@ def test_too_much_bad_data_leaves_no_file(
 
 
 @pytest.mark.parametrize("form", READERS)
-def test_a_file_that_is_not_there_is_said(
+def test_a_missing_file_is_reported(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

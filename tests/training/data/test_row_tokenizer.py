@@ -1,4 +1,4 @@
-"""Rows as tokens: the paper's example, several turns, and what each word may see."""
+"""Rows as tokens: the paper's example, several turns, and the frames that each word sees."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ COOKING = Turn(
 FRAMES = np.arange(0.0, 20.0)
 
 
-def told(text: RowTokenizer, tokens: TokenRow) -> list[tuple[str, int]]:
-    """Each word that is learnt, with the time (the newest frame, a frame a second) at which it is spoken."""
+def predicted_words(text: RowTokenizer, tokens: TokenRow) -> list[tuple[str, int]]:
+    """Each word to predict, with its time: the second of the newest frame that it sees."""
     words: list[tuple[str, int]] = []
-    for place in np.flatnonzero(tokens.loss_mask):
-        piece = str(text.tokenizer.decode([int(tokens.token_ids[place + 1])]))
-        time_s = int(np.flatnonzero(tokens.visible[place])[-1])
+    for position in np.flatnonzero(tokens.loss_mask):
+        piece = str(text.tokenizer.decode([int(tokens.token_ids[position + 1])]))
+        time_s = int(np.flatnonzero(tokens.visible[position])[-1])
         joins = words and words[-1][1] == time_s and "<|im_end|>" not in (words[-1][0], piece)
         if joins and not piece.startswith(" "):
             words[-1] = (words[-1][0] + piece, time_s)
@@ -55,13 +55,15 @@ def test_the_paper_s_example(text: RowTokenizer) -> None:
         ("now.", 10),
         ("<|im_end|>", 10),
     ]
-    assert told(text, tokens) == spoken
+    assert predicted_words(text, tokens) == spoken
     prompt = int(np.argmax(tokens.loss_mask))
-    assert (np.flatnonzero(tokens.visible[0]) == [2, 3, 4, 5]).all()  # the instruction's, four in the FIFO
+    assert (
+        np.flatnonzero(tokens.visible[0]) == [2, 3, 4, 5]
+    ).all()  # the four newest frames at the instruction
     assert (tokens.visible[:prompt] == tokens.visible[0]).all()
 
 
-def test_turns_follow_as_the_chat_template_writes_them(text: RowTokenizer) -> None:
+def test_turns_follow_the_chat_template(text: RowTokenizer) -> None:
     again = Turn(start_s=12, end_s=13, instruction="And now?", answer="Eating.")
     tokens = text.tokens(row(COOKING, again), FRAMES)
     messages = [
@@ -76,9 +78,12 @@ def test_turns_follow_as_the_chat_template_writes_them(text: RowTokenizer) -> No
     assert (np.diff(tokens.text_index) > 0).all()
 
 
-def test_a_turn_that_is_asked_while_the_last_is_answered_waits_for_its_end(text: RowTokenizer) -> None:
+def test_a_turn_starts_after_the_answer_before_it(text: RowTokenizer) -> None:
     early = Turn(start_s=6, end_s=8, instruction="And now?", answer="Eating.")
-    assert told(text, text.tokens(row(COOKING, early), FRAMES))[-2:] == [("Eating.", 10), ("<|im_end|>", 10)]
+    assert predicted_words(text, text.tokens(row(COOKING, early), FRAMES))[-2:] == [
+        ("Eating.", 10),
+        ("<|im_end|>", 10),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["offline", "image"])
@@ -95,7 +100,7 @@ def test_text_rows_have_no_frames(text: RowTokenizer) -> None:
     assert tokens.loss_mask.sum() > 5
 
 
-def test_turns_that_do_not_fit_are_left_out_and_one_that_never_fits_is_refused(text: RowTokenizer) -> None:
+def test_turns_that_do_not_fit_are_dropped_and_a_too_long_turn_is_a_bad_row(text: RowTokenizer) -> None:
     small = RowTokenizer(text.tokenizer, 4, len(text.tokens(row(COOKING), FRAMES).token_ids) + 5)
     later = Turn(start_s=12, end_s=13, instruction="And now?", answer="Eating.")
     np.testing.assert_array_equal(

@@ -50,7 +50,7 @@ BAD: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("values", "reason", "words"), BAD, ids=[f"{b[1]}-{b[2]}" for b in BAD])
-def test_bad_rows_are_named(values: Any, reason: str, words: str) -> None:
+def test_bad_rows_raise_their_reason(values: Any, reason: str, words: str) -> None:
     with pytest.raises(BadRow, match=words) as caught:
         TrainingRow.from_dict(values)
     assert caught.value.reason == reason
@@ -107,14 +107,14 @@ def test_too_large_a_share_stops_with_a_clear_message(tmp_path: Path) -> None:
     assert "reversed interval 1 (first:" in str(caught.value)
 
 
-def test_a_long_run_of_bad_rows_stops_before_the_end(tmp_path: Path) -> None:
+def test_many_bad_rows_stop_the_reader_early(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("nonsense\n" * 1000)
     bad = BadRowCounter()
     with pytest.raises(ValueError, match="200 of 200 rows are bad"):
         list(read_rows([str(tmp_path / "rows.jsonl")], bad))
 
 
-def test_a_file_that_is_not_there_or_is_no_parquet(tmp_path: Path) -> None:
+def test_missing_files_and_other_formats_raise(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         list(read_rows([str(tmp_path / "none.jsonl")], BadRowCounter()))
     (tmp_path / "rows.parquet").write_text("no parquet")
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_there_or_is_no_parquet(tmp_path: Path) -> None:
         list(read_rows([str(tmp_path / "rows.csv")], BadRowCounter()))
 
 
-def test_parquet_of_other_columns_is_bad_row_by_row(tmp_path: Path) -> None:
+def test_parquet_with_other_columns_has_only_bad_rows(tmp_path: Path) -> None:
     path = str(tmp_path / "other.parquet")
     pq.write_table(pa.Table.from_pylist([{"text": "hello"}]), path)
     bad = BadRowCounter(max_share=1.0)
@@ -143,6 +143,6 @@ def test_long_videos_are_cut_into_windows() -> None:
     assert len({part.id for part in cut}) == 3
 
 
-def test_a_share_that_is_none() -> None:
+def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 5, wanted 0 to 1"):
         BadRowCounter(max_share=5)

@@ -1,4 +1,4 @@
-"""Frames of rows: the right ones at the right times, and everything that cannot be read refused by name."""
+"""Frames of rows: the right frames at the right times, and bad rows for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def whole(video: Path | str, kind: str = "offline", **changes: object) -> Traini
     return TrainingRow(video=str(video), turns=turns, kind=kind, source="test", **changes)  # type: ignore[arg-type]
 
 
-def test_dense_rows_have_a_frame_a_second_from_just_before_the_first_word(clips: list[Clip]) -> None:
+def test_dense_rows_have_one_frame_per_second_from_before_the_first_word(clips: list[Clip]) -> None:
     frames = READER.read(dense(clips[0].path, time_range=(4.0, 7.0)))
     np.testing.assert_allclose(frames.times, [3.0, 4.0, 5.0, 6.0, 7.0], atol=0.11)
     assert frames.pictures.shape == (5, 32, 32, 3)
@@ -39,7 +39,7 @@ def test_other_videos_are_sampled_evenly(clips: list[Clip]) -> None:
     np.testing.assert_allclose(frames.times, (np.arange(6) + 0.5) * length_s / 6, atol=0.11)
 
 
-def test_a_jump_over_many_seconds_gives_the_pictures_that_decoding_gives(clips: list[Clip]) -> None:
+def test_a_seek_gives_the_same_frames_as_decoding(clips: list[Clip]) -> None:
     seconds = FrameReader(size=32, frames_per_second=1.0, max_frames=100).read(
         dense(clips[0].path, 0.0, 15.0)
     )
@@ -57,12 +57,12 @@ def test_a_still_picture_is_one_frame_and_a_text_row_none(tmp_path: Path) -> Non
     assert READER.read(whole("", "text")).pictures.shape == (0, 32, 32, 3)
 
 
-def test_files_are_reached_through_fsspec(clips: list[Clip]) -> None:
+def test_files_are_read_with_fsspec(clips: list[Clip]) -> None:
     there = READER.read(dense(clips[0].path))
     np.testing.assert_array_equal(READER.read(dense(f"file://{clips[0].path}")).pictures, there.pictures)
 
 
-def test_the_cache_gives_the_same_and_notices_another_file(clips: list[Clip], tmp_path: Path) -> None:
+def test_the_cache_gives_the_same_frames_until_the_file_changes(clips: list[Clip], tmp_path: Path) -> None:
     video = tmp_path / "clip.mp4"
     video.write_bytes(clips[0].path.read_bytes())
     reader = FrameReader(size=32, frames_per_second=1.0, max_frames=6, cache=tmp_path / "cache")
@@ -80,7 +80,7 @@ def test_the_cache_gives_the_same_and_notices_another_file(clips: list[Clip], tm
     [("absent.mp4", "missing file"), ("empty.mp4", "empty file"), ("noise.mp4", "corrupt video"),
      ("cut.mp4", "corrupt video"), (".", "empty file")],
 )  # fmt: skip
-def test_bad_files_are_named(name: str, reason: str, clips: list[Clip], tmp_path: Path) -> None:
+def test_bad_files_raise_their_reason(name: str, reason: str, clips: list[Clip], tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
     (tmp_path / "cut.mp4").write_bytes(clips[0].path.read_bytes()[:20_000])

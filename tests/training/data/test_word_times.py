@@ -1,4 +1,4 @@
-"""When each word is spoken (paper, section 2.3)."""
+"""The time of each word (paper, section 2.3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_few_words(num_words: int, times: list[float]) -> None:
     assert word_times(3.0, 7.0, num_words) == times
 
 
-def test_an_interval_without_length_says_all_at_once() -> None:
+def test_an_interval_without_length_has_one_time() -> None:
     assert word_times(3.0, 3.0, 4) == [3.0] * 4
 
 

@@ -1,4 +1,4 @@
-"""The mean of some folders' weights."""
+"""The mean of the weights of several models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return made
 
 
-def test_each_weight_is_the_mean_and_the_folder_is_whole(folders: list[Path], tmp_path: Path) -> None:
+def test_each_weight_is_the_mean_and_the_folder_is_complete(folders: list[Path], tmp_path: Path) -> None:
     write_mean(folders, tmp_path / "mean")
     for mean, first in zip(
         load_model(tmp_path / "mean").parameters(), load_model(folders[0]).parameters(), strict=True

@@ -1,4 +1,4 @@
-"""What a question is about, as it is asked of the second layer's output."""
+"""The topic loss."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from training.optimise.topic_loss import LAYER, TopicLoss
 
 @pytest.fixture(scope="module")
 def batch(tokenizer: PreTrainedTokenizerFast) -> TokenBatch:
-    maker = DialogTokenizer(tokenizer, 16)
-    rows = caption_rows(np.random.default_rng(3), maker, make_world(3, 1), np.linspace(5.0, 6.4, 8), 24)
+    dialog_tokenizer = DialogTokenizer(tokenizer, 16)
+    rows = caption_rows(
+        np.random.default_rng(3), dialog_tokenizer, make_world(3, 1), np.linspace(5.0, 6.4, 8), 24
+    )
     return collate(rows, [0] * len(rows), 0)
 
 
-def test_rows_know_the_word_that_is_asked_for(tokenizer: PreTrainedTokenizerFast, batch: TokenBatch) -> None:
+def test_the_topic_is_a_token_of_the_row(tokenizer: PreTrainedTokenizerFast, batch: TokenBatch) -> None:
     assert len(set(batch.topics.tolist())) > 3
     assert -1 in batch.topics
     for ids, topic in zip(batch.token_ids, batch.topics, strict=True):
         assert topic in (-1, *ids), tokenizer.decode([topic])
 
 
-def test_the_loss_falls_when_the_layer_carries_the_word(
+def test_the_loss_is_low_if_the_layer_output_has_the_topic(
     tokenizer: PreTrainedTokenizerFast, batch: TokenBatch
 ) -> None:
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Which parameters learn in which stage."""
+"""The parameters that learn in each stage."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def test_sft_teaches_everything(random_model: StreamChat) -> None:
     assert {component_of(name) for name in learning(random_model)} == set(COMPONENTS)
 
 
-def test_a_part_that_there_is_not_is_refused(random_model: StreamChat) -> None:
+def test_an_unknown_part_is_refused(random_model: StreamChat) -> None:
     with pytest.raises(ValueError, match="trainable: got adaptor, wanted all or some of adapter"):
         set_trainable(random_model, ["adaptor"])

@@ -1,7 +1,7 @@
-"""Captioned videos of any data set as dense rows: what the readers of captions share.
+"""Makes dense rows of captioned videos. All readers of captions use it.
 
-The caption is the answer, and the instruction is the same everywhere: `training/dense/dense_instructions.py` writes
-better ones. A bad caption is reported and counted; the other captions of its video are kept.
+The caption is the answer, and the instruction is always the same: `training/dense/dense_instructions.py` writes better
+instructions. A bad caption is reported and counted; the other captions of its video are kept.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from training.data.json_fields import as_number, as_text
 from training.data.training_row import MAX_TURNS, TrainingRow, Turn
 
 INSTRUCTION = "Tell me what happens."
-# Where a video stands in its file, and a function that reads it (and may raise BadRow).
+# The location of a video in its file, and a function that reads the video and may raise BadRow.
 VideoEntry = tuple[str, Callable[[], "CaptionedVideo"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionedVideo:
-    """A video's captions as the file has them, unchecked. captions: (start_s, end_s, text) each."""
+    """The unchecked captions of a video. captions: (start_s, end_s, text) of each."""
 
     video: str
     duration_s: object  # seconds, or None where the data set does not say
@@ -28,7 +28,7 @@ class CaptionedVideo:
 
 
 def captioned_rows(source: str, entries: Iterator[VideoEntry], bad: BadRowCounter) -> Iterator[TrainingRow]:
-    """One dense row for each video, with its good captions. `bad` counts captions, and videos that cannot be read."""
+    """One dense row for each video, with its good captions. `bad` counts captions and unreadable videos."""
     seen: set[str] = set()
     for where, make in entries:
         try:

@@ -1,4 +1,4 @@
-"""Reads a data set's JSON file and keeps names that it has twice."""
+"""Reads JSON files of data sets, and keeps repeated names of an object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> object:
-    """The value in a JSON file; FileNotFoundError when it is missing, ValueError when it is not JSON."""
+    """The value of a JSON file. Raises FileNotFoundError if it is missing, ValueError if it is not JSON."""
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""All readers by the name that `make_rows.py` knows them by.
+"""All readers, by the format names of `make_rows.py`.
 
 To add a data set, write a file beside this one with a function of the type `Reader`, and name it below. A set of
 captioned videos only says where its captions are (`captioned_video.py` does the rest; `activitynet.py` is a short

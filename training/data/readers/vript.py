@@ -1,4 +1,4 @@
-"""Reads Vript: `*_caption.json` and, of the same videos, `*_cut_meta.json` for the times."""
+"""Reads Vript: captions from `*_caption.json`, and times from `*_cut_meta.json`."""
 
 from __future__ import annotations
 
