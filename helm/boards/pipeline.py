@@ -55,6 +55,47 @@ def rows() -> Rows:
                     bad=1000,
                 ),
                 Panel(
+                    title="Reader without progress",
+                    about="For how long records have waited in Kafka although none was read, or Kafka did not answer.",
+                    unit="s",
+                    queries=[Query("max(streamchat_reader_seconds_since_progress{$ns})", "standstill")],
+                    warn=2,
+                    bad=5,
+                ),
+                Panel(
+                    title="Unread records by partition",
+                    about="Records of each partition in Kafka that were not read yet.",
+                    unit="short",
+                    queries=[
+                        Query(
+                            "max by (topic, partition) (streamchat_reader_lag_messages{$ns})",
+                            "{{topic}}/{{partition}}",
+                        )
+                    ],
+                    warn=100,
+                    bad=1000,
+                ),
+                Panel(
+                    title="Unreadable partitions",
+                    about="Partitions that Kafka does not let the reader read, and new connections a second.",
+                    unit="short",
+                    queries=[
+                        Query("sum(streamchat_reader_failing_partitions{$ns})", "failing partitions"),
+                        Query(rate("streamchat_reader_rebuilds_total"), "new connections"),
+                    ],
+                    warn=1,
+                    bad=2,
+                ),
+                Panel(
+                    title="Batches skipped by reason",
+                    about="Record batches that could not be read, and places where reading continued elsewhere.",
+                    unit="cps",
+                    queries=[Query(rate("streamchat_reader_batches_skipped_total", "reason"), "{{reason}}")],
+                    warn=0.01,
+                    bad=1,
+                    stacked=True,
+                ),
+                Panel(
                     title="Clocks",
                     about="Capture time of the newest packet less our clock when it was read: above 0 the camera's "
                     "clock is ahead of ours; far below 0 it is behind, or the reader is.",

@@ -41,7 +41,7 @@ def cut(packet: VideoPacket) -> VideoPacket:
         ("truncated", cut, {}, "access unit: cannot be decoded as h264"),
         ("noise", lambda p: replace(p, data=NOISE), {}, "access unit: cannot be decoded as h264"),
         ("not-jpeg", lambda p: replace(p, codec="mjpeg"), {}, "access unit: cannot be decoded as mjpeg"),
-        ("huge", lambda p: replace(p, codec="mjpeg", data=mjpeg_bomb(12_000)), {}, "cannot be decoded as mjpeg"),
+        ("huge", lambda p: replace(p, codec="mjpeg", data=mjpeg_bomb(12_000)), {}, "too large: got 12000x12000"),
         ("vp9", lambda p: p, {"codec": b"vp9"}, r"codec: got 'vp9', wanted one of h264, hevc, mjpeg"),
         ("no-number", lambda p: p, {"pts": b"soon"}, "header pts: got 'soon', wanted a whole number"),
         ("no-fraction", lambda p: p, {"time_base": b"1/0"}, "header time_base: got '1/0', wanted"),
