@@ -146,7 +146,7 @@ def test_reading_begins_within_a_batch() -> None:
 
 @pytest.fixture
 def noise_producer(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A producer whose batches claim zstd and hold noise."""
+    """A producer whose batches claim zstd and hold noise. It compresses only where that saves bytes."""
     monkeypatch.setattr(kafka_records, "zstd_encode", lambda data: b"\x93noise" * 9)
     client: Any = kafka
     producer = client.KafkaProducer(bootstrap_servers=broker.bootstrap_servers, compression_type="zstd")
@@ -163,7 +163,7 @@ def test_compressed_and_unreadable_batches_harm_no_camera(
     with closing(
         KafkaVideoReader(broker.bootstrap_servers, topic_pattern=unique, group=unique, alone=alone)
     ) as reader:
-        noise_producer.send(unique, b"x", key=b"noise").get(10)
+        noise_producer.send(unique, b"x" * 1000, key=b"noise").get(10)
         found: set[str] = set()
         seq, deadline = 0, time.monotonic() + 40
         producers = {
@@ -173,7 +173,7 @@ def test_compressed_and_unreadable_batches_harm_no_camera(
             for name in names
         }
         while (found != set(names) or not reader.status().num_skipped) and time.monotonic() < deadline:
-            noise_producer.send(unique, b"x", key=b"noise")
+            noise_producer.send(unique, b"x" * 1000, key=b"noise")
             for name in names:
                 mine = encode_packet(
                     replace(PACKET, camera=name, captured_s=time.time(), seq=seq, data=b"unit" * 300), 2**22
