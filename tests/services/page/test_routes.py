@@ -28,7 +28,7 @@ from tests.services.served_gateway import Gateway, frame, gateway, jpeg
 
 SENTENCE = "A red bus drives past the old tree. Two children wave at it, and it stops at the corner."
 WORDS = re.findall(r"\s?\w+|[.,]", SENTENCE)
-CAMERAS = {"front-door": "#2563eb", "yard": "#16a34a", "street corner": "#f97316"}
+CAMERAS = {"front-door": "#2563eb", "yard": "#16a34a", "street-corner": "#f97316"}
 QUESTION = "What is happening?"
 FOLDER = PROJECT_ROOT / "runs" / "page"  # pictures for people to look at; git ignores them
 
@@ -107,7 +107,7 @@ def test_it_works_on_a_phone(served: Gateway, chromium: Browser) -> None:
         see_cameras_move(page, seen, num_cameras=3)
         assert not scrolls_sideways(page)
         keep_picture(page, FOLDER / "phone-start.png")
-        ask(page, seen, "street corner", QUESTION)
+        ask(page, seen, "street-corner", QUESTION)
         look_behind(page, seen, 5, tap=True)
         assert not scrolls_sideways(page)
         box = page.locator("#popover").bounding_box()
