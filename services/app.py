@@ -24,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from model.checkpoint.fingerprint import encoder_fingerprint
 from model.config import SHIPPED_FOLDER, StreamChatConfig
+from services.access.rate_limits import MAX_OPEN_REQUESTS
 from services.gateway.gateway import make_app
 from services.llm_decoder.replica_policy import FRAME_AGE, FrameAges
 from services.messages.dialog import DialogEvent, DialogRequest
@@ -231,7 +232,7 @@ def build(settings: Settings) -> Application:
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=settings.gateway_replicas,
-        max_ongoing_requests=4096,
+        max_ongoing_requests=MAX_OPEN_REQUESTS,
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(GatewayReplica))
     return gateway.bind(settings, model_name, decoder, frame_fifo, fingerprint)

@@ -201,6 +201,8 @@ class Settings(BaseSettings):
     """Longest answer, in seconds. It ends there with the finish reason `length`."""
     max_request_bytes: PositiveInt = 24 * 2**20
     """Largest request body."""
+    max_held_request_bytes: PositiveInt = 128 * 2**20
+    """Bytes of request bodies that a Gateway replica holds at once. An API key may hold half of them."""
     max_clip_memory_bytes: PositiveInt = 2**30
     """Address space of the process that decodes a clip."""
     max_clip_decode_s: PositiveFloat = 20.0

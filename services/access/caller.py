@@ -18,6 +18,11 @@ class Caller:
     key: ApiKey | None = None
     limits: RateLimits | None = None
 
+    @property
+    def key_id(self) -> str | None:
+        """The id of the caller's key; None without one."""
+        return None if self.key is None else self.key.id
+
     def can_see(self, camera: str) -> bool:
         """Whether the caller may see the camera."""
         return self.key is None or self.key.can_see(camera)

@@ -3,7 +3,7 @@
 Requests per minute are counted by the `limits` library over a moving window, on the Redis that all gateways share.
 While Redis cannot be reached, each gateway counts in its own memory and grants its share of the limit: a Redis
 failure must neither lock people out nor delay their requests. Open requests are counted per gateway, because a
-gateway that dies cannot give back what it counted elsewhere; each grants its share.
+gateway that dies cannot give back what it counted elsewhere; each grants its share, and at most half of what it holds.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from services.access.api_keys import ApiKey
+from services.access.shared_places import SharedPlaces
 from services.messages.api_error import ApiError
 from services.settings import Settings
 
 STORAGE_TIMEOUT_S = 0.25
 RETRY_STORAGE_S = 2.0  # after a failure, the shared storage is left alone for this time
+MAX_OPEN_REQUESTS = 4096  # of one gateway; `services/app.py` tells Ray Serve the same
 MAX_STORAGE_CALLS = 16  # at once, so a burst of requests opens no more connections
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class RateLimits:
         self._on_fallback = on_fallback
         self._storage_calls = asyncio.Semaphore(MAX_STORAGE_CALLS)
         self._retry_storage_at_s = 0.0  # monotonic
-        self._num_open = Counter[str]()  # by key id
+        self._open = SharedPlaces(MAX_OPEN_REQUESTS, what="open requests", code="too_many_open_requests")
 
     async def count_request(self, key: ApiKey) -> None:
         """Count a request. Raises ApiError 429 if the key has used up its requests per minute."""
@@ -63,18 +64,10 @@ class RateLimits:
             message = f"this key has made its {limit} requests a minute"
             raise ApiError(429, "too_many_requests", message, retry_after_s=wait_s)
 
-    @contextmanager
-    def open_request(self, key: ApiKey) -> Generator[None]:
+    def open_request(self, key: ApiKey) -> AbstractContextManager[None]:
         """Count a request as open during the block. Raises ApiError 429 if too many are open already."""
         limit = self._share(key.requests_at_once or self._settings.requests_at_once)
-        if self._num_open[key.id] >= limit:
-            message = f"this key has {limit} requests open, as many as it may"
-            raise ApiError(429, "too_many_open_requests", message)
-        self._num_open[key.id] += 1
-        try:
-            yield
-        finally:
-            self._num_open[key.id] -= 1
+        return self._open.hold(key.id, num_of_key=limit)
 
     async def _shared_wait_s(self, key: ApiKey, limit: int) -> float | None:
         """Like `_wait_s`, on the shared storage; None if there is none or it fails."""

@@ -125,7 +125,13 @@ class Answer:
     It must be closed in every case. Closing it early cancels the dialog in the decoder.
     """
 
-    def __init__(self, decode: Decode, request: DialogRequest, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        request: DialogRequest,
+        metrics: GatewayMetrics,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         self.request = request
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0  # prompt tokens reused from earlier turns
@@ -134,6 +140,7 @@ class Answer:
         self._events = decode_with_retries(decode, request, metrics)
         self._queue: asyncio.Queue[list[DialogEvent]] = asyncio.Queue(MAX_QUEUED_LISTS)
         self._metrics = metrics
+        self._on_close = on_close
         self._started_s = time.monotonic()
         self._last_generated_s: float | None = None
         self._pending: list[DialogEvent] = []  # received, but not handled yet
@@ -197,6 +204,7 @@ class Answer:
         reading, self._reading = self._reading, None
         if reading is None:
             return
+        self._on_close()
         reading.cancel()
         with suppress(asyncio.CancelledError):
             await reading

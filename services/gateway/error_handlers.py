@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.middleware import TOO_MANY_BYTES
 from services.messages.api_error import ApiError
 
 
@@ -21,7 +22,8 @@ def add_error_handlers(app: FastAPI, metrics: GatewayMetrics) -> None:
 
     async def on_api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return error_response(error, {"Connection": "close"} if error.status in (408, 413) else None)
+        is_unread = error.status in (408, 413) or error.code == TOO_MANY_BYTES  # the rest of the body
+        return error_response(error, {"Connection": "close"} if is_unread else None)
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

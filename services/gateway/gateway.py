@@ -124,7 +124,7 @@ def make_app(
     app.include_router(realtime_routes(questions))
     app.include_router(page_routes())
     app.include_router(health_routes(questions, check_decoder))
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_request_bytes, metrics=metrics)
+    app.add_middleware(BodyLimitMiddleware, settings=settings, metrics=metrics)
     add_access_control(app, settings, metrics, rate_limit_storage)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(HeadMiddleware)

@@ -7,11 +7,15 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.access.caller import Caller
+from services.access.shared_places import SharedPlaces
 from services.gateway.metrics import GatewayMetrics
 from services.messages.api_error import ApiError
+from services.settings import Settings
 
 BODY_TIMEOUT_S = 60.0  # a body that takes longer is refused, so it does not hold a connection for nothing
-DRAIN_S = 5.0  # a body that is too large is read and discarded for this long, so its sender sees the response
+DRAIN_S = 5.0  # a body that is refused is read and discarded for this long, so its sender sees the response
+TOO_MANY_BYTES = "too_many_request_bytes"
 
 
 class HeadAnswered(Exception):
@@ -42,20 +46,71 @@ class HeadMiddleware:
         return None
 
 
-class BodyLimitMiddleware:
-    """Answers 413 if a body is too large, without keeping what was received of it, and 408 if it is too slow."""
+class HeldBody:
+    """The bytes of one request's body that the gateway holds, until its response begins."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, metrics: GatewayMetrics) -> None:
+    def __init__(self, places: SharedPlaces, key_id: str | None) -> None:
+        self._places, self._key_id = places, key_id
+        self._num_bytes = 0
+        self._is_released = False
+
+    def grow_to(self, num_bytes: int) -> None:
+        """The body has, or will have, at least so many bytes. Raises ApiError 429 if there is no room for them."""
+        if num_bytes > self._num_bytes and not self._is_released:
+            self._places.take(self._key_id, num_bytes - self._num_bytes)
+            self._num_bytes = num_bytes
+
+    def release(self) -> None:
+        """Give the bytes back."""
+        self._places.give_back(self._key_id, self._num_bytes)
+        self._num_bytes, self._is_released = 0, True
+
+
+class BodyLimitMiddleware:
+    """Bounds the bodies of requests: one alone, all of a key, and all together.
+
+    Answers 413 if a body is too large, without keeping what was received of it, 408 if it is too slow, and 429 if too
+    many bytes are held already. A body that says its length takes its room before it is read.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: GatewayMetrics) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._max_bytes = settings.max_request_bytes
         self._metrics = metrics
+        all_bytes = max(settings.max_held_request_bytes, settings.max_request_bytes)
+        self._places = SharedPlaces(
+            all_bytes,
+            what="bytes of request bodies",
+            code=TOO_MANY_BYTES,
+            num_of_key=max(all_bytes // 2, settings.max_request_bytes),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_bytes:
-            return await self._send_too_large(scope, receive, send)
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        # Those who have not signed in yet have one share together.
+        body = HeldBody(self._places, "" if caller is None else caller.key_id)
+        text = dict(scope["headers"]).get(b"content-length", b"0")
+        length = int(text) if text.isdigit() else 0
+        try:
+            if length > self._max_bytes:
+                raise self._too_large
+            body.grow_to(length)
+        except ApiError as error:
+            return await self._refuse(error, scope, receive, send)
+
+        async def send_and_release(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                body.release()  # whoever answers has read the body, and keeps none of it
+            await send(message)
+
+        try:
+            return await self._app(scope, self._limited(receive, body), send_and_release)
+        finally:
+            body.release()
+
+    def _limited(self, receive: Receive, body: HeldBody) -> Receive:
         num_bytes, is_complete = 0, False
         deadline_s = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
 
@@ -68,25 +123,25 @@ class BodyLimitMiddleware:
                 raise ApiError(
                     408, "request_too_slow", f"no whole body came within {BODY_TIMEOUT_S:.0f} s"
                 ) from error
-            is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
                 raise self._too_large
+            body.grow_to(num_bytes)
+            is_complete = not message.get("more_body", False)
             return message
 
-        return await self._app(scope, limited_receive, send)
+        return limited_receive
 
     @property
     def _too_large(self) -> ApiError:
         message = f"the request's body is larger than {self._max_bytes} bytes: send a shorter or smaller clip"
         return ApiError(413, "request_too_large", message)
 
-    async def _send_too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 while (await receive()).get("more_body"):
                     pass
-        error = self._too_large
         self._metrics.record_error(error.code, error.status)
         await error.response({"Connection": "close"})(scope, receive, send)
 

@@ -10,13 +10,13 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from services.access.caller import Caller
+from services.access.shared_places import SharedPlaces
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
 from services.messages.video import Picture
 
 MAX_VIEWERS = 64
-MAX_VIEWERS_OF_KEY = MAX_VIEWERS // 2  # one key leaves room for the others
 BLOCK_S = 0.5  # a new camera is noticed within this time
 RETRY_S = 0.5
 LIST_EVERY_S = 0.5
@@ -30,7 +30,7 @@ class Viewer:
     def __init__(self, camera: str | None, caller: Caller) -> None:
         self.camera = camera  # None: all
         self._caller = caller
-        self.key_id = caller.key.id if caller.key else None
+        self.key_id = caller.key_id
         self._pictures: dict[str, Picture] = {}
         self._has_pictures = asyncio.Event()
 
@@ -61,6 +61,9 @@ class PictureFeed:
         self._store = store
         self._metrics = metrics
         self._viewers: set[Viewer] = set()
+        self._places = SharedPlaces(
+            MAX_VIEWERS, what="streams of pictures", code="too_many_viewers", retry_after_s=5
+        )
         self._newest: dict[str, Picture] = {}
         self._names: set[str] = set()  # of all cameras, as last listed
         self._listed_at = float("-inf")  # monotonic
@@ -68,14 +71,8 @@ class PictureFeed:
 
     def add_viewer(self, camera: str | None, caller: Caller) -> Viewer:
         """Add a viewer of one camera, or (None) of all. Raises ApiError 429 if there are too many viewers."""
-        if len(self._viewers) >= MAX_VIEWERS:
-            message = f"{MAX_VIEWERS} people look on already: try again later"
-            raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
+        self._places.take(caller.key_id)
         viewer = Viewer(camera, caller)
-        num_of_key = sum(other.key_id == viewer.key_id for other in self._viewers)
-        if viewer.key_id is not None and num_of_key >= MAX_VIEWERS_OF_KEY:
-            message = f"{MAX_VIEWERS_OF_KEY} people look on with this key already: try again later"
-            raise ApiError(429, "too_many_viewers", message, retry_after_s=5)
         for picture in self._newest.values():
             viewer.offer(picture)
         self._viewers.add(viewer)
@@ -88,6 +85,7 @@ class PictureFeed:
         """Remove a viewer. Without viewers, nothing is read."""
         if viewer in self._viewers:
             self._viewers.remove(viewer)
+            self._places.give_back(viewer.key_id)
             self._metrics.viewers.add(-1)
         if not self._viewers:
             await self.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
 from services.access.caller import Caller
+from services.access.rate_limits import MAX_OPEN_REQUESTS
+from services.access.shared_places import SharedPlaces
 from services.gateway.answer import Answer, Decode
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.store_threads import StoreThreads
@@ -42,6 +45,14 @@ class QuestionService:
         self.metrics = metrics or GatewayMetrics()
         self._decode = decode
         self._play_clip = play_clip
+        num_dialogs = settings.max_dialogs * settings.decoder_replicas
+        # The decoders bound all dialogs together. A gateway bounds those of one key, by its share.
+        self._dialogs = SharedPlaces(
+            MAX_OPEN_REQUESTS,
+            what="dialogs",
+            code="too_many_dialogs",
+            num_of_key=max(1, math.ceil(num_dialogs / settings.gateway_replicas) // 2),
+        )
 
     async def camera(self, caller: Caller, camera: str, param: str | None = None) -> CameraState:
         """The state of a camera that has frames.
@@ -86,12 +97,14 @@ class QuestionService:
             message = "the service that plays clips cannot be reached: try again shortly"
             raise ApiError(503, "clip_player_lost", message, param=param, retry_after_s=1) from error
 
-    async def ask(self, request: DialogRequest) -> Answer:
+    async def ask(self, caller: Caller, request: DialogRequest) -> Answer:
         """Send the question to a decoder and wait until it is admitted. Raises ApiError if it is refused.
 
-        The caller must close the answer.
+        The answer must be closed. Until then it holds one of the key's dialogs.
         """
-        answer = Answer(self._decode, request, self.metrics)
+        key_id = caller.key_id
+        self._dialogs.take(key_id)
+        answer = Answer(self._decode, request, self.metrics, on_close=lambda: self._dialogs.give_back(key_id))
         await answer.start()
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -203,7 +204,7 @@ class LLMDecoder:
             text_stream=TextStream(self.tokenizer, request.stop),
             emit=queue.put,
             clip_end_s=frames[-1].captured_s if private and frames else None,
-            time_limit_s=self._settings.max_answer_s,
+            time_limit_s=min(self._settings.max_answer_s, request.time_limit_s or math.inf),
         )
         self._loop.put_dialog(dialog, frames)
         return dialog

@@ -50,6 +50,7 @@ class DialogRequest:
     num_frames: int | None = None  # newest frames to see; None: the whole FIFO
     tokens_per_second: float | None = None  # None: as fast as it goes
     max_frame_age_ms: float | None = None  # older than this: the token says `stale`
+    time_limit_s: float | None = None  # longest answer, in wall-clock time; None: as in the settings
     asked_s: float = 0.0  # wall clock at which the gateway received the question
     prior_tokens: Sequence[PriorToken] = ()  # the answer so far, when this request resumes it
     started_s: float = (
@@ -96,6 +97,13 @@ class DialogEnded:
     num_prompt_tokens: int
     num_completion_tokens: int
     time_limit_s: float | None = None  # the answer was ended because it took this long
+
+    @property
+    def limit(self) -> Literal["tokens", "time"] | None:
+        """Which limit ended the answer; None if it was complete."""
+        if self.finish_reason != "length":
+            return None
+        return "tokens" if self.time_limit_s is None else "time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

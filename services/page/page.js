@@ -62,7 +62,9 @@ async function ask(question) {
     for await (const chunk of serverSentEvents(answer.body)) {
       const atEnd = isAtEnd();
       if (chunk.streamchat) view.addAll(chunk.streamchat.tokens);
-      if (chunk.choices[0]?.finish_reason === "length") problem = "The answer reached its maximum length.";
+      if (chunk.choices[0]?.finish_reason === "length") {
+        problem = `The answer reached its ${chunk.streamchat?.limit === "time" ? "time limit" : "maximum length"}.`;
+      }
       scrollToEnd(atEnd);
     }
   } catch (error) {

@@ -110,6 +110,17 @@ class ScriptedDecoder:
                 await asyncio.Event().wait()
             await asyncio.sleep(self.pace_s)
             yield [self._token(request, index, word)]
+            if request.time_limit_s and time.time() - request.asked_s >= request.time_limit_s:
+                num = index + 1
+                yield [
+                    DialogEnded(
+                        finish_reason="length",
+                        num_prompt_tokens=7,
+                        num_completion_tokens=num,
+                        time_limit_s=request.time_limit_s,
+                    )
+                ]
+                return
         reason = "length" if request.max_tokens < len(self.words) else "stop"
         yield [DialogEnded(finish_reason=reason, num_prompt_tokens=7, num_completion_tokens=len(self.words))]
 

@@ -60,7 +60,8 @@ async def request_json(request: Request) -> Any:
         raise ApiError(
             400, "invalid_content_type", f"got content-type {content_type[:80]!r}, wanted application/json"
         )
-    body = await request.body()
+    # Not `request.body()`: it would keep the body for as long as the answer takes.
+    body = b"".join([chunk async for chunk in request.stream()])
     if len(body) < LARGE_BODY_BYTES:
         return parse_json(body)
     return await asyncio.to_thread(parse_json, body)
@@ -90,7 +91,7 @@ async def server_sent_events(
                 break
             yield event(reply.chunk(tokens=tokens))
         assert answer.ended is not None
-        yield event(reply.chunk(finish_reason=answer.ended.finish_reason))
+        yield event(reply.chunk(ended=answer.ended))
         if include_usage:
             yield event(reply.usage_chunk(usage_of(answer)))
         yield b"data: [DONE]\n\n"
@@ -105,13 +106,13 @@ async def complete(answer: Answer, reply: Reply) -> ChatCompletion:
         pass
     assert answer.ended is not None
     usage = usage_of(answer)
-    return reply.completion(answer.tokens, answer.ended.finish_reason, usage)
+    return reply.completion(answer.tokens, answer.ended, usage)
 
 
 async def ask(questions: QuestionService, caller: Caller, chat: ChatRequest) -> tuple[Question, Answer]:
     """Check the question and start its answer. Raises ApiError before anything is sent."""
     question = await question_of(questions, caller, chat)
-    return question, await questions.ask(question.request)
+    return question, await questions.ask(caller, question.request)
 
 
 def ignored_header(names: Sequence[str]) -> dict[str, str]:

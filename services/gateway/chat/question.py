@@ -58,6 +58,14 @@ def text_of(message: ChatMessage) -> str:
     return "\n".join(part.text for part in message.content or () if isinstance(part, TextPart))
 
 
+def messages_of(chat: ChatRequest) -> list[Message]:
+    """The texts of the conversation."""
+    return [
+        Message(role="system" if message.role == "developer" else message.role, text=text_of(message))
+        for message in chat.messages
+    ]
+
+
 def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:
     """The cameras, clips and pictures in a message."""
     if message.content is None or isinstance(message.content, str):
@@ -196,9 +204,17 @@ def num_top_logprobs_of(chat: ChatRequest) -> int | None:
 
 
 def dialog_request(
-    camera: str, messages: Sequence[Message], options: StreamChatOptions, *, max_tokens: int
+    camera: str,
+    messages: Sequence[Message],
+    options: StreamChatOptions,
+    *,
+    max_tokens: int,
+    max_answer_s: float,
 ) -> DialogRequest:
-    """A request with our own options. The caller adds OpenAI's options."""
+    """A request with our own options. The caller adds OpenAI's options. Raises ApiError 400."""
+    if options.time_limit_s is not None and options.time_limit_s > max_answer_s:
+        message = f"time_limit_s: got {options.time_limit_s:g}, wanted at most {max_answer_s:g}"
+        raise ApiError(400, "invalid_option", message, param="streamchat.time_limit_s")
     return DialogRequest(
         request_id=uuid.uuid4().hex,
         camera=camera,
@@ -208,6 +224,7 @@ def dialog_request(
         num_frames=options.frames,
         tokens_per_second=options.tokens_per_second,
         max_frame_age_ms=options.max_frame_age_ms,
+        time_limit_s=options.time_limit_s,
         min_p=options.min_p or 0.0,
         repetition_penalty=options.repetition_penalty or 1.0,
         asked_s=time.time(),
@@ -216,18 +233,18 @@ def dialog_request(
 
 async def question_of(questions: QuestionService, caller: Caller, chat: ChatRequest) -> Question:
     """Check the request, and play its clip if it brings one. Raises ApiError."""
+    settings = questions.settings
     questions.check_model(chat.model)
-    messages = [
-        Message(role="system" if message.role == "developer" else message.role, text=text_of(message))
-        for message in chat.messages
-    ]
-    check_text(messages, questions.settings.max_prompt_tokens)
-    max_tokens = max_tokens_of(chat, questions.settings.max_completion_tokens)
+    messages = messages_of(chat)
+    check_text(messages, settings.max_prompt_tokens)
+    max_tokens = max_tokens_of(chat, settings.max_completion_tokens)
     stops = stop_strings_of(chat.stop)
     logit_bias, num_top_logprobs = logit_bias_of(chat.logit_bias), num_top_logprobs_of(chat)
     options = chat.streamchat or StreamChatOptions()
     options, camera, clip = await seen_camera(questions, caller, visual_source(chat.messages), options)
-    request = dialog_request(camera, messages, options, max_tokens=max_tokens)
+    request = dialog_request(
+        camera, messages, options, max_tokens=max_tokens, max_answer_s=settings.max_answer_s
+    )
     likeliest = chat.top_p == 0  # which leaves one token to choose from
     request = replace(
         request,

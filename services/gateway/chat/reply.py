@@ -9,9 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from services.gateway.answer import Answer
-from services.messages.dialog import DialogRequest, TokenEvent, TokenLogprob
+from services.messages.dialog import DialogEnded, DialogRequest, TokenEvent, TokenLogprob
 from services.messages.percentile import percentile
 from services.messages.video import PlayedClip
+
+Limit = Literal["tokens", "time"]
 
 
 class TokenFacts(BaseModel):
@@ -28,9 +30,12 @@ class TokenFacts(BaseModel):
 
 
 class TokensFacts(BaseModel):
-    """Our key in each chunk."""
+    """Our key in each chunk with tokens, and in the one that says `length`."""
 
     tokens: list[TokenFacts]
+    limit: Limit | None = Field(
+        default=None, description="which limit ended an answer whose finish_reason is length"
+    )
 
 
 class AnswerFacts(TokensFacts):
@@ -198,7 +203,7 @@ class Reply:
         *,
         role: Literal["assistant"] | None = None,
         tokens: Sequence[TokenEvent] = (),
-        finish_reason: Literal["stop", "length"] | None = None,
+        ended: DialogEnded | None = None,
     ) -> ChatCompletionChunk:
         """The first chunk (with the role), a chunk with tokens, or the last one (with the finish reason)."""
         delta = Delta()
@@ -207,19 +212,20 @@ class Reply:
         elif tokens:
             delta = Delta(content="".join(token.text for token in tokens))
         facts = TokensFacts(tokens=[facts_of(token, self._clip) for token in tokens])
-        choice = ChunkChoice(index=0, delta=delta, finish_reason=finish_reason)
+        limit = ended.limit if ended else None
+        if limit:
+            facts.limit = limit
+        choice = ChunkChoice(index=0, delta=delta, finish_reason=ended.finish_reason if ended else None)
         if (logprobs := logprobs_of(tokens)) is not None:
             choice.logprobs = logprobs
         chunk = self._chunk([choice])
-        return chunk.model_copy(update={"streamchat": facts}) if tokens else chunk
+        return chunk.model_copy(update={"streamchat": facts}) if tokens or limit else chunk
 
     def usage_chunk(self, usage: Usage) -> ChatCompletionChunk:
         """The chunk with the usage, for a client that asked for it."""
         return self._chunk([]).model_copy(update={"usage": usage})
 
-    def completion(
-        self, tokens: Sequence[TokenEvent], finish_reason: Literal["stop", "length"], usage: Usage
-    ) -> ChatCompletion:
+    def completion(self, tokens: Sequence[TokenEvent], ended: DialogEnded, usage: Usage) -> ChatCompletion:
         """The whole answer as one object."""
         facts = [facts_of(token, self._clip) for token in tokens]
         ages_ms = [fact.frame_age_ms for fact in facts]
@@ -228,9 +234,11 @@ class Reply:
             id=self.id,
             created=self._created,
             model=self._model,
-            choices=[Choice(message=message, finish_reason=finish_reason, logprobs=logprobs_of(tokens))],
+            choices=[
+                Choice(message=message, finish_reason=ended.finish_reason, logprobs=logprobs_of(tokens))
+            ],
             usage=usage,
-            streamchat=AnswerFacts(tokens=facts, **frame_age_percentiles(ages_ms)),
+            streamchat=AnswerFacts(tokens=facts, limit=ended.limit, **frame_age_percentiles(ages_ms)),
         )
 
     def _chunk(self, choices: list[ChunkChoice]) -> ChatCompletionChunk:

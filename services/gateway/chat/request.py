@@ -92,6 +92,9 @@ class StreamChatOptions(StrictModel):
     max_frame_age_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = Field(
         default=None, description="a token whose newest frame is older than this says `stale: true`"
     )
+    time_limit_s: Annotated[float, Field(ge=0.1, le=86_400)] | None = Field(
+        default=None, description="longest answer, in seconds; default and largest: as the server is set"
+    )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="only tokens at least this likely, as a share of the likeliest one's chance"
     )

@@ -23,6 +23,7 @@ class RealtimeReply:
         self.item_id = new_id("item")
         self.tokens: list[TokenEvent] = []
         self.num_prompt_tokens = 0
+        self.limit: Literal["tokens", "time"] | None = None  # which ended the answer
         self._conversation_id = conversation_id
         self._max_output_tokens = max_output_tokens
         self._metadata = metadata
@@ -79,7 +80,8 @@ class RealtimeReply:
                 events.append({"type": "conversation.item.done", "item": item.event})
         details: Event | None = None
         if status != "completed":
-            reasons = {"incomplete": "max_output_tokens", "cancelled": "client_cancelled"}
+            incomplete = "time_limit" if self.limit == "time" else "max_output_tokens"
+            reasons = {"incomplete": incomplete, "cancelled": "client_cancelled"}
             details = {"type": status, "reason": reasons.get(status)}
         if details is not None and error is not None:
             details["error"] = error.body.error.model_dump()
@@ -128,5 +130,5 @@ class RealtimeReply:
             "max_output_tokens": self._max_output_tokens,
             "metadata": self._metadata,
             "usage": usage if ended else None,
-            "streamchat": frame_age_percentiles(ages_ms) if ended else None,
+            "streamchat": {**frame_age_percentiles(ages_ms), "limit": self.limit} if ended else None,
         }

@@ -188,7 +188,9 @@ class RealtimeSession:
             or settings.max_completion_tokens
         )
         chat_options = StreamChatOptions.model_construct(**own.model_dump(exclude={"camera"}))
-        return dialog_request(own.camera, messages, chat_options, max_tokens=limit)
+        return dialog_request(
+            own.camera, messages, chat_options, max_tokens=limit, max_answer_s=settings.max_answer_s
+        )
 
     def _limit(self, wanted: int | Literal["inf"] | None) -> int | None:
         largest = self._questions.settings.max_completion_tokens
@@ -208,14 +210,14 @@ class RealtimeSession:
         conversation = self._conversation if in_conversation else None
         try:
             await self._send_all(created)
-            answer = await self._questions.ask(request)
+            answer = await self._questions.ask(self._caller, request)
             try:
                 await self._send_all(reply.started(answer.num_prompt_tokens, conversation))
                 await self._send_tokens(answer, reply)
             finally:
                 await answer.close()
-            length = answer.ended is not None and answer.ended.finish_reason == "length"
-            last = reply.ended("incomplete" if length else "completed", conversation)
+            reply.limit = answer.ended.limit if answer.ended else None
+            last = reply.ended("incomplete" if reply.limit else "completed", conversation)
         except ApiError as error:
             self._questions.metrics.record_error(error.code, error.status)
             last = reply.ended("failed", conversation, error)

@@ -10,7 +10,7 @@ import pytest
 from services.access.api_keys import make_key
 from services.access.caller import Caller
 from services.gateway.metrics import GatewayMetrics
-from services.gateway.picture_feed import MAX_VIEWERS, MAX_VIEWERS_OF_KEY, PictureFeed, Viewer
+from services.gateway.picture_feed import MAX_VIEWERS, PictureFeed, Viewer
 from services.gateway.store_threads import StoreThreads
 from services.messages.api_error import ApiError
 from services.messages.video import Picture
@@ -77,7 +77,7 @@ async def test_one_key_leaves_room_for_the_others() -> None:
     threads = StoreThreads(MemoryFrameStore())
     feed = PictureFeed(threads, GatewayMetrics())
     greedy, other = (Caller(make_key(name, role="ask", cameras=("*",))[1]) for name in ("greedy", "other"))
-    viewers = [feed.add_viewer(None, greedy) for _ in range(MAX_VIEWERS_OF_KEY)]
+    viewers = [feed.add_viewer(None, greedy) for _ in range(MAX_VIEWERS // 2)]
     with pytest.raises(ApiError, match="too_many_viewers"):
         feed.add_viewer(None, greedy)
     viewers.append(feed.add_viewer(None, other))

@@ -64,6 +64,14 @@ async def test_a_late_end_of_the_first_attempt_does_not_end_the_second(decoder: 
     assert len(tokens) + len(tokens_of(events)) == 20
 
 
+async def test_a_question_can_lower_the_time_limit_and_not_raise_it(decoder: LLMDecoder) -> None:
+    for wanted_s, limit_s in ((0.5, 0.5), (9.0, 2.0)):
+        request = question("a", max_tokens=500, tokens_per_second=6.0, time_limit_s=wanted_s)
+        ended = (await collect(decoder.decode(request)))[-1]
+        assert isinstance(ended, DialogEnded)
+        assert (ended.finish_reason, ended.time_limit_s, ended.limit) == ("length", limit_s, "time")
+
+
 async def test_an_answer_ends_at_its_time_limit(decoder: LLMDecoder) -> None:
     events = await collect(decoder.decode(question("a", max_tokens=500, tokens_per_second=3.0)))
     assert isinstance(events[-1], DialogEnded)

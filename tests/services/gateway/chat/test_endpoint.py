@@ -128,6 +128,25 @@ def test_the_end_by_length_is_told(served: Gateway) -> None:
     answer = ask(served, max_completion_tokens=3).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["choices"][0]["message"]["content"] == "".join(WORDS[:3])
+    assert answer["streamchat"]["limit"] == "tokens"
+    *_, last, done = events(ask(served, max_completion_tokens=3, stream=True))
+    assert (last["choices"][0]["finish_reason"], last["streamchat"]) == (
+        "length",
+        {"tokens": [], "limit": "tokens"},
+    )
+    assert done == "[DONE]"
+    assert ask(served).json()["streamchat"]["limit"] is None
+
+
+def test_the_end_by_time_is_told(served: Gateway) -> None:
+    served.decoder.start_over(pace_s=0.06)
+    options = {"streamchat": {"time_limit_s": 0.1}}
+    answer = ask(served, **options).json()
+    assert (answer["choices"][0]["finish_reason"], answer["streamchat"]["limit"]) == ("length", "time")
+    assert 1 <= answer["usage"]["completion_tokens"] < len(WORDS)
+    last = events(ask(served, stream=True, **options))[-2]
+    assert (last["choices"][0]["finish_reason"], last["streamchat"]["limit"]) == ("length", "time")
+    assert {request.time_limit_s for request in served.decoder.requests} == {0.1}
 
 
 def test_the_conversation_and_the_options_reach_the_decoder(served: Gateway) -> None:
@@ -256,6 +275,8 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"streamchat": {"tokens_per_second": 0}}, 400, "invalid_option", "streamchat.tokens_per_second"),
     ({"streamchat": {"tokens_per_second": 1e-11}}, 400, "invalid_option", "streamchat.tokens_per_second"),
     ({"streamchat": {"tokens_per_second": 1001}}, 400, "invalid_option", "streamchat.tokens_per_second"),
+    ({"streamchat": {"time_limit_s": 0.01}}, 400, "invalid_option", "streamchat.time_limit_s"),
+    ({"streamchat": {"time_limit_s": 601}}, 400, "invalid_option", "streamchat.time_limit_s"),
     ({"streamchat": {"visual_context": "warm"}}, 400, "invalid_option", "streamchat.visual_context"),
     ({"streamchat": "live"}, 400, "invalid_option", "streamchat"),
 ]  # fmt: skip

@@ -173,10 +173,14 @@ def test_a_response_out_of_the_conversation_leaves_no_trace(served: Gateway, tal
     assert [message.text for message in served.decoder.requests[1].messages] == ["One?", "Two?"]
 
 
-def test_an_answer_cut_by_length_is_incomplete(talk: Talk) -> None:
-    talk.look_at_the_door()
-    response = talk.ask("One?", max_output_tokens=2)[-1]["response"]
-    assert (response["status"], response["status_details"]["reason"]) == ("incomplete", "max_output_tokens")
+def test_an_answer_cut_short_is_incomplete_and_says_why(served: Gateway, talk: Talk) -> None:
+    served.decoder.start_over(pace_s=0.06)
+    talk.look_at_the_door(time_limit_s=0.1)
+    cases = {"max_output_tokens": ({"max_output_tokens": 1}, "tokens"), "time_limit": ({}, "time")}
+    for reason, (options, limit) in cases.items():
+        response = talk.ask("One?", **options)[-1]["response"]
+        assert (response["status"], response["status_details"]["reason"]) == ("incomplete", reason)
+        assert response["streamchat"]["limit"] == limit
 
 
 def test_cancel_works_at_once(served: Gateway, talk: Talk) -> None:
