@@ -4,7 +4,8 @@
     redis+sentinel://host:port,host:port/service/db     rediss+sentinel://
     redis+cluster://host:port,host:port                 rediss+cluster://
 
-A call takes a few seconds at most, whatever the server does. After a failover connections are dialled anew.
+A call takes a few seconds at most, whatever the server does. After a failover connections are dialled anew. On a
+Cluster a server that hangs or is down delays the keys of the others by half a second at most, every few seconds.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from redis import ConnectionPool, Redis, RedisCluster
+from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.cluster import ClusterNode
+from redis.cluster import PRIMARY, ClusterNode, NodesManager
 from redis.connection import PythonRespSerializer
+from redis.crc import key_slot
 from redis.exceptions import (
     ClusterDownError,
     MovedError,
@@ -39,6 +41,8 @@ from services.settings import RedisAddress, Settings
 SOCKET_TIMEOUT_S = 2.0  # of a connection that is dialled, and of one that waits for a reply
 KEYS_A_TRIP = 100  # asked about in one round trip
 REST_S = 0.5  # a server that did not reply in time is left alone for this long: nobody queues up behind it
+CLUSTER_TIMEOUT_S = 0.5  # the two of a Cluster, where whoever waits for one server keeps the others waiting
+CLUSTER_REST_S = 2.0
 
 # The server that was asked may be the wrong one by now, or its connection is dead: dial anew and ask once more.
 STALE = (ReadOnlyError, MovedError, ClusterDownError, RedisConnectionError)
@@ -92,16 +96,17 @@ class RedisConnection:
         sentinel_options: dict[str, Any] | None = None,
     ) -> None:
         self._address = RedisAddress.parse(url)
-        self._options = _credentials(self._address, username, password, ca_file) | _limits()
+        self._options = _credentials(self._address, username, password, ca_file) | _limits(self.is_cluster)
         self._sentinel_options = (sentinel_options or {}) | {
             "socket_timeout": SOCKET_TIMEOUT_S / 2,
             "socket_connect_timeout": SOCKET_TIMEOUT_S / 2,
         }
         self._lock = threading.Lock()
-        self._cluster: RedisCluster | None = None
+        self._cluster: NodesManager | None = None  # a RedisCluster would wait for its first server
         self._slots_stale = False
         self._redis = None if self.is_cluster else self._one_server()
         self._resting: dict[str, float] = {}  # server -> monotonic
+        self._failed = ""  # the server that was the last to be too slow
 
     @property
     def is_cluster(self) -> bool:
@@ -124,12 +129,13 @@ class RedisConnection:
                 return self._try(key, function)
 
     def call_each(self, function: Callable[[Redis], Result]) -> list[Result]:
-        """`function` of every server that takes frames; raises StoreLost."""
+        """`function` of every server that takes frames and works; raises StoreLost if none does."""
+        if not self.is_cluster:
+            return [self.call("", function)]
         with self._errors_translated():
-            if self._redis is not None:
-                return [self.call("", function)]
-            cluster = self._opened_cluster()
-            return [function(cluster.get_redis_connection(node)) for node in cluster.get_primaries()]
+            nodes: list[Any] = self._opened_cluster().get_nodes_by_server_type(PRIMARY)
+        calls = [lambda node=node: self._call_node(node, function) for node in nodes]
+        return list(self._of_those_that_work(calls))
 
     def by_server(self, keys: Iterable[str]) -> list[list[str]]:
         """The keys, those of one server together. Raises StoreLost."""
@@ -139,19 +145,17 @@ class RedisConnection:
         with self._errors_translated():
             cluster = self._opened_cluster()
             for key in keys:
-                groups.setdefault(cluster.get_node_from_key(key), []).append(key)
+                groups.setdefault(cluster.get_node_from_slot(key_slot(key.encode())), []).append(key)
         return list(groups.values())
 
     def ask_all(self, keys: Iterable[str], command: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
-        """The answer to one command for each key, in bounded round trips; raises StoreLost.
+        """The answer to one command for each key, in bounded round trips. "no such key" is one too, as an exception.
 
-        "no such key" is an answer too, as an exception.
+        The keys of a lost server are left out; StoreLost is raised if no server answers.
         """
-        for some in self.by_server(keys):
-            for first in range(0, len(some), KEYS_A_TRIP):
-                part = some[first : first + KEYS_A_TRIP]
-                answers = self.call(part[0], lambda redis, part=part: _ask(redis, part, command))
-                yield from zip(part, answers, strict=True)
+        calls = [lambda some=some: self._ask_some(some, command) for some in self.by_server(keys)]
+        for answers in self._of_those_that_work(calls):
+            yield from answers
 
     def redial(self) -> None:
         """Let the next calls use new connections, to the server that is the right one then."""
@@ -169,50 +173,90 @@ class RedisConnection:
         if self._cluster is not None:
             self._cluster.close()
 
+    def _ask_some(self, keys: list[str], command: Callable[[Any, str], Any]) -> list[tuple[str, Any]]:
+        found: list[tuple[str, Any]] = []
+        for first in range(0, len(keys), KEYS_A_TRIP):
+            part = keys[first : first + KEYS_A_TRIP]
+            answers = self.call(part[0], lambda redis, part=part: _ask(redis, part, command))
+            found += zip(part, answers, strict=True)
+        return found
+
+    def _of_those_that_work(self, calls: Iterable[Callable[[], Result]]) -> Iterator[Result]:
+        """The results of one call for each server; raises StoreLost if all are lost."""
+        lost: StoreLost | None = None
+        works = False
+        for call in calls:
+            try:
+                result = call()
+            except StoreLost as error:
+                lost = error
+                continue
+            works = True
+            yield result
+        if lost and not works:
+            raise lost
+
     def _try(self, key: str, function: Callable[[Redis], Result]) -> Result:
-        redis, server = self._server_of(key)
+        if self._redis is not None:
+            return self._try_server(self._redis, self._address.shown, function)
+        node: Any = self._opened_cluster().get_node_from_slot(key_slot(key.encode()))
+        return self._try_server(node.redis_connection, node.name, function)
+
+    def _call_node(self, node: Any, function: Callable[[Redis], Result]) -> Result:
+        with self._errors_translated():
+            return self._try_server(node.redis_connection, node.name, function)
+
+    def _try_server(self, redis: Redis, server: str, function: Callable[[Redis], Result]) -> Result:
         if time.monotonic() < self._resting.get(server, 0.0):
             raise StoreLost(f"the store at {server} did not reply in time")
+        _pack_in_python(redis.connection_pool)
         try:
             return function(redis)
         except RedisTimeoutError:
-            self._resting[server] = time.monotonic() + REST_S
+            self._failed = server
+            self._resting[server] = time.monotonic() + (CLUSTER_REST_S if self.is_cluster else REST_S)
             self.redial()
             raise
 
-    def _server_of(self, key: str) -> tuple[Redis, str]:
-        if self._redis is not None:
-            return self._redis, self._address.shown
-        node: Any = self._opened_cluster().get_node_from_key(key)
-        _pack_in_python(node.redis_connection.connection_pool)
-        return node.redis_connection, f"{node.host}:{node.port}"
+    def _opened_cluster(self) -> NodesManager:
+        """The Cluster's client. Who has which slot is asked again after an error, but not all the time.
 
-    def _opened_cluster(self) -> RedisCluster:
-        """The Cluster's client. Who has which slot is asked again after an error, but not all the time."""
-        if self._cluster is not None and not self._slots_stale:
-            return self._cluster
-        with self._lock:
-            if self._cluster is not None and not self._slots_stale:
-                return self._cluster
-            if time.monotonic() < self._resting.get("", 0.0):
-                if self._cluster is not None:
-                    return self._cluster
-                raise StoreLost(f"the store at {self._address.shown} cannot be reached")
-            self._resting[""] = time.monotonic() + REST_S
-            if self._cluster is None:
-                self._cluster = self._new_cluster()
-            else:
-                self._cluster.nodes_manager.initialize()
+        One thread asks; the others go on with what was known before.
+        """
+        known = self._cluster
+        if known is not None and (not self._slots_stale or not self._lock.acquire(blocking=False)):
+            return known
+        if known is None:
+            self._lock.acquire()
+        try:
+            if time.monotonic() >= self._resting.get("", 0.0):
+                self._resting[""] = time.monotonic() + REST_S
+                self._ask_for_slots()
+        finally:
+            self._lock.release()
+        if self._cluster is None:
+            raise StoreLost(f"the store at {self._address.shown} cannot be reached")
+        return self._cluster
+
+    def _ask_for_slots(self) -> None:
+        if self._cluster is None:
+            self._cluster = self._new_cluster()
             self._slots_stale = False
-            return self._cluster
+            return
+        nodes: list[Any] = list(self._cluster.nodes_cache.values())
+        others = [(node.host, node.port) for node in nodes if node.name != self._failed]
+        self._slots_stale = False
+        try:
+            self._cluster.initialize(others, last_failed_node_name=self._failed)
+        except RedisError:
+            self._slots_stale = True  # what was known before may still be right
 
-    def _new_cluster(self) -> RedisCluster:
-        return RedisCluster(
+    def _new_cluster(self) -> NodesManager:
+        return NodesManager(
             startup_nodes=[ClusterNode(host, port) for host, port in self._address.hosts],
             dynamic_startup_nodes=False,
             require_full_coverage=False,
             ssl=self._address.tls,
-            retry=Retry(NoBackoff(), 0),
             **{name: value for name, value in self._options.items() if name != "retry"},
         )
 
@@ -262,11 +306,12 @@ def new_pipeline(redis: Redis, transaction: bool) -> Any:
     return pipeline
 
 
-def _limits() -> dict[str, Any]:
+def _limits(is_cluster: bool) -> dict[str, Any]:
     """No retries of the client's own: `call` knows when a second attempt makes sense."""
+    timeout_s = CLUSTER_TIMEOUT_S if is_cluster else SOCKET_TIMEOUT_S
     return {
-        "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": SOCKET_TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
     }
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from services.adapters.frame_entry import DamagedFrame
 from services.adapters.redis_connection import RedisConnection
 from services.messages.video import Frame, Picture
-from services.ports.frame_store import StoreLost, parse_frame_id
+from services.ports.frame_store import parse_frame_id
 
 FIELD = b"frame"
 BLOCK_S = 1.0  # of one XREAD: less than the socket timeout, or the client would report a dead server
@@ -93,19 +93,10 @@ class RedisEntries(Generic[Entry]):
     def _poll(self, position: Mapping[str, str], count: int, block_s: float) -> dict[str, Any]:
         """The same on a Cluster, one stream a read. A lost server does not delay the cameras of the others."""
         cameras = {self._key(camera): camera for camera in position}
-        found: dict[str, Any] = {}
-        lost: StoreLost | None = None
-        for keys in self._connection.by_server(cameras):
-            try:
-                answers = self._connection.ask_all(
-                    keys,
-                    lambda pipeline, key: pipeline.xrange(key, f"({position[cameras[key]]}", count=count),
-                )
-                found |= {cameras[key]: entries for key, entries in answers if entries}
-            except StoreLost as error:
-                lost = error
-        if lost and not found:
-            raise lost
+        answers = self._connection.ask_all(
+            cameras, lambda pipeline, key: pipeline.xrange(key, f"({position[cameras[key]]}", count=count)
+        )
+        found = {cameras[key]: entries for key, entries in answers if entries}
         if not found and block_s > 0:
             time.sleep(min(POLL_S, block_s))
         return found

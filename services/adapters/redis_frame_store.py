@@ -1,21 +1,23 @@
 """The frame store on Redis (or Valkey): streams of exactly the N newest entries for each camera.
 
-    streamchat:<encoder>:{<camera>}:frames     stream   entry id = frame id, `frame` = visual tokens (frame_entry.py)
-    streamchat:<encoder>:{<camera>}:pictures   stream   the same ids, `frame` = the JPEGs: read without the tokens
-    streamchat:<encoder>:{<camera>}:times      stream   the same ids, a few bytes each: what the list of cameras shows
-    streamchat:<encoder>:{<camera>}:announced  string   exists while the camera sends, even without a frame
-    streamchat:<encoder>:cameras               zset     camera, scored by the wall-clock time of its last frame
-    streamchat:<encoder>:clips                 zset     the same for private clips
+    streamchat:<encoder>:{<shard>}:<camera>:frames    stream  entry id = frame id, `frame` = visual tokens
+    streamchat:<encoder>:{<shard>}:<camera>:pictures  stream  the same ids, `frame` = JPEGs: read without the tokens
+    streamchat:<encoder>:{<shard>}:<camera>:times     stream  the same ids, a few bytes each: for the list of cameras
+    streamchat:<encoder>:{<shard>}:<camera>:announced string  exists while the camera sends, even without a frame
+    streamchat:<encoder>:{<shard>}:cameras            zset    camera, scored by the wall-clock time of its last frame
+    streamchat:<encoder>:{<shard>}:clips              zset    the same for private clips
 
-`<encoder>` is the fingerprint of the vision encoder: nobody reads the visual tokens of another model. The keys of a
-camera are in one slot of a Cluster. A frame is written with the expiry of its keys in one transaction, so no key stays
-for ever. Decoders use plain XREAD without a group: each gets every frame.
+`<encoder>` is the fingerprint of the vision encoder: nobody reads the visual tokens of another model. `<shard>` is one
+of 64 numbers, made from the camera: its keys and the list that names it are in one slot of a Cluster, so a camera needs
+one server only. A frame (frame_entry.py) is written together with its place in the list, and with the expiry of all
+keys, in one transaction. No key stays for ever. Decoders use plain XREAD without a group: each gets every frame.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -36,6 +38,7 @@ ACL_RULES = (
     "+command +cluster|slots "  # of a Cluster
     "+evalsha +script|load +expire +lindex +lpush +ltrim +llen"  # the scripts in rate_limit_store.py
 )
+NUM_SHARDS = 64
 INDEX_KEPT_S = 3600.0
 CLIPS_DROPPED = 4  # at a time, when the store is full
 FREED_WITHIN_S = 0.3
@@ -76,7 +79,6 @@ class RedisFrameStore:
             url, username=username, password=password, ca_file=ca_file, sentinel_options=sentinel_options
         )
         self._prefix = f"streamchat:{encoder}"
-        self._cameras, self._clips = f"{self._prefix}:cameras", f"{self._prefix}:clips"
         self._has_transactions = True
         self._frames = RedisEntries(self._connection, lambda camera: self._key(camera, "frames"), unpack)
         self._pictures = RedisEntries(
@@ -96,7 +98,7 @@ class RedisFrameStore:
         try:
             return self._write(frame, entries, capacity, keep_s)
         except StoreFull:
-            if not self._drop_oldest_clips():
+            if not self._drop_oldest_clips(frame.camera):
                 raise
         return self._write_soon(frame, entries, capacity, keep_s)
 
@@ -127,16 +129,17 @@ class RedisFrameStore:
 
     def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
         found: list[CameraState] = []
-        gone: list[str] = []
+        gone: dict[str, list[str]] = {}  # by index
         names = {self._key(name, "times"): name for name in (self._indexed() if only is None else only)}
         for key, answer in self._connection.ask_all(names, lambda pipeline, key: pipeline.xinfo_stream(key)):
             camera = names[key]
             if isinstance(answer, dict) and answer["length"]:
                 found.append(self._camera_state(camera, answer))
             else:
-                gone.append(camera)
+                gone.setdefault(self._index_of(camera), []).append(camera)
         if gone and only is None:  # a camera that just came back is added again with its next frame
-            self._connection.call(self._cameras, lambda redis: redis.zrem(self._cameras, *gone))
+            for _ in self._connection.ask_all(gone, lambda pipeline, key: pipeline.zrem(key, *gone[key])):
+                pass
         return sorted(found, key=lambda state: state.camera)
 
     def announce(self, cameras: Collection[str], for_s: float) -> None:
@@ -154,15 +157,19 @@ class RedisFrameStore:
         return sum(int(one["used_memory"]) for one in facts), sum(int(one["maxmemory"]) for one in facts)
 
     def ping(self) -> None:
-        self._connection.call(self._cameras, lambda redis: redis.ping())
+        self._connection.call_each(lambda redis: redis.ping())
 
     def close(self) -> None:
         self._connection.close()
 
     def _key(self, camera: str, kind: str) -> str:
-        """The hash tag in braces puts all keys of a camera into one slot; it must not be empty or end early."""
-        tag = camera.replace("%", "%25").replace("}", "%7D")
-        return f"{self._prefix}:{{{tag}}}:{kind}"
+        return f"{self._prefix}:{{{_shard(camera)}}}:{camera}:{kind}"
+
+    def _index_of(self, camera: str) -> str:
+        return f"{self._prefix}:{{{_shard(camera)}}}:{'clips' if is_private(camera) else 'cameras'}"
+
+    def _indexes(self, kind: str) -> list[str]:
+        return [f"{self._prefix}:{{{shard}}}:{kind}" for shard in range(NUM_SHARDS)]
 
     def _entries(self, frame: Frame, capacity: int) -> dict[str, dict[Any, Any]]:
         """What is stored of a frame, by key."""
@@ -181,8 +188,7 @@ class RedisFrameStore:
             nonlocal attempts
             attempts += 1
             pipeline = new_pipeline(redis, self._has_transactions)
-            if not self._connection.is_cluster:
-                self._add_to_index(pipeline, frame.camera)
+            self._add_to_index(pipeline, frame.camera)
             for key, entry in entries.items():
                 pipeline.xadd(key, entry, id=frame.frame_id, maxlen=capacity, approximate=False)
                 pipeline.pexpire(key, _milliseconds(keep_s))
@@ -192,12 +198,6 @@ class RedisFrameStore:
                     raise answer
             return answers
 
-        if (
-            self._connection.is_cluster
-        ):  # the index is in another slot; it is written first, so no frame is unknown
-            self._connection.call(
-                self._index_of(frame.camera), lambda redis: self._index(redis, frame.camera)
-            )
         answers = self._connection.call(next(iter(entries)), lambda redis: self._in_transaction(write, redis))
         if not any(isinstance(answer, Exception) for answer in answers):
             return True
@@ -230,14 +230,6 @@ class RedisFrameStore:
         self._has_transactions = False
         return write(redis)
 
-    def _index_of(self, camera: str) -> str:
-        return self._clips if is_private(camera) else self._cameras
-
-    def _index(self, redis: Redis, camera: str) -> None:
-        pipeline = new_pipeline(redis, self._has_transactions)
-        self._add_to_index(pipeline, camera)
-        pipeline.execute()
-
     def _add_to_index(self, pipeline: Any, camera: str) -> None:
         now_s = time.time()
         index = self._index_of(camera)
@@ -247,24 +239,33 @@ class RedisFrameStore:
             pipeline.zremrangebyscore(index, 0, now_s - INDEX_KEPT_S)
 
     def _indexed(self) -> list[str]:
-        members: Any = self._connection.call(self._cameras, lambda redis: redis.zrange(self._cameras, 0, -1))
-        return [member.decode() for member in members]
-
-    def _drop_oldest_clips(self) -> bool:
-        """Make room in a full store. False: no clip is old enough."""
-        oldest_s = time.time() - CLIP_SPARED_S
-        clips: Any = self._connection.call(
-            self._clips,
-            lambda redis: redis.zrange(self._clips, 0, oldest_s, byscore=True, offset=0, num=CLIPS_DROPPED),
+        answers = self._connection.ask_all(
+            self._indexes("cameras"), lambda pipeline, key: pipeline.zrange(key, 0, -1)
         )
-        names = [clip.decode() for clip in clips]
+        return [member.decode() for _, members in answers for member in members]
+
+    def _drop_oldest_clips(self, camera: str) -> bool:
+        """Make room on the server that has no room for a frame of the camera. False: no clip is old enough."""
+        before_s = time.time() - CLIP_SPARED_S
+        index = self._index_of(camera).rpartition(":")[0] + ":clips"
+        indexes = next(keys for keys in self._connection.by_server(self._indexes("clips")) if index in keys)
+        answers = self._connection.ask_all(
+            indexes,
+            lambda pipeline, key: pipeline.zrange(
+                key, 0, before_s, byscore=True, offset=0, num=CLIPS_DROPPED, withscores=True
+            ),
+        )
+        oldest = sorted((score, clip.decode()) for _, clips in answers for clip, score in clips)
+        names = [clip for _, clip in oldest[:CLIPS_DROPPED]]
         if not names:
             return False
         log.warning("the store is full: the %d oldest clips are dropped", len(names))
         keys = [self._key(name, kind) for name in names for kind in ("frames", "pictures", "times")]
         for _ in self._connection.ask_all(keys, lambda pipeline, key: pipeline.pexpire(key, 0)):  # deletes it
             pass
-        self._connection.call(self._clips, lambda redis: redis.zrem(self._clips, *names))
+        for name in names:
+            index = self._index_of(name)
+            self._connection.call(index, lambda redis, index=index, name=name: redis.zrem(index, name))
         return True
 
     def _camera_state(self, camera: str, stream: Mapping[str, Any]) -> CameraState:
@@ -281,6 +282,10 @@ class RedisFrameStore:
             num_frames=stream["length"],
             capacity=int(newest[b"capacity"]),
         )
+
+
+def _shard(camera: str) -> int:
+    return zlib.crc32(camera.encode(errors="replace")) % NUM_SHARDS
 
 
 def _is_replay(answer: Exception) -> bool:

@@ -137,6 +137,15 @@ def test_production_names_everything_outside() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["", "+sentinel"])
+def test_sentinels_can_be_asked(kind: str) -> None:
+    url = f"redis{kind}://store.example.com/frames/0" if kind else "redis://store.example.com/0"
+    policies = render({"redis": {"mode": "external"}, "settings": {"redis_url": url}}).all("NetworkPolicy")
+    stranger = next(pod for pod in CLUSTER if pod.name == "stranger")
+    out = {port for port in (6379, 26379) if allowed(policies, Pod("cpu"), "Egress", stranger, port)}
+    assert out == ({6379, 26379} if kind else {6379})
+
+
 @pytest.mark.parametrize("port", [6379, 8265, 10001])
 def test_nobody_outside_reaches_ray_itself(port: int) -> None:
     found = arrows(rendered("default"), CLUSTER)

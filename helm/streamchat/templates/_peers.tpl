@@ -45,7 +45,11 @@ matchLabels:
 
 {{- define "streamchat.toRedis" -}}
 {{- if eq .Values.redis.mode "external" }}
-{{- include "streamchat.rule" (list "to" (include "streamchat.given" .Values.networkPolicy.redis) .Values.networkPolicy.redisPorts) }}
+{{- $ports := .Values.networkPolicy.redisPorts }}
+{{- if contains "+sentinel://" (.Values.settings.redis_url | default "") }}
+{{- $ports = append $ports 26379 }}
+{{- end }}
+{{- include "streamchat.rule" (list "to" (include "streamchat.given" .Values.networkPolicy.redis) $ports) }}
 {{- else }}
 {{- include "streamchat.rule" (list "to" (include "streamchat.peers" (list . "redis")) (list 6379)) }}
 {{- end }}

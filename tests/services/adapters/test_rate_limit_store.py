@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisSentinelStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis import Redis
 from redis.exceptions import RedisError
@@ -28,7 +29,12 @@ async def limiter(**settings: Any) -> AsyncGenerator[MovingWindowRateLimiter]:
     try:
         yield MovingWindowRateLimiter(storage)
     finally:
-        await storage.bridge.get_connection().aclose()  # type: ignore[attr-defined]
+        bridge: Any = storage.bridge
+        await bridge.get_connection().aclose()
+        for sentinel in getattr(getattr(bridge, "sentinel", None), "sentinels", ()):
+            await sentinel.aclose()
+        if isinstance(storage, RedisSentinelStorage):
+            await bridge.get_connection().connection_pool.disconnect()
 
 
 async def test_two_gateways_share_one_count(secured: SecuredServers, unique: str) -> None:
