@@ -21,6 +21,7 @@ from services.gateway.answer import Decode
 from services.gateway.api_document import api_document, docs_page
 from services.gateway.cameras import camera_routes
 from services.gateway.chat.endpoint import chat_routes
+from services.gateway.chat.resumable_stream import ResumableStreams
 from services.gateway.error_handlers import add_error_handlers
 from services.gateway.health import health_routes
 from services.gateway.metrics import GatewayMetrics
@@ -101,12 +102,14 @@ def make_app(
     metrics = GatewayMetrics(recorder)
     metrics.recorder.set(BUILD_INFO, 1, VERSION, model_name)
     questions = QuestionService(settings, model_name, store, decode, play_clip, metrics)
+    streams = ResumableStreams()
     feed = PictureFeed(questions.store, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         await feed.close()
+        await streams.close()
         questions.close()
 
     app = FastAPI(
@@ -119,7 +122,7 @@ def make_app(
         separate_input_output_schemas=False,
     )
     add_error_handlers(app, metrics)
-    app.include_router(chat_routes(questions))
+    app.include_router(chat_routes(questions, streams))
     app.include_router(camera_routes(questions, feed))
     app.include_router(realtime_routes(questions))
     app.include_router(page_routes())

@@ -18,19 +18,25 @@ from services.gateway.answer import Answer
 from services.gateway.chat.question import Question, question_of
 from services.gateway.chat.reply import ChatCompletion, ChatCompletionChunk, Reply, usage_of
 from services.gateway.chat.request import ChatRequest, parse_json, parse_request
+from services.gateway.chat.resumable_stream import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    ResumableStreams,
+    question_hash,
+)
 from services.gateway.open_stream import ClientDisconnected, OpenStream, cancel_on_disconnect
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
 
 IGNORED_HEADER = "X-Ignored-Parameters"
 MAX_IGNORED_NAMES = 16
-KEEP_ALIVE_S = 15.0  # a comment is sent after this time without a token, so that proxies keep the stream open
 LARGE_BODY_BYTES = 2**18  # larger bodies are parsed in a thread, so that the event loop is not blocked
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "Something in the request is wrong; `param` says where"},
     404: {"model": ErrorBody, "description": "No such model or camera"},
     409: {"model": ErrorBody, "description": "The camera has no frame yet"},
+    410: {"model": ErrorBody, "description": "What `Last-Event-ID` names is not kept here (any more)"},
     413: {"model": ErrorBody, "description": "The request is too large"},
     429: {"model": ErrorBody, "description": "All places are taken; `Retry-After` says when to ask again"},
     503: {"model": ErrorBody, "description": "The decoder was lost, or a service cannot be reached"},
@@ -85,7 +91,7 @@ async def server_sent_events(
             try:
                 tokens = await answer.next_tokens(KEEP_ALIVE_S)
             except TimeoutError:
-                yield b": still here\n\n"
+                yield KEEP_ALIVE
                 continue
             if tokens is None:
                 break
@@ -122,7 +128,33 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
     return {IGNORED_HEADER: ", ".join(quote(name[:64], safe="") for name in names[:MAX_IGNORED_NAMES])}
 
 
-def chat_routes(questions: QuestionService) -> APIRouter:
+async def open_resumable(
+    streams: ResumableStreams,
+    caller: Caller,
+    asked: bytes,
+    answer: Answer,
+    events: AsyncGenerator[bytes, None],
+    headers: dict[str, str],
+) -> Response:
+    """The events, with ids. Raises ApiError 429 if there are too many such streams."""
+    try:
+        stream_id = answer.request.request_id
+        return streams.open(stream_id, caller.key_id, asked, events, close=answer.close, headers=headers)
+    except ApiError:
+        await answer.close()
+        raise
+
+
+def is_resumable(chat: ChatRequest) -> bool:
+    """Whether the client may lose its connection. Raises ApiError 400 if the answer is no stream."""
+    wanted = bool(chat.streamchat and chat.streamchat.resumable)
+    if wanted and not chat.stream:
+        message = "streamchat.resumable: wanted with `stream: true` only"
+        raise ApiError(400, "invalid_option", message, param="streamchat.resumable")
+    return wanted
+
+
+def chat_routes(questions: QuestionService, streams: ResumableStreams) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
     model = Model(id=questions.model_name, created=int(time.time()))
@@ -148,14 +180,20 @@ def chat_routes(questions: QuestionService) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         """Ask about a camera, live. Words are made while the video goes on, each from the newest frame."""
-        chat, ignored = parse_request(await request_json(request))
+        value, caller = await request_json(request), caller_of(request)
+        if last_event_id := request.headers.get("last-event-id"):
+            return streams.resume(caller.key_id, question_hash(value), last_event_id)
+        chat, ignored = parse_request(value)
+        asked = question_hash(value) if is_resumable(chat) else None
         try:
-            question, answer = await cancel_on_disconnect(request, ask(questions, caller_of(request), chat))
+            question, answer = await cancel_on_disconnect(request, ask(questions, caller, chat))
             reply = Reply(question.request, questions.model_name, question.clip)
             headers = {"X-Request-Id": question.request.request_id, **ignored_header(ignored)}
             if chat.stream:
                 include_usage = bool(chat.stream_options and chat.stream_options.include_usage)
                 events = server_sent_events(questions, answer, reply, include_usage=include_usage)
+                if asked is not None:
+                    return await open_resumable(streams, caller, asked, answer, events, headers)
                 return OpenStream(events, close=answer.close, media_type="text/event-stream", headers=headers)
             try:
                 completion = await cancel_on_disconnect(request, complete(answer, reply))

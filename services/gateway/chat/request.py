@@ -103,6 +103,15 @@ class StreamChatOptions(StrictModel):
     )
 
 
+class ChatOptions(StreamChatOptions):
+    """Our options of a chat completion."""
+
+    resumable: bool | None = Field(
+        default=None,
+        description="events have ids, and the header Last-Event-ID goes on after a lost connection",
+    )
+
+
 class MediaUrl(BaseModel):
     """Where a picture comes from."""
 
@@ -184,7 +193,7 @@ class ChatRequest(BaseModel):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
-    streamchat: StreamChatOptions | None = None
+    streamchat: ChatOptions | None = None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -98,7 +98,7 @@ def test_tools_that_might_be_called_are_refused(choice: Any) -> None:
 
 def test_all_our_options_are_read() -> None:
     options = {"visual_context": "frozen", "frames": 4, "tokens_per_second": 3, "max_frame_age_ms": 250.5}
-    options |= {"min_p": 0.1, "repetition_penalty": 1.5, "time_limit_s": 30.0}
+    options |= {"min_p": 0.1, "repetition_penalty": 1.5, "time_limit_s": 30.0, "resumable": True}
     read = parse_request({**PLAIN, "streamchat": options})[0].streamchat
     assert read is not None
     assert read.model_dump() == options
