@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import kafka
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -59,3 +60,29 @@ def as_partitions(partitions: Any) -> set[Partition]:
 def as_offsets(commits: Mapping[Partition, int]) -> dict[TopicPartition, OffsetAndMetadata]:
     """Our commits as the client's."""
     return {TopicPartition(*one): OffsetAndMetadata(offset, "", -1) for one, offset in commits.items()}
+
+
+class GroupMember(Protocol):
+    """What hears which partitions come and go."""
+
+    def on_revoked(self, partitions: set[Partition]) -> None: ...
+
+    def on_assigned(self, partitions: set[Partition]) -> None: ...
+
+    def on_lost(self, partitions: set[Partition]) -> None: ...
+
+
+class RebalanceListener(ConsumerRebalanceListener):
+    """Tells a member which partitions come and go; the client calls it on the thread that polls."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self.member = member
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        self.member.on_revoked(as_partitions(revoked))
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        self.member.on_assigned(as_partitions(assigned))
+
+    def on_partitions_lost(self, lost: Any) -> None:
+        self.member.on_lost(as_partitions(lost))

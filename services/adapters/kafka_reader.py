@@ -9,13 +9,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError
 from kafka.structs import TopicPartition
 
 from services.adapters.kafka_access import OPEN, KafkaAccess, check_reachable
 from services.adapters.kafka_batches import FetchGuard, SkippedBatches
-from services.adapters.kafka_consumer import as_offsets, as_partitions, close_consumer, make_consumer
+from services.adapters.kafka_consumer import (
+    RebalanceListener,
+    as_offsets,
+    as_partitions,
+    close_consumer,
+    make_consumer,
+)
 from services.adapters.kafka_writer import RETRY_S, LateVideoWriter
 from services.messages.video_record import (
     Partition,
@@ -31,6 +36,7 @@ log = logging.getLogger(__name__)
 COMMIT_EVERY_S = 1.0
 ASK_EVERY_S = 2.0  # where the partitions end
 LOOKUP_MS = 1000  # for an answer about offsets
+REMADE_FRESH_S = 60.0  # how old records may be that are read after a topic was made again: a long GOP
 MAX_SINGLE_LOOKUPS = 2  # in a row, of partitions that do not answer together
 MAX_BATCH_PACKETS = 8  # of the largest size: what a compressed batch may decompress to
 JOIN_S = 3.5  # the embedded broker takes 3 s to admit a member
@@ -249,8 +255,10 @@ class KafkaVideoReader:
         self, consumer: Any, partitions: list[TopicPartition], out_of_range: set[Partition]
     ) -> dict[TopicPartition, int]:
         """At the group's commit, but not before the oldest fresh record; if a partition stayed ours, where we were."""
-        oldest_ms = round((time.time() - self._fresh_s) * 1000)
-        fresh = consumer.offsets_for_times(dict.fromkeys(partitions, oldest_ms), timeout_ms=LOOKUP_MS)
+        now = time.time()
+        ages_s = [REMADE_FRESH_S if one in out_of_range else self._fresh_s for one in map(tuple, partitions)]
+        oldest_ms = {tp: round((now - age_s) * 1000) for tp, age_s in zip(partitions, ages_s, strict=True)}
+        fresh = consumer.offsets_for_times(oldest_ms, timeout_ms=LOOKUP_MS)
         ends = consumer.end_offsets(partitions, timeout_ms=LOOKUP_MS)
         starts: dict[TopicPartition, int] = {}
         for tp in partitions:
@@ -267,6 +275,7 @@ class KafkaVideoReader:
                 # Retention has overtaken us; or the topic was made again, or the broker has lost its data.
                 reason = "overtaken" if (was or 0) <= start else "remade"
                 self._skipped.add(partition, was or 0, start - 1, reason, f"it goes on at offset {start}")
+                self._commits.pop(partition, None)
             else:
                 start = max(start, consumer.committed(tp, timeout_ms=LOOKUP_MS) or 0, was or 0)
             starts[tp] = start
@@ -381,19 +390,3 @@ class KafkaVideoReader:
         finally:
             self._consumer = None
             self._dead_letters.close()
-
-
-class RebalanceListener(ConsumerRebalanceListener):
-    """Tells the reader which partitions come and go; the client calls it on its own thread."""
-
-    def __init__(self, reader: KafkaVideoReader) -> None:
-        self.reader = reader
-
-    def on_partitions_revoked(self, revoked: Any) -> None:
-        self.reader.on_revoked(as_partitions(revoked))
-
-    def on_partitions_assigned(self, assigned: Any) -> None:
-        self.reader.on_assigned(as_partitions(assigned))
-
-    def on_partitions_lost(self, lost: Any) -> None:
-        self.reader.on_lost(as_partitions(lost))

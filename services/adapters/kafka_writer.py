@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import kafka
-from kafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError, UnknownError
+from kafka.errors import (
+    KafkaError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnknownError,
+    UnknownTopicOrPartitionError,
+)
 
 from services.adapters.kafka_access import OPEN, KafkaAccess, check_reachable
+from services.messages.sent_gops import SentGops
 from services.messages.video import VideoPacket
 from services.messages.video_record import RawRecord, encode_packet
 from services.ports.video_log import LogLost
@@ -24,12 +32,17 @@ PENDING_BYTES = 32 * 2**20  # at most, of packets being sent; older live video i
 DELIVERY_MS = 2000  # a packet that could not be written in this time is dropped
 HEADROOM_BYTES = 64 * 2**10  # key, headers and framing around an access unit
 RETRY_S = 1.0  # between attempts to reach a broker that is away
+REPEAT_EVERY_S = 0.25  # at most so often are a camera's packets sent again
 
 OnDrop = Callable[[RawRecord, str], None]
 
 
 class KafkaVideoWriter:
-    """A VideoWriter. Its constructor raises LogLost when no broker answers; later outages only drop and count."""
+    """A VideoWriter. Its constructor raises LogLost when no broker answers; later outages only drop and count.
+
+    When the topic was deleted and made again, each camera's packets since its last keyframe are sent again, so that
+    readers need not wait for the next keyframe.
+    """
 
     def __init__(
         self,
@@ -52,6 +65,10 @@ class KafkaVideoWriter:
         self._pending_bytes = 0
         self._retry_at = 0.0  # monotonic; until then the broker counts as away
         self._topic_known = False
+        self._sent = SentGops()
+        self._offsets: dict[str, int] = {}  # of each camera's newest record
+        self._repeat: set[str] = set()  # cameras whose packets are to be sent again
+        self._repeated_at: dict[str, float] = {}  # monotonic, by camera
         check_reachable(bootstrap_servers)
         try:
             self._producer = client.KafkaProducer(
@@ -69,6 +86,7 @@ class KafkaVideoWriter:
                 bootstrap_timeout_ms=5000,
                 reconnect_backoff_max_ms=1000,
                 metadata_max_age_ms=5000,
+                allow_auto_create_topics=False,  # it would have one partition
                 metrics_enabled=False,
             )
             self._create_topic()
@@ -77,10 +95,40 @@ class KafkaVideoWriter:
 
     def send(self, packet: VideoPacket) -> None:
         """Write soon or drop and count; ValueError for a packet that readers would refuse."""
-        self.send_record(encode_packet(packet, self._max_packet_bytes))
+        record = encode_packet(packet, self._max_packet_bytes)
+        self._repeat_lost()
+        with self._lock:
+            self._sent.add(packet.camera, record, keyframe=packet.keyframe, now_s=time.monotonic())
+        self.send_record(record, packet.camera)
 
-    def send_record(self, record: RawRecord) -> None:
-        """Write any record soon or drop and count it. Blocks rarely, and for about a second at most."""
+    def _repeat_lost(self) -> None:
+        """Send what a deleted topic may have taken with it, before any newer packet."""
+        now = time.monotonic()
+        if not self._repeat or now < self._retry_at:
+            return
+        oldest = now - REPEAT_EVERY_S
+        with self._lock:
+            due = {one for one in self._repeat if self._repeated_at.get(one, oldest) <= oldest}
+            self._repeat -= due
+            self._repeated_at |= dict.fromkeys(due, now)
+            for camera in due:
+                self._offsets.pop(camera, None)
+            lost = [(camera, record) for camera in due for record in self._sent.records(camera, now_s=now)]
+        for camera, record in lost:
+            self.send_record(record, camera)
+
+    def _note_written(self, camera: str, offset: int) -> None:
+        """Called by the client's thread, in order. Offsets go back when a topic was made again."""
+        with self._lock:
+            if offset <= self._offsets.get(camera, -1):
+                self._repeat.add(camera)
+            self._offsets[camera] = offset
+
+    def send_record(self, record: RawRecord, camera: str = "") -> None:
+        """Write any record soon or drop and count it. Blocks rarely, and for about a second at most.
+
+        `camera`: whose packet it is; without it the record is never sent again.
+        """
         size = len(record.value or b"")
         now = time.monotonic()
         if now < self._retry_at:
@@ -102,10 +150,10 @@ class KafkaVideoWriter:
                 timestamp_ms=record.timestamp_ms,
             )
         except (KafkaError, OSError) as error:
-            self._handle_failure(record, size, error)
+            self._handle_failure(record, size, camera, error)
         else:
-            future.add_callback(lambda _: self._release(size))
-            future.add_errback(lambda error: self._handle_failure(record, size, error))
+            future.add_callback(lambda written: self._handle_success(size, camera, written.offset))
+            future.add_errback(lambda error: self._handle_failure(record, size, camera, error))
 
     def _create_topic(self) -> None:
         """Create the topic if it is missing: at the start, and after a broker has lost its data."""
@@ -130,8 +178,16 @@ class KafkaVideoWriter:
         with self._lock:
             self._pending_bytes -= size
 
-    def _handle_failure(self, record: RawRecord, size: int, error: BaseException) -> None:
+    def _handle_success(self, size: int, camera: str, offset: int) -> None:
         self._release(size)
+        if camera:
+            self._note_written(camera, offset)
+
+    def _handle_failure(self, record: RawRecord, size: int, camera: str, error: BaseException) -> None:
+        self._release(size)
+        if camera and isinstance(error, UnknownError | UnknownTopicOrPartitionError):
+            with self._lock:
+                self._repeat.add(camera)
         # The broker may have come back without the topic. The embedded broker accepts some packets even so, and
         # refuses as many with UnknownError once the topic exists again: that is no reason to wait.
         self._topic_known = isinstance(error, UnknownError) and self._topic_known
@@ -185,3 +241,32 @@ class LateVideoWriter:
         if self._writer is not None:
             self._writer.flush(2.0)
             self._writer.close()
+
+
+def remake_topics(bootstrap_servers: str, pattern: str) -> list[str]:
+    """Delete the topics whose whole names match, with their records, and make them again at once. Gives their names.
+
+    Raises LogLost when the broker does not answer. A topic that could be deleted but not made again is made by its
+    next writer.
+    """
+    check_reachable(bootstrap_servers)
+    names: list[str] = []
+    try:
+        admin = client.KafkaAdminClient(
+            bootstrap_servers=bootstrap_servers.split(","), bootstrap_timeout_ms=1000, request_timeout_ms=2000
+        )
+        try:
+            found = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
+            names = [name for name in found if re.fullmatch(pattern, name)]
+            if names:
+                admin.delete_topics(names)
+                admin.create_topics(
+                    {name: {"num_partitions": found[name], "replication_factor": -1} for name in names}
+                )
+        finally:
+            admin.close()
+    except TopicAlreadyExistsError:
+        pass  # a writer was faster
+    except (KafkaError, OSError, ValueError) as error:
+        raise LogLost(f"topics were not made again at {bootstrap_servers}: {error}") from error
+    return names

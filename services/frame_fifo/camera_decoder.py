@@ -21,6 +21,7 @@ from services.video.rotation import rotation_of
 from services.video.sampled_frame import SampledFrame, sample_frame
 
 MAX_IN_CODEC = 64  # packets that a codec may hold back (B-frames need a few)
+MAX_KNOWN = 10_000  # packets since a keyframe that are recognised when they come again
 
 SkipReason = Literal["", "no_keyframe", "lost_packet", "damaged", "too_large", "repeated"]
 
@@ -48,6 +49,9 @@ class CameraDecoder:
         init=False, default_factory=dict
     )  # pts -> captured_s, seq
     _last: VideoPacket | None = field(init=False, default=None)
+    _known: set[tuple[int, int, float]] = field(
+        init=False, default_factory=set[tuple[int, int, float]]
+    )  # seq, pts, captured_s of the packets decoded since the keyframe
 
     def __post_init__(self) -> None:
         self.sampler = FrameSampler(self.frames_per_second)
@@ -61,12 +65,17 @@ class CameraDecoder:
         """Drop all state and wait for a keyframe: packets were, or will be, left out."""
         self._context = None
         self._in_codec.clear()
+        self._known.clear()
 
     def decode(self, packet: VideoPacket, *, sample: bool = True) -> DecodedPacket:
-        """Decode the next packet. `sample=False` only keeps the codec going. Never raises for damaged bytes."""
-        last, self._last = self._last, packet
-        if last is not None and (packet.seq, packet.pts) == (last.seq, last.pts) and not self.needs_keyframe:
+        """Decode the next packet. `sample=False` only keeps the codec going. Never raises for damaged bytes.
+
+        A packet that was decoded before is skipped: a publisher sends a GOP again when its topic was made again.
+        """
+        name = packet.seq, packet.pts, packet.captured_s
+        if name in self._known:
             return DecodedPacket(skipped="repeated")
+        last, self._last = self._last, packet
         in_order = last is not None and packet.seq == last.seq + 1 and packet.codec == last.codec
         if not in_order and not self.needs_keyframe:
             self.reset()
@@ -76,6 +85,9 @@ class CameraDecoder:
             if not packet.keyframe:
                 return DecodedPacket(skipped="no_keyframe")
             self._context = open_decoder(packet.codec, self.max_pixels)
+        if packet.keyframe or len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add(name)
         return self._decode(self._context, packet, sample)
 
     def _decode(self, context: av.VideoCodecContext, packet: VideoPacket, sample: bool) -> DecodedPacket:

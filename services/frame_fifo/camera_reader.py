@@ -187,6 +187,8 @@ class CameraReader:
     def _decode(
         self, camera: ReadCamera, record: VideoRecord, packet: VideoPacket, newest: NewestInBatch
     ) -> None:
+        if camera.keyframe_offset is not None and record.offset < camera.keyframe_offset:
+            camera.keyframe_offset = None  # the topic was made again
         late = self._is_late(packet, newest)
         is_newest = newest.captured_s <= packet.captured_s  # sampled however old it is
         if late and self._skips_gop(camera, record, packet.keyframe, is_newest, newest):
@@ -199,7 +201,7 @@ class CameraReader:
             self._metrics.packet_skipped(packet.camera, decoded.skipped)
             if decoded.problem:
                 self._dead_letter(record, decoded.skipped, decoded.problem)
-        elif packet.keyframe:
+        if packet.keyframe and decoded.skipped in ("", "repeated"):
             camera.keyframe_offset = record.offset
         for _ in range(decoded.num_late):
             self._metrics.frame_sampled()

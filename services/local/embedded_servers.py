@@ -98,7 +98,7 @@ def start_broker(port: int = 0, *, advertised_port: int = 0) -> Broker:
     """Start a broker on `port` (0: a free one) and wait until it answers; raises ServerNotStarted.
 
     It tells its clients to connect to `advertised_port` (0: its own), where a proxy may stand. It enforces no
-    retention, so it must be restarted before it fills the memory (see supervisor.py).
+    retention, so its topics must be deleted before they fill the memory (see supervisor.py).
     """
 
     def command(port: int) -> Sequence[str]:

@@ -2,13 +2,15 @@
 
 A broker or store that ends is started again, empty, on the same port; the services wait for it. When one of Ray's own
 processes ends, everything ends with status 1, because nothing can be served without them. Ray itself replaces
-replicas. The broker never deletes old video, so it is restarted before it fills the memory: a gap of seconds.
+replicas. The broker never deletes old video: when its memory is full, its topics are deleted and made again. Our
+publishers send their newest GOP again, so no frame is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,6 +26,7 @@ import psutil
 
 from services.local import local_ray
 from services.local.embedded_servers import HOST, KAFKA_PORT, Server, port_is_free, start_broker, start_store
+from services.ports.video_log import LogLost
 from services.processes.child_processes import (
     become_subreaper,
     descendants,
@@ -34,7 +37,9 @@ from services.processes.child_processes import (
 from services.processes.polling import wait_until
 from services.settings import Settings
 
-MAX_BROKER_BYTES = 2**30  # about a quarter of an hour of eight busy cameras
+MAX_BROKER_BYTES = 256 * 2**20  # about four minutes of eight busy cameras; then its topics are made again
+RESTART_AT = 4  # times MAX_BROKER_BYTES, when that did not help
+REMAKE_EVERY_S = 1.0  # so long the broker may take to free the memory
 READY_TIMEOUT_S = 300.0
 CHECK_EVERY_S = 0.25
 KILL_AFTER_S = 11.0  # after a request to stop
@@ -67,6 +72,7 @@ class Supervisor:
         self._max_broker_bytes = max_broker_bytes
         self._servers: list[Server] = []
         self._restarts: dict[str, list[float]] = {}
+        self._remade_at = float("-inf")  # monotonic: when the broker's topics were last made again
         self.ray: Mapping[psutil.Process, str] = {}
         self._started_at = time.monotonic()
 
@@ -125,11 +131,32 @@ class Supervisor:
             if not server.is_alive:
                 self._restart(server, f"the {server.name} ended; starting it again")
             elif server.name == "broker" and server.resident_bytes > self._max_broker_bytes:
-                self._restart(server, "the broker's memory is full of old video; starting it again, empty")
+                self._empty(server)
         for process, name in self.ray.items():
             if not is_alive(process):
                 raise StackFailed(f"Ray's {name} ended: nothing can be served without it")
         return False
+
+    def _empty(self, broker: Server) -> None:
+        """Free a full broker's memory: the video first; if that is not enough, the dead letters; at last a restart."""
+        from services.adapters.kafka_writer import remake_topics  # slow to import
+
+        if broker.resident_bytes > RESTART_AT * self._max_broker_bytes:
+            self._restart(broker, "the broker's memory is full of old video; starting it again, empty")
+            return
+        now = time.monotonic()
+        if now - self._remade_at < REMAKE_EVERY_S:
+            return
+        video, letters = self.settings.kafka_topic_pattern, re.escape(self.settings.kafka_dead_letter_topic)
+        still_full = now - self._remade_at < 2 * REMAKE_EVERY_S
+        self._remade_at = now
+        pattern = f"{video}|{letters}" if still_full else f"(?!{letters}$)(?:{video})"
+        try:
+            names = remake_topics(broker.address, pattern)
+        except LogLost as error:
+            self.print_progress(str(error))
+        else:
+            self.print_progress(f"the broker's memory is full of old video; emptied: {', '.join(names)}")
 
     def _restart(self, server: Server, reason: str) -> None:
         self.print_progress(reason)

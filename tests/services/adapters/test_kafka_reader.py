@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from services.adapters.kafka_reader import KafkaVideoReader
-from services.adapters.kafka_writer import KafkaVideoWriter
+from services.adapters.kafka_writer import KafkaVideoWriter, remake_topics
 from services.local.embedded_servers import Broker
 from services.messages.video import VideoPacket
 from services.messages.video_record import RawRecord, VideoRecord, encode_packet
@@ -212,3 +212,46 @@ def test_a_topic_that_is_deleted_and_made_again_is_read(own_broker: Broker, *, a
         with closing(admin.KafkaAdminClient(bootstrap_servers=own_broker.bootstrap_servers)) as client:
             client.delete_topics(["cameras"])
         send_until_read(log, reader, seq)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_deleted_topic_took_with_it_is_sent_and_read_again(
+    broker: Broker, unique: str, *, alone: bool
+) -> None:
+    """The publisher sends its newest GOP again, and the reader goes on at the start of the new topic."""
+    servers = broker.bootstrap_servers
+
+    def send(first: int, last: int) -> None:
+        for seq in range(first, last + 1):
+            log.send(replace(PACKET, captured_s=time.time(), seq=seq, keyframe=seq == 0))
+            log.flush(5)
+
+    with (
+        closing(KafkaVideoWriter(servers, unique, num_partitions=1)) as log,
+        closing(
+            KafkaVideoReader(
+                servers,
+                topic_pattern=unique,
+                group=unique,
+                dead_letter_topic=f"{unique}.dead",
+                alone=alone,
+            )
+        ) as reader,
+    ):
+        seqs: list[int] = []
+
+        def read_up_to(seq: int) -> bool:
+            seqs.extend(record.packet.seq for record in reader.poll(0.1, 1000) if record.packet)
+            return seq in seqs
+
+        for _ in range(100):  # a full topic has more records than a GOP
+            log.send_record(encode_packet(replace(PACKET, captured_s=time.time(), seq=1000), 2**22))
+        send(0, 2)
+        assert wait_until(lambda: read_up_to(2), 30.0)
+        send(3, 4)  # nobody reads them in time
+        assert remake_topics(servers, unique) == [unique]
+        seqs.clear()
+        send(5, 7)
+        assert wait_until(lambda: read_up_to(7), 10.0)
+        assert seqs[seqs.index(0) :] == [*range(8)]
+        assert reader.status().num_skipped == {"remade": 1}

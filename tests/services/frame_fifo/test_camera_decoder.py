@@ -88,6 +88,29 @@ def test_a_repeated_packet_is_ignored() -> None:
     assert len(frames) == 10
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize("num_lost", [0, 3])
+def test_a_gop_that_is_sent_again_gives_no_frame_twice_and_the_lost_ones(
+    num_lost: int, b_frames: int
+) -> None:
+    """As a publisher does when its topic was made again: one packet, then all since the keyframe, then the next."""
+    packets = camera_packets(encoded(60, gop=40, b_frames=b_frames))
+    d = decoder(15)
+    before, _ = feed(d, packets[: 25 - num_lost])
+    codec = d._context  # pyright: ignore[reportPrivateUsage]
+    again, skipped = feed(d, [packets[25 - 1], *packets[:25]])
+    if num_lost:
+        assert skipped == ["lost_packet"]
+    else:
+        assert skipped == ["repeated"] * 26
+        assert d._context is codec  # pyright: ignore[reportPrivateUsage]
+    after, skipped = feed(d, packets[25:])
+    assert skipped == []
+    times = [frame.captured_s for frame in before + again + after]
+    uninterrupted, _ = feed(decoder(15), packets)
+    assert times == [frame.captured_s for frame in uninterrupted]
+
+
 @pytest.mark.parametrize("at", [0, 7, 15])
 @pytest.mark.parametrize("damage", ["cut", "noise", "noise after the header", "flipped"])
 def test_a_damaged_packet_is_told_and_the_next_keyframe_heals(at: int, damage: str) -> None:
