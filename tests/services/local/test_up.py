@@ -179,7 +179,7 @@ for n in range(10_000):
 
 
 def check_that_a_full_broker_is_emptied(up: Up) -> None:
-    """While it runs, and that a publisher goes on; for readers see test_remade_topic.py."""
+    """While it runs, and that a publisher goes on; for readers see test_frame_fifo.py."""
     broker = up.named("tansu")
     flood = spawn([sys.executable, "-c", FLOOD, up.facts["broker"]], stdout=subprocess.PIPE)
     assert flood.stdout is not None
