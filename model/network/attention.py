@@ -122,6 +122,8 @@ class FrameAttention:
 
         A token that sees no frame gets zero.
         """
+        if not self._visible.shape[2]:  # F = 0
+            return torch.zeros_like(query)
         keys, values = (
             part.flatten(0, 1).index_select(0, self._picked).unflatten(0, (self._num_rows, -1))
             for part in (keys, values)
@@ -149,6 +151,8 @@ class FrameAttention:
 def _seen_frames(visible: Tensor) -> Tensor:
     """Of each row's frames [B, T, F] the W around those that some token of it sees, [B, W]: the others cost nothing."""
     num_frames = visible.shape[2]
+    if not num_frames:
+        return torch.empty(len(visible), 0, dtype=torch.int64, device=visible.device)
     seen = visible.any(1)
     number = torch.arange(num_frames, device=seen.device)
     last = torch.where(seen, number, -1).amax(1)

@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from model.checkpoint.assemble import language_name
 from model.config import StreamChatConfig
+from model.engine.engine import Engine
+from model.engine.options import DialogOptions
 from model.network.attention import FrameAttention, TrainingAttention, self_attention
 from model.network.layer import Layer
 from model.network.rope import rotate
@@ -261,3 +263,16 @@ def test_experts_start_as_copies():
         original = language_name("language." + name).removeprefix("model.")
         assert torch.equal(tensors[name], tensors[original])
     assert torch.equal(tensors["layers.0.gate_cross"], torch.full((48,), model.config.gate_init))
+
+
+def test_without_frames_only_text_counts(model: StreamChat):
+    """F = 0 gives what frames that nobody sees give, and what the engine gives a dialog without a camera's frames."""
+    scene = make_scene(model).inputs(model)
+    unseen = model(**scene | {"visible": torch.zeros_like(scene["visible"])})
+    none = {"frame_features": scene["frame_features"][:, :0], "frame_index": scene["frame_index"][:, :0]}
+    logits = model(**scene | none | {"visible": scene["visible"][:, :, :0]})
+    torch.testing.assert_close(logits, unseen, **CLOSE)
+    engine = Engine(model, max_dialogs=1, max_cameras=1)
+    engine.add_camera("none")
+    engine.open_dialog("d", "none", scene["token_ids"][0, :6].tolist(), DialogOptions())
+    torch.testing.assert_close(logits[:, 5], engine.logits(["d"]), **CLOSE)

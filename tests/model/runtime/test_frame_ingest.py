@@ -90,17 +90,3 @@ def test_a_frame_that_fails_is_lost_alone(small: StreamChat):
         except RuntimeError:
             num_errors += 1
     assert (ready, num_errors) == (new, 1)
-
-
-def test_pieces_learn_how_large_they_may_be():
-    budget = WorkBudget(8, 64)
-    assert budget.num_tokens(1.0) == 8
-    assert budget.num_tokens(math.inf) == 64
-    budget.record(8, 0.08)  # 10 ms each
-    assert budget.num_tokens(1.0) == 40
-    assert budget.num_tokens(0.1) == 8
-    budget.record(40, 1.2)  # a slow layer
-    assert budget.num_tokens(1.0) == 13
-    for _ in range(30):
-        budget.record(13, 0.013)
-    assert budget.num_tokens(1.0) == 64
