@@ -17,7 +17,7 @@ ORDER = ("runs", "training", "helm", "live", "services", "model", "bench")
 SHARED_FOLDERS = ("tests/runs", "tests/live")  # their tests share a training run, and a running stack
 # `make check` leaves out tests with the marker `slow`. These folders and fixtures get it here, other files set it.
 SLOW_FOLDERS = ("bench", "helm", "live", "runs", "services/local", "services/page", "services/processes")
-SLOW_FIXTURES = {"broker", "secured", "store_server"}
+SLOW_FIXTURES = {"broker", "cluster", "secured", "store_server", "watched"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
