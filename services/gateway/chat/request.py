@@ -259,6 +259,8 @@ def check_extra(
         # `True == 1` in Python, so booleans and numbers are compared separately.
         elif not any(isinstance(value, bool) == isinstance(n, bool) and value == n for n in neutral[name]):
             wanted = " or ".join(json.dumps(n) for n in neutral[name])
+            if name in TOOL_FIELDS:  # the model calls no tools; most clients can be told not to offer them
+                wanted += f' or {TOOL_FIELDS[name]} "none"'
             message = f"{param}: not supported here" + (f", wanted {wanted}" if wanted else "")
             raise ApiError(400, "unsupported_parameter", message, param=param)
     return unknown

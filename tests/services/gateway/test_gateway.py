@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from openai.types import Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from model.config import PROJECT_ROOT
 from services.gateway.gateway import make_app
@@ -31,6 +34,14 @@ CONTENT = [
     {"type": "video_url", "video_url": {"url": "camera://front-door"}},
     {"type": "text", "text": "What is happening?"},
 ]
+CLIENTS = sorted((Path(__file__).parent / "clients").glob("*.json"))
+REFUSED = {  # what clients ask for and the model cannot do: status, code, and the field at fault
+    "embeddings": (404, "unknown_route", None),
+    "structured_function_calling": (400, "unsupported_parameter", "tool_choice"),
+    "structured_json_mode": (400, "unsupported_parameter", "response_format"),
+    "structured_json_schema": (400, "unsupported_parameter", "response_format"),
+    "tools_auto": (400, "unsupported_parameter", "tools"),
+}
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": CONTENT}]}
 
 
@@ -125,7 +136,7 @@ def test_the_document_describes_the_real_requests_and_errors(http: httpx.Client)
     assert set(schemas["ErrorDetail"]["properties"]) == {"message", "type", "param", "code"}
     assert "ChatCompletionChunk" in schemas
     post = document["paths"]["/v1/chat/completions"]["post"]
-    assert {"200", "400", "401", "403", "404", "409", "413", "429", "503"} == set(post["responses"])
+    assert {"200", "400", "401", "403", "404", "409", "410", "413", "429", "503"} == set(post["responses"])
     for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert name in schemas
     page = http.get("/docs").text
@@ -155,3 +166,49 @@ def test_the_official_javascript_clients_get_their_answers(served: Gateway) -> N
         "aiSdk": {"title": text, "end": "stop", "text": text, "tokens": len(WORDS)},
         "aiSdkOpenAI": {"text": text},
     }
+
+
+def requests_of_clients() -> list[Any]:
+    """What clients send, one parameter for each request."""
+    files = [json.loads(path.read_text()) for path in CLIENTS]
+    return [
+        pytest.param(request, id=f"{each['client']}-{request['use']}")
+        for each in files
+        for request in each["requests"]
+    ]
+
+
+@pytest.mark.parametrize("request_", requests_of_clients())
+def test_what_clients_send_is_answered_in_the_shape_that_they_read(
+    http: httpx.Client, request_: dict[str, Any]
+) -> None:
+    body, use = request_["body"], request_["use"]
+    answer = http.request(request_["method"], request_["path"], json=body, headers=request_["headers"])
+    kind = answer.headers["content-type"].split(";")[0]
+    if use in REFUSED:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == REFUSED[use]
+        assert (set(error), kind) == ({"message", "type", "param", "code"}, "application/json")
+        return
+    assert answer.status_code == 200, answer.text
+    if use == "models":
+        assert [Model.model_validate(row, strict=True).id for row in answer.json()["data"]] == [MODEL]
+    elif body.get("stream"):
+        assert kind == "text/event-stream"
+        check_chunks(answer.text, with_usage="stream_options" in body)
+    else:
+        completion = ChatCompletion.model_validate_json(answer.text, strict=True)
+        assert completion.choices[0].message.content
+        assert completion.usage is not None
+
+
+def check_chunks(text: str, *, with_usage: bool) -> None:
+    """Raises AssertionError unless it is a whole stream of OpenAI's chunks."""
+    *lines, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert done == "[DONE]"
+    chunks = [ChatCompletionChunk.model_validate_json(line, strict=True) for line in lines]
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert choices[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in choices) == "".join(WORDS)
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+    assert [chunk.choices == [] for chunk in chunks if chunk.usage] == ([True] if with_usage else [])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
 
+from model.config import PROJECT_ROOT
 from services.gateway.chat.request import (
     CHAT_NEUTRAL_VALUES,
+    ChatRequest,
     check_extra,
     field_path,
     parse_json,
     parse_request,
 )
 from services.messages.api_error import ApiError
+from services.settings import Settings
 
 PLAIN: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
 
@@ -109,3 +114,45 @@ def test_json_is_strict() -> None:
     for text in ('{"a": Infinity}', '"\\ud800"', "{'a': 1}", "", '{"a": 1} x', "9" * 5000):
         with pytest.raises(ApiError, match="malformed_json"):
             parse_json(text)
+
+
+ROW = re.compile(r"\| `([\w.]+)`[^|]* \| (integer|number) \| (?:0, or )?(above )?(\S+) \| ([^|]+) \|")
+SERVERS = re.compile(r"the server's `(\w+)` \((\d+)\)")
+
+
+def numeric_fields(schema: dict[str, Any], prefix: str = "") -> set[str]:
+    """The fields of a JSON schema that are numbers or map to numbers."""
+    text = {name: json.dumps(field) for name, field in schema["properties"].items()}
+    return {prefix + name for name, field in text.items() if re.search(r'"type": "(number|integer)"', field)}
+
+
+def with_value(field: str, value: float) -> dict[str, Any]:
+    """A request with that value in a field of the documented table."""
+    ours = field.removeprefix("streamchat.")
+    if ours != field:
+        return {**PLAIN, "streamchat": {ours: value}}
+    return {**PLAIN, field: {"5": value} if field == "logit_bias" else value, "logprobs": True}
+
+
+def test_the_documented_ranges_are_those_of_the_validators() -> None:
+    rows = ROW.findall((PROJECT_ROOT / "docs" / "api.md").read_text())
+    schema = ChatRequest.model_json_schema()
+    ours = numeric_fields(schema["$defs"]["ChatOptions"], "streamchat.")
+    assert {row[0] for row in rows} == numeric_fields(schema) | ours
+    for field, kind, above, smallest, largest in rows:
+        number, step = (int, 1) if kind == "integer" else (float, 1e-6)
+        least = number(smallest) + (step if above else 0)
+        servers = SERVERS.fullmatch(largest)
+        most = number(servers[2] if servers else largest)
+        for value in (least, most):
+            parse_request(with_value(field, value))
+        refused = [least - step]
+        if servers:  # refused when the question is made: see test_endpoint.py
+            assert getattr(Settings(), servers[1]) == most
+        else:
+            refused.append(most + step)
+        if kind == "integer":
+            refused.append(least + 0.5)
+        for value in refused:
+            with pytest.raises(ApiError, match="invalid_option"):
+                parse_request(with_value(field, value))
