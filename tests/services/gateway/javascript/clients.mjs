@@ -22,6 +22,7 @@ async function whole() {
 async function streamed() {
   const stream = await client.chat.completions.create({
     model, messages, stream: true, stream_options: { include_usage: true },
+    streamchat: { resumable: true }, // then events have ids
   });
   let said = "", usage = null;
   for await (const chunk of stream) {
