@@ -42,6 +42,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "The decoder was lost, or a service cannot be reached"},
 }
 
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "id of the last event that was received of a `resumable` answer: the rest of it is sent",
+}
+
 
 class Model(BaseModel):
     """OpenAI's."""
@@ -172,10 +179,11 @@ def chat_routes(questions: QuestionService, streams: ResumableStreams) -> APIRou
             },
         },
         openapi_extra={
+            "parameters": [LAST_EVENT_ID],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-            }
+            },
         },
     )
     async def create_chat_completion(request: Request) -> Response:
