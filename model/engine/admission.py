@@ -113,9 +113,11 @@ class Admission:
             for page in freed:
                 self._pages.free(dialog, page)
         while len(dialog.pages) * size < dialog.num_computed_tokens + num_new:
-            page = self._pages.allocate(dialog)
-            self._clear_page(page)  # NaN of an earlier dialog would reach this one through masked positions
-            dialog.pages.append(page)
+            dialog.pages.append(self._pages.allocate(dialog))
+            if (
+                len(dialog.pages) * size > dialog.num_computed_tokens + num_new
+            ):  # the rest of it is read, masked
+                self._clear_page(dialog.pages[-1])  # NaN of an earlier dialog would reach this one
 
     def is_window_full(self, dialog: Dialog) -> bool:
         """Whether the token that is appended next is the last one that fits."""

@@ -57,12 +57,12 @@ class BackgroundWork:
         return any(dialog.pending_tokens for dialog in self._admission.dialogs.values())
 
     def _ingest(self, allowed_s: float) -> None:
-        for frame, chain in self._runner.ingest_piece(allowed_s):
+        for frame, keys_values in self._runner.ingest.run_piece(allowed_s):
             stored = self._cameras.add_frame(frame.camera, frame.frame_id, frame.captured_s)
             if stored is None:
                 continue
             page, slot = stored
-            self._runner.frame_cache.write(page, slot, chain)
+            self._runner.frame_cache.write(page, slot, keys_values)
             for dialog in self._admission.dialogs.values():
                 if dialog.camera == frame.camera:
                     dialog.camera_frame_index[slot] = dialog.clock.frame_arrived()

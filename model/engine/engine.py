@@ -81,7 +81,7 @@ class Engine:
         self._admission = Admission(
             runner.text_cache.pages,
             page_tokens,
-            runner.clear_page,
+            runner.text_cache.clear,
             max_dialogs=max_dialogs,
             context_window=self.config.max_position_embeddings,
             vocab_size=self.config.vocab_size,
@@ -89,6 +89,7 @@ class Engine:
         self._cameras = Cameras(runner.frame_cache.pages, retention, runner.frame_cache.copy)
         self._background = BackgroundWork(runner, self._cameras, self._admission, max_prefill_tokens)
         self.frame_pages, self.text_pages = runner.frame_cache.pages, runner.text_cache.pages
+        self.num_failed_rows = 0  # of steps: their logits were not finite
         self.step_s = 0.0  # moving average of a step's duration
 
     # Cameras
@@ -122,6 +123,11 @@ class Engine:
             self.close_dialog(dialog_id)
         self._runner.ingest.drop_camera(camera)
         self._cameras.drop(camera)
+
+    @property
+    def num_skipped_frames(self) -> int:
+        """Frames that were not taken in because they have NaN or infinity, or made ingest fail."""
+        return self._runner.ingest.num_skipped
 
     def add_frame(self, camera: str, frame_id: str, captured_s: float, features: Tensor) -> None:
         """Ingest a frame now: `features` [P, Dv], the vision encoder's output."""
@@ -256,6 +262,7 @@ class Engine:
         try:
             sampled = sample(self._runner.decode(rows), [dialog.sampler for dialog in rows])
         except NonFiniteLogits as error:
+            self.num_failed_rows += len(error.rows)
             raise DialogsFailed([rows[row].dialog_id for row in error.rows], str(error)) from error
         tokens = {
             dialog.dialog_id: self._append(dialog, token_id, logprobs)

@@ -165,12 +165,16 @@ class TrainingAttention:
     """The back end for whole texts: all of them and their clips are here."""
 
     def __init__(
-        self, rotation: Tensor, text_mask: Tensor | None, frames: FrameAttention, chain: Sequence[KeysValues]
+        self,
+        rotation: Tensor,
+        text_mask: Tensor | None,
+        frames: FrameAttention,
+        keys_values: Sequence[KeysValues],
     ) -> None:
-        """rotation [2, B, T, d], `text_mask` as in `self_attention`, `chain` of the clips: [C, F, P, G, d]."""
+        """rotation [2, B, T, d], `text_mask` as in `self_attention`, `keys_values` of the clips: [C, F, P, G, d]."""
         self._shape = rotation.shape[1:3]
         self._rotation = rotation.flatten(1, 2).unsqueeze(2)  # [2, N, 1, d]
-        self._text_mask, self._frames, self._chain = text_mask, frames, chain
+        self._text_mask, self._frames, self._keys_values = text_mask, frames, keys_values
 
     def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """query [N, H, d] and keys [N, G, d] of the texts' tokens, by their positions."""
@@ -184,4 +188,4 @@ class TrainingAttention:
     def attend_frames(self, cross: int, query: Tensor) -> Tensor:
         """See `AttentionBackend`."""
         query = rotate(query, self._rotation).unflatten(0, self._shape)
-        return self._frames(query, *self._chain[cross]).flatten(2).flatten(0, 1)
+        return self._frames(query, *self._keys_values[cross]).flatten(2).flatten(0, 1)

@@ -105,7 +105,9 @@ def run_frame_layer(layer: FrameOperations, visual: Tensor, rotation: Tensor) ->
     return (rotate(keys, rotation), values), visual
 
 
-def frame_chain(layers: Sequence[FrameOperations], visual: Tensor, rotation: Tensor) -> Iterator[KeysValues]:
+def run_frame_layers(
+    layers: Sequence[FrameOperations], visual: Tensor, rotation: Tensor
+) -> Iterator[KeysValues]:
     """All that text ever reads of frames, one cross layer after the other: adapted frames visual [..., P, D]."""
     for layer in layers:
         keys_values, visual = layer.forward_frames(visual, rotation)

@@ -3,7 +3,7 @@
 Letters: B rows, T text tokens of a row, N packed tokens, C clips, F frames of a clip, P visual tokens a frame,
 Dv the vision encoder's width, D the language model's width, G key/value heads, d head size.
 
-Visual states never depend on text. So a frame's keys and values are made by `visual_chain`, once, for whoever looks.
+Visual states never depend on text. So `frame_keys_values` makes keys and values of a frame once, for all who look.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from model.config import StreamChatConfig
 from model.network.attention import FrameAttention, KeysValues, TrainingAttention, additive_mask
-from model.network.layer import AttentionBackend, Layer, frame_chain
+from model.network.layer import AttentionBackend, Layer, run_frame_layers
 from model.network.norm import RMSNorm
 from model.network.rope import RotaryEmbedding
 from model.network.vision import VisionTower
@@ -82,8 +82,8 @@ class StreamChat(nn.Module):
             self.rope, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
         )
         mask = None if text_mask is None else additive_mask(text_mask, self.dtype)[0].unsqueeze(1)
-        chain = self.visual_chain(frame_features)
-        attention = TrainingAttention(self.rope.rotation(text_index), mask, frames, chain)
+        keys_values = self.frame_keys_values(frame_features)
+        attention = TrainingAttention(self.rope.rotation(text_index), mask, frames, keys_values)
         hidden = self.hidden_states(token_ids.flatten(), attention)
         return self.logits(hidden).unflatten(0, token_ids.shape)
 
@@ -92,11 +92,11 @@ class StreamChat(nn.Module):
         """Of the language model; the vision encoder may have its own."""
         return self.language.embed_tokens.weight.dtype
 
-    def visual_chain(self, features: Tensor) -> list[KeysValues]:
+    def frame_keys_values(self, features: Tensor) -> list[KeysValues]:
         """All that text ever reads of frames: features [..., P, Dv] -> per cross layer keys, values [..., P, G, d]."""
         visual = self.adapter(features.to(self.dtype)).to(self.dtype)  # under autocast it comes as bfloat16
         layers = [self.layer(index) for index in self.config.cross_layers]
-        return list(frame_chain(layers, visual, self.rope.grid_rotation(features.device).unsqueeze(2)))
+        return list(run_frame_layers(layers, visual, self.rope.grid_rotation(features.device).unsqueeze(2)))
 
     def hidden_states(self, token_ids: Tensor, attention: AttentionBackend) -> Tensor:
         """Final hidden states [N, D] of packed tokens [N]."""

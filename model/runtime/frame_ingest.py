@@ -1,4 +1,4 @@
-"""Frames on their way into the rings: their chains are computed beside decoding, in pieces that stop nobody.
+"""Frames on their way into the rings: their keys and values are computed beside decoding, in pieces that stop nobody.
 
 On a CPU a piece is some visual tokens' way through one layer, done between two steps. On a GPU all of a batch runs on
 a stream of its own, beside the steps, and is taken in when it is done.
@@ -8,6 +8,7 @@ Letters: N frames of a batch, P visual tokens a frame, Dv the vision encoder's w
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from model.engine.work_budget import WorkBudget
 from model.network.attention import KeysValues
-from model.network.layer import frame_chain
+from model.network.layer import run_frame_layers
 from model.network.streamchat import StreamChat
 from model.runtime.packed_model import PackedModel
 
-MAX_BATCH_TOKENS = 2048  # visual tokens whose chains are computed together
+log = logging.getLogger(__name__)
+
+MAX_BATCH_TOKENS = 2048  # visual tokens that are computed together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +38,8 @@ class NewFrame:
     features: Tensor
 
 
-FrameChain = list[KeysValues]  # of one frame: [P, G, d] per cross layer
+FrameKeysValues = list[KeysValues]  # of one frame: [P, G, d] per cross layer
+Batch = tuple[list[FrameKeysValues], Tensor]  # of its frames, and which of them are finite, bool [N]
 
 
 class FrameIngest:
@@ -46,15 +50,16 @@ class FrameIngest:
         self._layers = [packed.layers[index] for index in model.config.cross_layers]
         self._waiting: deque[NewFrame] = deque()
         self._batch: list[NewFrame | None] = []  # None: its camera was dropped meanwhile
+        self.num_skipped = 0  # frames that are not finite, or failed alone
         self._num_alone = 0  # frames that waited in a batch that failed: each gets a batch of its own
-        self._work: Generator[None, None, list[FrameChain]] | None = None
+        self._work: Generator[None, None, Batch] | None = None
         self.budget = WorkBudget(8, MAX_BATCH_TOKENS)
         self._max_tokens = self._num_tokens = 1  # allowed in the piece in progress, and in it
         weight = model.language.embed_tokens.weight
         self._dtype, device = weight.dtype, weight.device
         self._rotation = model.rope.grid_rotation(device).unsqueeze(2)  # [2, P, 1, d]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._in_flight: tuple[torch.cuda.Event, list[FrameChain]] | None = None
+        self._in_flight: tuple[torch.cuda.Event, Batch] | None = None
 
     @property
     def busy(self) -> bool:
@@ -74,10 +79,11 @@ class FrameIngest:
         self._batch = [frame if frame and frame.camera != camera else None for frame in self._batch]
 
     @torch.inference_mode()
-    def run_piece(self, allowed_s: float) -> list[tuple[NewFrame, FrameChain]]:
+    def run_piece(self, allowed_s: float) -> list[tuple[NewFrame, FrameKeysValues]]:
         """Do one piece of the work, meant to take less than half of `allowed_s`; returns the frames that are ready.
 
-        If a batch fails, its frames are tried one by one. Raises for a frame that fails alone; it is lost.
+        Frames with NaN or infinity are skipped: whoever looked at them would fail. If a batch fails, its frames are
+        tried one by one. Raises for a frame that fails alone; it is skipped.
         """
         if not self._batch:
             self._begin()
@@ -87,6 +93,7 @@ class FrameIngest:
         except Exception:
             failed, self._batch, self._work, self._in_flight = self._batch, [], None, None
             if len(failed) == 1:
+                self.num_skipped += 1
                 raise
             again = [frame for frame in failed if frame]
             self._waiting.extendleft(reversed(again))
@@ -95,8 +102,16 @@ class FrameIngest:
         self.budget.record(self._num_tokens, time.perf_counter() - began)
         if done is None:
             return []
-        ready = [(frame, chain) for frame, chain in zip(self._batch, done, strict=True) if frame]
-        self._batch, self._work = [], None
+        batch, self._batch, self._work = self._batch, [], None
+        ready = list[tuple[NewFrame, FrameKeysValues]]()
+        for frame, keys_values, is_finite in zip(batch, done[0], done[1].tolist(), strict=True):
+            if frame and is_finite:
+                ready.append((frame, keys_values))
+            elif frame:
+                self.num_skipped += 1
+                log.warning(
+                    "camera %s: frame %s has NaN or infinity, and is skipped", frame.camera, frame.frame_id
+                )
         return ready
 
     def _begin(self) -> None:
@@ -106,7 +121,7 @@ class FrameIngest:
         self._batch = list(frames)
         self._work = self._compute([frame.features for frame in frames])
 
-    def _advance(self) -> list[FrameChain] | None:
+    def _advance(self) -> Batch | None:
         assert self._work is not None
         try:
             next(self._work)
@@ -114,28 +129,28 @@ class FrameIngest:
             return end.value
         return None
 
-    def _poll(self) -> list[FrameChain] | None:
+    def _poll(self) -> Batch | None:
         """On a GPU the whole batch is started at once, on its own stream; None until it is done."""
         assert self._stream is not None
         if self._in_flight is None:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                while (chains := self._advance()) is None:
+                while (batch := self._advance()) is None:
                     pass
                 done = torch.cuda.Event()
                 done.record()
-            self._in_flight = done, chains
-        done, chains = self._in_flight
+            self._in_flight = done, batch
+        done, batch = self._in_flight
         if not done.query():
             return None
-        for keys, values in (pair for chain in chains for pair in chain):
+        for keys, values in (pair for frame in batch[0] for pair in frame):
             keys.record_stream(torch.cuda.current_stream())
             values.record_stream(torch.cuda.current_stream())
         self._in_flight = None
-        return chains
+        return batch
 
-    def _compute(self, features: Sequence[Tensor]) -> Generator[None, None, list[FrameChain]]:
-        """The frames' chains (`StreamChat.visual_chain`), some tokens and one layer at a time."""
+    def _compute(self, features: Sequence[Tensor]) -> Generator[None, None, Batch]:
+        """The same as `StreamChat.frame_keys_values`, some tokens and one layer at a time."""
         rotation = self._rotation.repeat(1, len(features), 1, 1)  # [2, N * P, 1, d]
         rows = torch.stack(list(features)).to(rotation.device, self._dtype).flatten(0, 1)
         pieces: list[list[KeysValues]] = []
@@ -146,11 +161,14 @@ class FrameIngest:
             rows, rotation = rows[size:], rotation[:, size:]
             pieces.append([])
             yield
-            for keys_values in frame_chain(self._layers, visual, piece_rotation):
+            for keys_values in run_frame_layers(self._layers, visual, piece_rotation):
                 pieces[-1].append(keys_values)
                 yield
         by_layer = [
             tuple(torch.cat(side).unflatten(0, (len(features), -1)) for side in zip(*layer, strict=True))
             for layer in zip(*pieces, strict=True)
         ]
-        return [[(keys[n], values[n]) for keys, values in by_layer] for n in range(len(features))]
+        # What is not finite stays so in all later visual states, and makes NaN of a whole row of the last keys.
+        is_finite = by_layer[-1][0].sum((1, 2, 3), dtype=torch.float32).isfinite()
+        frames = [[(keys[n], values[n]) for keys, values in by_layer] for n in range(len(features))]
+        return frames, is_finite

@@ -33,9 +33,9 @@ class FrameKVCache:
         ]  # each [rings, G, F, P, d]
 
     @torch.inference_mode()
-    def write(self, page: int, slot: int, chain: Sequence[KeysValues]) -> None:
-        """A frame's chain, [P, G, d] per cross layer."""
-        for (all_keys, all_values), (keys, values) in zip(self.layers, chain, strict=True):
+    def write(self, page: int, slot: int, frame: Sequence[KeysValues]) -> None:
+        """Keep a frame's keys and values, [P, G, d] per cross layer."""
+        for (all_keys, all_values), (keys, values) in zip(self.layers, frame, strict=True):
             all_keys[page, :, slot] = keys.transpose(0, 1)
             all_values[page, :, slot] = values.transpose(0, 1)
 
@@ -64,6 +64,7 @@ class TextKVCache:
         shape = (2, num_pages, self.num_groups, page_tokens, config.head_dim)
         joined = [_allocate(shape, dtype, device) for _ in range(config.num_hidden_layers)]
         self.layers: list[KeysValues] = [(keys, values) for keys, values in joined]  # each [pages, G, S, d]
+        self._joined = joined  # each [2, pages, G, S, d]
         self._lines = [each.flatten(0, 3) for each in joined]  # [2 * pages * G * S, d]
         groups = np.arange(self.num_groups) * page_tokens
         self._line_offsets = np.concatenate([groups, groups + num_pages * self.num_groups * page_tokens])
@@ -72,6 +73,12 @@ class TextKVCache:
         """The cache lines of N tokens' keys and values, [N, 2 * G], by their pages and the offsets there, both [N]."""
         first = pages * (self.num_groups * self.page_tokens) + offsets
         return first[:, None] + self._line_offsets
+
+    @torch.inference_mode()
+    def clear(self, page: int) -> None:
+        """Set a page to zeros."""
+        for keys_values in self._joined:
+            keys_values[:, page].zero_()
 
     def write(self, layer: int, lines: Tensor, keys_values: Tensor) -> None:
         """keys_values [N, 2 * G, d] -> cache lines `lines` [N, 2 * G]."""

@@ -5,7 +5,6 @@ Letters: B rows (dialogs of a step), V vocabulary.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,13 +13,11 @@ from torch import Tensor
 from model.engine.dialog import Dialog, PendingToken
 from model.network.streamchat import StreamChat
 from model.runtime.decode_step import DecodeStep
-from model.runtime.frame_ingest import FrameChain, FrameIngest, NewFrame
+from model.runtime.frame_ingest import FrameIngest
 from model.runtime.kv_cache import FrameKVCache, TextKVCache
 from model.runtime.packed_model import PackedModel
 from model.runtime.packed_weights import Quantise
 from model.runtime.prefill import PrefillBatch
-
-log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -57,26 +54,3 @@ class ModelRunner:
         """Write the keys and values of several dialogs' next prompt tokens into the text cache."""
         batch = PrefillBatch(self._packed, self.text_cache, self.frame_cache, parts)
         self._packed.forward(batch.buffers, batch)
-
-    @torch.inference_mode()
-    def ingest_piece(self, allowed_s: float) -> list[tuple[NewFrame, FrameChain]]:
-        """One piece of frame ingest, for about half of `allowed_s`; returns the frames that are complete.
-
-        Frames with NaN or infinity are left out: whoever looked at them would fail.
-        """
-        ready = list[tuple[NewFrame, FrameChain]]()
-        for frame, chain in self.ingest.run_piece(allowed_s):
-            sums = [part.sum(dtype=torch.float32) for pair in chain for part in pair]
-            if torch.stack(sums).isfinite().all():
-                ready.append((frame, chain))
-            else:
-                log.warning(
-                    "camera %s: frame %s has NaN or infinity, and is skipped", frame.camera, frame.frame_id
-                )
-        return ready
-
-    @torch.inference_mode()
-    def clear_page(self, page: int) -> None:
-        """Set a page of the text cache to zeros."""
-        for part in (part for layer in self.text_cache.layers for part in layer):
-            part[page].zero_()

@@ -112,7 +112,7 @@ class PackedModel:
     """The language model over packed tokens."""
 
     def __init__(self, model: StreamChat, quantise: Quantise | None = None) -> None:
-        """Joins `model`'s weights. With `quantise`, `model` keeps only what frames need."""
+        """Joins `model`'s weights. With `quantise`, `model` loses what is replaced."""
         language = model.language
         self.config, self.rope = model.config, model.rope
         self._embedding = language.embed_tokens.weight.detach()

@@ -43,10 +43,6 @@ class Projection:
             return out.add_(linear(x, self.weight))
         return out.addmm_(x, self._transposed)
 
-    def outputs_from(self, first: int) -> Projection:
-        """The part that computes the outputs from `first` on; its weight is a view."""
-        return Projection(self.weight[first:], None if self.bias is None else self.bias[first:])
-
     def quantised(self, quantise: Quantise) -> Projection:
         """The same with a weight of fewer bits."""
         return Projection(quantise(self.weight), self.bias)
@@ -95,11 +91,12 @@ class PackedFeedForward:
 
 
 class CrossWeights(NamedTuple):
-    """What text needs in a cross layer."""
+    """The cross-attention of a layer."""
 
     query: Projection
     output: Projection
     gate: Tensor  # [D]
+    frame_keys_values: Projection
 
 
 class LayerWeights:
@@ -108,7 +105,7 @@ class LayerWeights:
     forward_frames = run_frame_layer
 
     def __init__(self, layer: Layer, quantise: Quantise | None) -> None:
-        """With `quantise`, `layer` loses the weights that frames do not need."""
+        """With `quantise`, `layer` loses the weights that are replaced."""
         own, across = layer.self_attn, layer.cross_projections
         self.index, self.cross, self._head_dim = layer.index, layer.cross, own.head_dim
         self.input_layernorm = InPlaceRMSNorm(layer.input_layernorm)
@@ -117,33 +114,32 @@ class LayerWeights:
         self.mlp = PackedFeedForward(layer.mlp)
         self.cross_weights: CrossWeights | None = None
         if (gate := layer.cross_gate) is not None:
-            self.cross_weights = CrossWeights(join(across.q_proj), join(across.o_proj), gate.detach())
+            frames = join(across.k_proj, across.v_proj)  # a view of the joined matrix if these are `own`
+            self.cross_weights = CrossWeights(join(across.q_proj), join(across.o_proj), gate.detach(), frames)
         self.visual_expert: VisualExpert | None = None
         if (expert := layer.visual_expert) and layer.visual_norm and layer.visual_ffn:
             norm, feed_forward = InPlaceRMSNorm(layer.visual_norm), PackedFeedForward(layer.visual_ffn)
             self.visual_expert = VisualExpert(expert.gate.detach(), norm, feed_forward)
-        self._frame_keys_values = self.query_keys_values.outputs_from(own.q_proj.out_features)
-        if layer.cross_attn is not None:
-            self._frame_keys_values = join(across.k_proj, across.v_proj)
         if quantise is not None:
             self._quantise(layer, quantise)
 
     def frame_keys_values(self, x: Tensor) -> KeysValues:
-        keys, values = self._frame_keys_values(x).unflatten(-1, (-1, self._head_dim)).chunk(2, 1)
+        assert self.cross_weights is not None
+        joined = self.cross_weights.frame_keys_values(x).unflatten(-1, (-1, self._head_dim))
+        keys, values = joined.chunk(2, 1)
         return keys, values
 
     def _quantise(self, layer: Layer, quantise: Quantise) -> None:
-        """Text's weights; the frames' stay. The module's own copies of what frames do not need are freed."""
+        """Text's weights; the frames' stay. The module's own copies are freed."""
         if self.cross_weights is not None:
-            query, output, gate = self.cross_weights
-            self.cross_weights = CrossWeights(query.quantised(quantise), output.quantised(quantise), gate)
-            for part in (layer.self_attn.k_proj, layer.self_attn.v_proj):
-                part.weight.data = part.weight.data.clone()  # frames need these two, not the joined matrix
-            if layer.cross_attn is None:
-                self._frame_keys_values = join(layer.self_attn.k_proj, layer.self_attn.v_proj)
+            query, output, gate, frames = self.cross_weights
+            frames = frames.quantised(torch.clone)  # not the joined matrix that it may be a view of
+            self.cross_weights = CrossWeights(
+                query.quantised(quantise), output.quantised(quantise), gate, frames
+            )
         self.query_keys_values = self.query_keys_values.quantised(quantise)
         self.output = self.output.quantised(quantise)
         self.mlp.quantise(quantise)
-        unused = [layer.self_attn.q_proj, layer.self_attn.o_proj, *layer.mlp.children()]
+        unused = [*layer.self_attn.children(), *layer.cross_projections.children(), *layer.mlp.children()]
         for part in [each for each in unused if isinstance(each, nn.Linear)]:
             part.weight.data = part.weight.data.new_empty(0)

@@ -140,7 +140,7 @@ def looking_again(model: StreamChat, shape: str, frames: int, rounds: int) -> li
     )
 
     def naively() -> None:
-        recompute_visual_chain(model, features)
+        recompute_frames(model, features)
         loaded.step()
 
     calls += calls_per_frame(lambda: None, naively, naively)
@@ -163,9 +163,9 @@ def looking_again(model: StreamChat, shape: str, frames: int, rounds: int) -> li
 
 
 @torch.inference_mode()
-def recompute_visual_chain(model: StreamChat, features: Tensor) -> object:
+def recompute_frames(model: StreamChat, features: Tensor) -> object:
     """Adapter, V-FFNs, keys and values of the whole window: computed before every token without caching."""
-    return model.visual_chain(features)
+    return model.frame_keys_values(features)
 
 
 def make_plot(rows: Sequence[dict[str, Any]]) -> Plot:

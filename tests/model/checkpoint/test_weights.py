@@ -65,3 +65,18 @@ def test_the_whole_weights_are_let_go():
         for p in model.language.layers[1].parameters()
     }
     assert sum(left.values()) < before / 2
+
+
+@pytest.mark.parametrize("shape", ["gqa_tied", "own_attention"])
+def test_no_matrix_of_a_layer_is_kept_beside_its_replacement(shape: str):
+    """Also where a layer looks at no frames: its keys and values were kept, and with them the whole joined matrix."""
+    model = make_model(shape)
+    Engine(model, quantise=torch.clone, max_dialogs=1)
+    for index in range(model.config.num_hidden_layers):
+        layer = model.layer(index)
+        parts = [
+            *layer.self_attn.parameters(),
+            *layer.mlp.parameters(),
+            *layer.cross_projections.parameters(),
+        ]
+        assert [part.shape for part in parts if part.dim() == 2] == []

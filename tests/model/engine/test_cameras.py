@@ -60,6 +60,7 @@ def test_a_camera_without_frames_gives_words_without_a_frame(small: StreamChat):
 def test_a_frame_that_is_not_finite_is_skipped(small: StreamChat, value: float):
     engine, other = with_cameras(small, "a"), with_cameras(small, "a")
     engine.add_frame("a", "broken", 1.3, torch.full_like(features(small, 0), value))
+    assert (engine.num_skipped_frames, other.num_skipped_frames) == (1, 0)
     for each in (engine, other):
         watch(each, "a", 7, 7)
         each.open_dialog("d", "a", PROMPT, DialogOptions())

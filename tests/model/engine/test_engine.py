@@ -101,6 +101,7 @@ def test_a_dialog_with_nan_fails_alone_and_leaves_none_behind(model: StreamChat)
     with pytest.raises(DialogsFailed) as raised:
         engine.step(["poisoned", "d", "e"])
     assert raised.value.dialog_ids == ["poisoned"]
+    assert engine.num_failed_rows == 1
     engine.close_dialog("poisoned")
     engine.open_dialog("f", "a", PROMPT * 3, DialogOptions(temperature=1.0, seed=1))  # on the same pages
     assert engine.dialogs["f"].pages == pages

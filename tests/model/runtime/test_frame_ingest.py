@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.engine.work_budget import WorkBudget
 from model.network.streamchat import StreamChat
-from model.runtime.frame_ingest import FrameChain, FrameIngest, NewFrame
+from model.runtime.frame_ingest import FrameIngest, FrameKeysValues, NewFrame
 from model.runtime.packed_model import PackedModel
 
 
@@ -23,8 +23,8 @@ def frames(model: StreamChat, camera: str, num: int) -> list[NewFrame]:
     ]
 
 
-def all_of(ingest: FrameIngest) -> tuple[list[tuple[NewFrame, FrameChain]], int]:
-    ready: list[tuple[NewFrame, FrameChain]] = []
+def all_of(ingest: FrameIngest) -> tuple[list[tuple[NewFrame, FrameKeysValues]], int]:
+    ready: list[tuple[NewFrame, FrameKeysValues]] = []
     num_pieces = 0
     while ingest.busy:
         ready += ingest.run_piece(math.inf)
@@ -32,12 +32,12 @@ def all_of(ingest: FrameIngest) -> tuple[list[tuple[NewFrame, FrameChain]], int]
     return ready, num_pieces
 
 
-def stacked(chain: FrameChain) -> list[Tensor]:
-    return [part for pair in chain for part in pair]
+def stacked(keys_values: FrameKeysValues) -> list[Tensor]:
+    return [part for pair in keys_values for part in pair]
 
 
 @pytest.mark.parametrize("size", [1, 4, 9, 1000])
-def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
+def test_pieces_give_what_the_network_gives(model: StreamChat, size: int):
     ingest = FrameIngest(model, PackedModel(model))
     ingest.budget = WorkBudget(size, size)
     new = [*frames(model, "a", 3), *frames(model, "b", 2)]
@@ -48,9 +48,9 @@ def test_pieces_give_the_whole_chain(model: StreamChat, size: int):
     assert num_pieces == num_chunks * (len(model.config.cross_layers) + 1) + 1
     assert [frame for frame, _ in ready] == new
     with torch.no_grad():
-        for frame, chain in ready:
-            wanted = stacked(model.visual_chain(frame.features))
-            torch.testing.assert_close(stacked(chain), wanted, atol=1e-5, rtol=1e-4)
+        for frame, keys_values in ready:
+            wanted = stacked(model.frame_keys_values(frame.features))
+            torch.testing.assert_close(stacked(keys_values), wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_frames_that_would_fall_out_unseen_are_not_computed(model: StreamChat):
@@ -89,4 +89,4 @@ def test_a_frame_that_fails_is_lost_alone(small: StreamChat):
             ready += [frame for frame, _ in ingest.run_piece(math.inf)]
         except RuntimeError:
             num_errors += 1
-    assert (ready, num_errors) == (new, 1)
+    assert (ready, num_errors, ingest.num_skipped) == (new, 1, 1)

@@ -21,7 +21,7 @@ def config() -> StreamChatConfig:
     return make_config("gqa_tied")
 
 
-def chain(config: StreamChatConfig, value: float) -> list[tuple[Tensor, Tensor]]:
+def keys_values(config: StreamChatConfig, value: float) -> list[tuple[Tensor, Tensor]]:
     shape = (config.vision.num_visual_tokens, config.num_key_value_heads, config.head_dim)
     return [(torch.full(shape, value + layer), torch.full(shape, -value - layer)) for layer in range(2)]
 
@@ -61,9 +61,9 @@ def test_a_copy_stays_as_it_was():
 
 def test_frames_are_written_read_and_copied_per_ring_and_layer(config: StreamChatConfig):
     cache = FrameKVCache(config, 3, torch.float32, CPU)
-    cache.write(1, 4, chain(config, 10.0))
+    cache.write(1, 4, keys_values(config, 10.0))
     cache.copy(1, 2)
-    cache.write(1, 4, chain(config, 50.0))
+    cache.write(1, 4, keys_values(config, 50.0))
     for layer in range(2):
         keys, values = cache.layers[layer]
         assert keys.shape == values.shape == (3, 2, 5, 9, 16)
