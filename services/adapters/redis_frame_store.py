@@ -3,8 +3,9 @@
     streamchat:<encoder>:{<shard>}:<camera>:frames    stream  entry id = frame id, `frame` = visual tokens
     streamchat:<encoder>:{<shard>}:<camera>:pictures  stream  the same ids, `frame` = JPEGs: read without the tokens
     streamchat:<encoder>:{<shard>}:<camera>:times     stream  the same ids, a few bytes each: for the list of cameras
-    streamchat:<encoder>:{<shard>}:<camera>:announced string  exists while the camera sends, even without a frame
+    streamchat:<encoder>:{<shard>}:<camera>:note      string  JSON: name and problem; exists while the camera sends
     streamchat:<encoder>:{<shard>}:cameras            zset    camera, scored by the wall-clock time of its last frame
+    streamchat:<encoder>:{<shard>}:noted              zset    camera, scored by the wall-clock end of its note
     streamchat:<encoder>:{<shard>}:clips              zset    the same for private clips
 
 `<encoder>` is the fingerprint of the vision encoder: nobody reads the visual tokens of another model. `<shard>` is one
@@ -15,10 +16,12 @@ keys, in one transaction. No key stays for ever. Decoders use plain XREAD withou
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from redis import Redis
@@ -27,14 +30,14 @@ from redis.exceptions import ResponseError
 from services.adapters.frame_entry import pack, pack_picture, unpack, unpack_picture
 from services.adapters.redis_connection import RedisConnection, new_pipeline, sentinel_credentials
 from services.adapters.redis_entries import FIELD, READ_ENTRIES, RedisEntries
-from services.messages.video import CameraState, Frame, Picture
+from services.messages.video import CameraNote, CameraState, Frame, Picture
 from services.ports.frame_store import KEPT_S, StoreFull, fps, is_private, parse_frame_id
 from services.settings import Settings
 
 # The least that an ACL user of the store needs: `ACL SETUSER streamchat on >PASSWORD ` and this.
 ACL_RULES = (
     "resetkeys ~streamchat:* resetchannels -@all +multi +exec +discard +xadd +xrange +xrevrange +xread +xinfo|stream "
-    "+zadd +zrange +zrem +zremrangebyscore +pexpire +set +exists +info +ping +hello +client|setinfo +client|setname "
+    "+zadd +zrange +zrem +zremrangebyscore +pexpire +set +get +info +ping +hello +client|setinfo +client|setname "
     "+command +cluster|slots "  # of a Cluster
     "+evalsha +script|load +expire +lindex +lpush +ltrim +llen"  # the scripts in rate_limit_store.py
 )
@@ -130,7 +133,9 @@ class RedisFrameStore:
     def cameras(self, only: Collection[str] | None = None) -> list[CameraState]:
         found: list[CameraState] = []
         gone: dict[str, list[str]] = {}  # by index
-        names = {self._key(name, "times"): name for name in (self._indexed() if only is None else only)}
+        names = {
+            self._key(name, "times"): name for name in (self._indexed("cameras") if only is None else only)
+        }
         for key, answer in self._connection.ask_all(names, lambda pipeline, key: pipeline.xinfo_stream(key)):
             camera = names[key]
             if isinstance(answer, dict) and answer["length"]:
@@ -138,19 +143,23 @@ class RedisFrameStore:
             else:
                 gone.setdefault(self._index_of(camera), []).append(camera)
         if gone and only is None:  # a camera that just came back is added again with its next frame
-            for _ in self._connection.ask_all(gone, lambda pipeline, key: pipeline.zrem(key, *gone[key])):
-                pass
+            self._for_all(gone, lambda pipe, key: pipe.zrem(key, *gone[key]))
         return sorted(found, key=lambda state: state.camera)
 
-    def announce(self, cameras: Collection[str], for_s: float) -> None:
-        milliseconds = _milliseconds(for_s)
-        keys = [self._key(camera, "announced") for camera in cameras]
-        for _ in self._connection.ask_all(keys, lambda pipeline, key: pipeline.set(key, 1, px=milliseconds)):
-            pass
+    def announce(self, notes: Mapping[str, CameraNote], for_s: float) -> None:
+        texts = {self._key(camera, "note"): json.dumps(asdict(note)) for camera, note in notes.items()}
+        lists: dict[str, dict[str, float]] = {}
+        for camera in notes:
+            lists.setdefault(self._index_of(camera, "noted"), {})[camera] = time.time() + for_s
+        self._for_all(texts, lambda pipe, key: pipe.set(key, texts[key], px=_milliseconds(for_s)))
+        self._for_all(lists, lambda pipe, key: pipe.zadd(key, lists[key]))
+        self._for_all(lists, lambda pipe, key: pipe.pexpire(key, _milliseconds(INDEX_KEPT_S)))
+        self._for_all(lists, lambda pipe, key: pipe.zremrangebyscore(key, 0, time.time()))
 
-    def is_announced(self, camera: str) -> bool:
-        key = self._key(camera, "announced")
-        return bool(self._connection.call(key, lambda redis: redis.exists(key)))
+    def notes(self, only: Collection[str] | None = None) -> dict[str, CameraNote]:
+        keys = {self._key(name, "note"): name for name in (self._indexed("noted") if only is None else only)}
+        answers = self._connection.ask_all(keys, lambda pipeline, key: pipeline.get(key))
+        return {keys[key]: CameraNote(**json.loads(text)) for key, text in answers if text}
 
     def memory(self) -> tuple[int, int]:
         facts: list[Any] = self._connection.call_each(lambda redis: redis.info("memory"))
@@ -165,8 +174,9 @@ class RedisFrameStore:
     def _key(self, camera: str, kind: str) -> str:
         return f"{self._prefix}:{{{_shard(camera)}}}:{camera}:{kind}"
 
-    def _index_of(self, camera: str) -> str:
-        return f"{self._prefix}:{{{_shard(camera)}}}:{'clips' if is_private(camera) else 'cameras'}"
+    def _index_of(self, camera: str, kind: str = "") -> str:
+        kind = kind or ("clips" if is_private(camera) else "cameras")
+        return f"{self._prefix}:{{{_shard(camera)}}}:{kind}"
 
     def _indexes(self, kind: str) -> list[str]:
         return [f"{self._prefix}:{{{shard}}}:{kind}" for shard in range(NUM_SHARDS)]
@@ -238,16 +248,20 @@ class RedisFrameStore:
         if is_private(camera):
             pipeline.zremrangebyscore(index, 0, now_s - INDEX_KEPT_S)
 
-    def _indexed(self) -> list[str]:
+    def _for_all(self, keys: Iterable[str], command: Callable[[Any, str], Any]) -> None:
+        for _ in self._connection.ask_all(keys, command):
+            pass
+
+    def _indexed(self, kind: str) -> list[str]:
         answers = self._connection.ask_all(
-            self._indexes("cameras"), lambda pipeline, key: pipeline.zrange(key, 0, -1)
+            self._indexes(kind), lambda pipeline, key: pipeline.zrange(key, 0, -1)
         )
         return [member.decode() for _, members in answers for member in members]
 
     def _drop_oldest_clips(self, camera: str) -> bool:
         """Make room on the server that has no room for a frame of the camera. False: no clip is old enough."""
         before_s = time.time() - CLIP_SPARED_S
-        index = self._index_of(camera).rpartition(":")[0] + ":clips"
+        index = self._index_of(camera, "clips")
         indexes = next(keys for keys in self._connection.by_server(self._indexes("clips")) if index in keys)
         answers = self._connection.ask_all(
             indexes,
@@ -261,8 +275,7 @@ class RedisFrameStore:
             return False
         log.warning("the store is full: the %d oldest clips are dropped", len(names))
         keys = [self._key(name, kind) for name in names for kind in ("frames", "pictures", "times")]
-        for _ in self._connection.ask_all(keys, lambda pipeline, key: pipeline.pexpire(key, 0)):  # deletes it
-            pass
+        self._for_all(keys, lambda pipe, key: pipe.pexpire(key, 0))  # deletes it
         for name in names:
             index = self._index_of(name)
             self._connection.call(index, lambda redis, index=index, name=name: redis.zrem(index, name))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from services.cli.chat_client import Camera, ChatClient
 from services.cli.table import text_table
 
-HEAD = ("camera", "state", "frames/s", "newest frame", "frames kept")
+HEAD = ("camera", "state", "frames/s", "newest frame", "frames kept", "name", "problem")
 
 
 def list_cameras(url: str, *, key: str = "") -> int:
@@ -29,8 +29,10 @@ def camera_table(cameras: Sequence[Camera]) -> str:
             camera.id,
             camera.state,
             f"{camera.fps:.1f}",
-            f"{camera.newest_frame_age_ms:.0f} ms ago",
+            f"{camera.newest_frame_age_ms:.0f} ms ago" if camera.num_frames else "none",
             f"{camera.num_frames}/{camera.capacity}",
+            camera.name if camera.name != camera.id else "",
+            camera.problem,
         )
         for camera in cameras
     ]

@@ -45,6 +45,8 @@ class Camera:
     newest_frame_age_ms: float
     num_frames: int
     capacity: int
+    name: str = ""
+    problem: str = ""
 
 
 class ChatClient:

@@ -11,12 +11,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.frame_fifo.camera_decoder import CameraDecoder
 from services.frame_fifo.metrics import UPDATE_EVERY_S, FrameFifoMetrics
 from services.frame_fifo.record_batch import NewestInBatch, Source, interleave, newest_by_source
-from services.messages.video import VideoPacket
+from services.messages.video import CameraNote, VideoPacket
 from services.messages.video_record import Partition, VideoRecord
 from services.ports.video_log import VideoReader
 from services.settings import Settings
@@ -32,6 +32,8 @@ DEAD_LETTER_BURST = 100  # dead letters written at once; all are counted
 DEAD_LETTERS_PER_S = 10.0
 MAX_STANDSTILL_S = 10.0  # of reading; then the replica is replaced
 MAX_BUSY_S = 20.0  # with one poll or one packet; likewise
+MAX_NAMES = 4  # of a camera, to remember
+SAME_TIME_S = 5.0  # a name that was seen so shortly ago is still used
 ERROR_PAUSE_S = 1.0  # after an unexpected error, so that the loop does not spin
 
 
@@ -43,6 +45,27 @@ class ReadCamera:
     seen_at: float  # monotonic
     keyframe_offset: int | None = None  # of the current GOP: where a restart has to begin
     late_since: float | None = None  # monotonic: since when this GOP is late
+    names: dict[str, float] = field(
+        default_factory=dict[str, float]
+    )  # with the time when last seen, monotonic
+    problem: str = ""  # of its newest packets
+
+    def take_name(self, name: str) -> None:
+        """Remember the name that came with a packet."""
+        self.names.pop(name, None)
+        self.names[name] = self.seen_at
+        if len(self.names) > MAX_NAMES:
+            del self.names[next(iter(self.names))]
+
+    def note(self) -> CameraNote:
+        """Its newest name and its problem: two names at once are two cameras with one id."""
+        names = dict(self.names)
+        newest = next(reversed(names), "")
+        others = [name for name, seen_at in names.items() if self.seen_at - seen_at < SAME_TIME_S]
+        if len(others) > 1:
+            shown = " and ".join(repr(name) for name in sorted(others))
+            return CameraNote(name=newest, problem=f"two cameras have this id: {shown}; one needs another")
+        return CameraNote(name=newest, problem=self.problem)
 
 
 class CameraReader:
@@ -99,9 +122,9 @@ class CameraReader:
         """Ask `run` to end soon."""
         self._stop.set()
 
-    def names(self) -> set[str]:
+    def notes(self) -> dict[str, CameraNote]:
         """The cameras that send. From any thread."""
-        return {camera for _, camera in list(self._cameras)}
+        return {name: camera.note() for (_, name), camera in list(self._cameras.items())}
 
     def step(self) -> None:
         """Poll once and decode the records."""
@@ -168,6 +191,7 @@ class CameraReader:
         if camera is not None:
             self._metrics.packet_read(packet.camera)
             camera.seen_at = time.monotonic()
+            camera.take_name(packet.name)
             self._decode(camera, record, packet, newest[source])
         return None
 
@@ -200,6 +224,7 @@ class CameraReader:
         if decoded.skipped:
             self._metrics.packet_skipped(packet.camera, decoded.skipped)
             if decoded.problem:
+                camera.problem = decoded.problem
                 self._dead_letter(record, decoded.skipped, decoded.problem)
         if packet.keyframe and decoded.skipped in ("", "repeated"):
             camera.keyframe_offset = record.offset
@@ -207,6 +232,7 @@ class CameraReader:
             self._metrics.frame_sampled()
             self._metrics.frame_dropped(packet.camera, "late")
         for frame in decoded.frames:
+            camera.problem = ""
             self._metrics.frame_sampled()
             self._put_frame(packet.camera, frame)
         return None

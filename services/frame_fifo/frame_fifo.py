@@ -167,7 +167,7 @@ class FrameFifo:
         while True:
             try:
                 await asyncio.to_thread(
-                    self._store.announce, self._cameras.names(), self._settings.forget_after_s
+                    self._store.announce, self._cameras.notes(), self._settings.forget_after_s
                 )
             except StoreLost as error:
                 self._report_outage("the frame store", error)
@@ -186,7 +186,7 @@ class FrameFifo:
             await asyncio.sleep(MEASURE_EVERY_S)
 
     def _measure_store(self) -> None:
-        cameras = self._store.cameras(self._cameras.names())  # its own: other replicas report theirs
+        cameras = self._store.cameras(self._cameras.notes())  # its own: other replicas report theirs
         entries = {state.camera: state.num_frames for state in cameras}
         self._metrics.update_store(entries, self._capacity, *self._store.memory())
 

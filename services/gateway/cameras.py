@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -15,7 +16,7 @@ from services.gateway.picture_feed import PictureFeed, multipart
 from services.gateway.question_service import QuestionService
 from services.messages.api_error import ApiError, ErrorBody
 from services.messages.camera_name import camera_id
-from services.messages.video import CameraState
+from services.messages.video import CameraNote, CameraState
 from services.ports.frame_store import is_private, parse_frame_id
 
 BOUNDARY = "streamchat-picture"
@@ -36,7 +37,11 @@ class Camera(BaseModel):
 
     id: str
     object: Literal["camera"] = "camera"
-    state: Literal["live", "silent"] = Field(description="silent: no frame for some seconds")
+    name: str = Field(description="what people call it; without a name, its id")
+    state: Literal["live", "silent", "no_frame"] = Field(
+        description="silent: no frame for some seconds; no_frame: it sends, but no picture could be made of it"
+    )
+    problem: str = Field(description="why it is not seen, or not as wanted; empty: nothing is known")
     fps: float = Field(description="frames looked at per second")
     newest_frame_id: str
     newest_captured_s: float = Field(description="seconds since 1970")
@@ -46,17 +51,19 @@ class Camera(BaseModel):
 
 
 class CameraList(BaseModel):
-    """All cameras that have frames."""
+    """All cameras that have frames, and those that send and have a problem."""
 
     object: Literal["list"] = "list"
     data: list[Camera]
 
 
-def camera_of(state: CameraState) -> Camera:
+def camera_of(state: CameraState, note: CameraNote) -> Camera:
     """The camera's state as the API shows it, with the current age of its newest frame."""
     return Camera(
         id=state.camera,
+        name=note.name or state.camera,
         state=state.state,
+        problem=note.problem,
         fps=round(state.fps, 2),
         newest_frame_id=state.newest_frame_id,
         newest_captured_s=state.newest_captured_s,
@@ -64,6 +71,29 @@ def camera_of(state: CameraState) -> Camera:
         num_frames=state.num_frames,
         capacity=state.capacity,
     )
+
+
+def unseen_camera(camera: str, note: CameraNote) -> Camera:
+    """A camera that sends and has no frame."""
+    return Camera(
+        id=camera,
+        name=note.name or camera,
+        state="no_frame",
+        problem=note.problem,
+        fps=0.0,
+        newest_frame_id="",
+        newest_captured_s=0.0,
+        newest_frame_age_ms=0.0,
+        num_frames=0,
+        capacity=0,
+    )
+
+
+def listed(states: Iterable[CameraState], notes: Mapping[str, CameraNote]) -> list[Camera]:
+    """The cameras with frames, and those whose problem is why they have none."""
+    found = {state.camera: camera_of(state, notes.get(state.camera, CameraNote())) for state in states}
+    unseen = {name: unseen_camera(name, note) for name, note in notes.items() if note.problem}
+    return [camera for _, camera in sorted((unseen | found).items())]
 
 
 async def stored_frame(
@@ -124,10 +154,10 @@ def camera_routes(questions: QuestionService, feed: PictureFeed) -> APIRouter:
 
     @router.get("/cameras", response_model=CameraList, responses={503: ERRORS[503]})
     async def list_cameras(request: Request) -> CameraList:
-        """All cameras that have frames, of those that the key may see."""
+        """All cameras that have frames or a problem, of those that the key may see."""
         caller = caller_of(request)
-        states = await questions.store.call(lambda store: store.cameras())
-        return CameraList(data=[camera_of(state) for state in states if caller.can_see(state.camera)])
+        cameras = await questions.store.call(lambda store: listed(store.cameras(), store.notes()))
+        return CameraList(data=[camera for camera in cameras if caller.can_see(camera.id)])
 
     @router.get("/pictures", responses={200: {"content": {"multipart/mixed": {}}}, 429: {"model": ErrorBody}})
     async def watch_all_cameras(request: Request) -> Response:
@@ -163,7 +193,9 @@ def camera_routes(questions: QuestionService, feed: PictureFeed) -> APIRouter:
     @router.get("/cameras/{camera:path}", response_model=Camera, responses=ERRORS)
     async def retrieve_camera(request: Request, camera: CameraPath) -> Camera:
         """One camera."""
-        return camera_of(await questions.camera(caller_of(request), camera))
+        state = await questions.camera(caller_of(request), camera)
+        notes = await questions.store.call(lambda store: store.notes([camera]))
+        return camera_of(state, notes.get(camera, CameraNote()))
 
     _ = (list_cameras, watch_all_cameras, get_frame, watch_camera, retrieve_camera)
     return router

@@ -63,8 +63,10 @@ class QuestionService:
         known = 0 < len(camera) <= MAX_CAMERA_CHARACTERS and not is_private(camera)
         if known and (state := await self.store.call(lambda store: store.camera(camera))):
             return state
-        if known and await self.store.call(lambda store: store.is_announced(camera)):
-            message = f"camera {camera!r} sends, but no picture could be made of it yet: ask again shortly"
+        notes = await self.store.call(lambda store: store.notes([camera])) if known else {}
+        if camera in notes:
+            problem = notes[camera].problem or "ask again shortly"
+            message = f"camera {camera!r} sends, but no picture could be made of it yet: {problem}"
             raise ApiError(409, "no_frame", message, param=param, retry_after_s=1)
         message = (
             f"no camera called {camera[:80]!r} has sent a frame yet: GET /v1/cameras lists those that have"

@@ -76,6 +76,14 @@ class CameraState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CameraNote:
+    """What is known of a camera that sends, even without a frame."""
+
+    name: str = ""  # what people call it; empty: by its id
+    problem: str = ""  # for people, while there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlayedClip:
     """A clip that was played into a private FIFO, so that questions about it can be answered."""
 

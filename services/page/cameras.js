@@ -70,8 +70,9 @@ function showCameras(cameras) {
     const live = camera.state === "live";
     tile.classList.toggle("silent", !live);
     const facts = live ? `${camera.fps.toFixed(1)} fps` : `silent for ${readableAge(camera.newest_frame_age_ms)}`;
-    tile.querySelector(".facts").textContent = facts;
-    tile.title = `${camera.num_frames} of ${camera.capacity} frames kept`;
+    tile.querySelector(".facts").textContent = camera.state === "no_frame" ? "no picture" : facts;
+    tile.querySelector(".name").textContent = camera.name;
+    tile.title = camera.problem || `${camera.num_frames} of ${camera.capacity} frames kept`;
   }
   if (!names.includes(chosen)) choose(names[0] ?? null);
   else choose(chosen);

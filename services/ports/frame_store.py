@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from services.messages.camera_name import PRIVATE_PREFIX
-from services.messages.video import CameraState, Frame, Picture
+from services.messages.video import CameraNote, CameraState, Frame, Picture
 
 BEFORE_ALL = "0-0"  # older than every frame id
 KEPT_S = 60.0
@@ -65,12 +65,12 @@ class FrameStore(Protocol):
         """The cameras with frames, sorted by name: of these names, or all but the private ones. Reads no frames."""
         ...
 
-    def announce(self, cameras: Collection[str], for_s: float) -> None:
+    def announce(self, notes: Mapping[str, CameraNote], for_s: float) -> None:
         """Remember for `for_s` seconds that these cameras send, even if no frame is stored yet."""
         ...
 
-    def is_announced(self, camera: str) -> bool:
-        """Whether the camera was announced and `for_s` has not passed."""
+    def notes(self, only: Collection[str] | None = None) -> dict[str, CameraNote]:
+        """The notes of the announced cameras: of these names, or all, also of those without a frame."""
         ...
 
     def memory(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from services.messages.video import CameraState, Frame, Picture
+from services.messages.video import CameraNote, CameraState, Frame, Picture
 from services.ports.frame_store import BEFORE_ALL, KEPT_S, fps, is_private, parse_frame_id
 
 Entry = TypeVar("Entry", Frame, Picture)
@@ -29,7 +29,7 @@ class MemoryFrameStore:
     def __init__(self, *, silent_after_s: float = 5.0) -> None:
         self._silent_after_s = silent_after_s
         self._fifos: dict[str, _Fifo] = {}
-        self._announced: dict[str, float] = {}  # camera -> monotonic end
+        self._noted: dict[str, tuple[CameraNote, float]] = {}  # with its monotonic end
         self._changed = threading.Condition()
 
     def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
@@ -86,13 +86,14 @@ class MemoryFrameStore:
         with self._changed:
             self._fifos.pop(camera, None)
 
-    def announce(self, cameras: Collection[str], for_s: float) -> None:
+    def announce(self, notes: Mapping[str, CameraNote], for_s: float) -> None:
         with self._changed:
-            self._announced.update(dict.fromkeys(cameras, time.monotonic() + for_s))
+            self._noted.update({camera: (note, time.monotonic() + for_s) for camera, note in notes.items()})
 
-    def is_announced(self, camera: str) -> bool:
+    def notes(self, only: Collection[str] | None = None) -> dict[str, CameraNote]:
         with self._changed:
-            return self._announced.get(camera, 0.0) > time.monotonic()
+            found = {camera: note for camera, (note, end) in self._noted.items() if end > time.monotonic()}
+            return {camera: note for camera, note in found.items() if only is None or camera in only}
 
     def memory(self) -> tuple[int, int]:
         with self._changed:

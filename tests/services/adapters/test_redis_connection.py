@@ -19,6 +19,7 @@ from services.adapters import redis_connection
 from services.adapters.redis_connection import RedisConnection
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import HOST, Store, start_store
+from services.messages.video import CameraNote
 from services.ports.frame_store import StoreLost
 from services.processes.polling import wait_until
 from tests.services.adapters.redis_servers import Cluster, MovingAddress, Watched, redis_cluster, sentinels
@@ -200,9 +201,9 @@ def test_keys_on_all_servers_expire(cluster: Cluster, unique: str) -> None:
     with closing(RedisFrameStore(cluster.url)) as store:
         for camera in cameras:
             assert store.append(frame(camera, 1), capacity=4, keep_s=0.2)
-        store.announce(cameras, 0.2)
-        assert store.is_announced(cameras[0])
-        assert wait_until(lambda: not any(store.is_announced(camera) for camera in cameras), 5.0)
+        store.announce(dict.fromkeys(cameras, CameraNote()), 0.2)
+        assert set(cameras) <= set(store.notes())
+        assert wait_until(lambda: not set(cameras) & set(store.notes()), 5.0)
         assert wait_until(lambda: store.cameras(cameras) == [], 5.0)
         assert not set(cameras) & {state.camera for state in store.cameras()}
         for redis in cluster.clients():  # the lists forget them too

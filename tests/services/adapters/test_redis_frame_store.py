@@ -21,7 +21,7 @@ from services.adapters.redis_connection import SOCKET_TIMEOUT_S
 from services.adapters.redis_entries import BLOCK_S
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import HOST, Store, start_store
-from services.messages.video import Frame
+from services.messages.video import CameraNote, Frame
 from services.ports.frame_store import StoreFull, StoreLost
 from tests.services.adapters.redis_servers import CuttingAddress
 
@@ -219,11 +219,11 @@ def test_no_key_stays_for_ever(own_server: Store, unique: str) -> None:
     frames = RedisFrameStore(own_server.url)
     frames.append(frame(unique, 1), capacity=4, keep_s=30.0)
     frames.append(frame(f"clip-{unique}", 1), capacity=4, keep_s=300.0)
-    frames.announce([unique], 30.0)
+    frames.announce({unique: CameraNote()}, 30.0)
     with closing(Redis(port=own_server.port)) as client:
         names: Any = client.keys("*")
         ends = {name.decode(): client.ttl(name) for name in names}
-    assert len(ends) == 9  # three streams each, what is announced, two indexes
+    assert len(ends) == 10  # three streams each, a note, three lists
     assert min(ends.values()) > 0
     assert max(end for key, end in ends.items() if f":{unique}:" in key) <= 30
     frames.close()
@@ -330,10 +330,10 @@ def test_two_encoders_never_see_each_others_frames(store_server: Store, unique: 
     new = RedisFrameStore(store_server.url, encoder="new")
     old.append(frame(unique, 1), capacity=4)
     new.append(frame(unique, 2), capacity=4)
-    new.announce([unique], 30.0)
+    new.announce({unique: CameraNote()}, 30.0)
     assert [one.frame_id for one in old.newer({unique: "0-0"}, block_s=0.0)] == ["1001-0"]
     assert [one.frame_id for one in new.newer({unique: "0-0"}, block_s=0.0)] == ["1002-0"]
     assert [state.newest_frame_id for state in old.cameras() if state.camera == unique] == ["1001-0"]
-    assert not old.is_announced(unique)
+    assert old.notes([unique]) == {}
     old.close()
     new.close()

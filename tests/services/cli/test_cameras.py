@@ -15,7 +15,17 @@ def test_cameras_in_columns() -> None:
         Camera(id="a-long-name", state="silent", fps=0.0, newest_frame_age_ms=9e3, num_frames=2, capacity=16),
     ]
     lines = camera_table(rows).splitlines()
-    assert lines[0].split() == ["camera", "state", "frames/s", "newest", "frame", "frames", "kept"]
+    assert lines[0].split() == [
+        "camera",
+        "state",
+        "frames/s",
+        "newest",
+        "frame",
+        "frames",
+        "kept",
+        "name",
+        "problem",
+    ]
     assert lines[1].startswith("door         live    5.0")
     assert lines[1].index("80 ms ago") == lines[2].index("9000 ms ago")
 

@@ -16,9 +16,10 @@ import pytest
 
 from services.adapters.kafka_reader import KafkaVideoReader
 from services.adapters.kafka_writer import KafkaVideoWriter, remake_topics
+from services.frame_fifo import frame_fifo
 from services.frame_fifo.frame_fifo import FrameFifo
 from services.local.embedded_servers import Broker
-from services.messages.video import Frame, VisualTokens
+from services.messages.video import CameraNote, Frame, VisualTokens
 from services.messages.video_record import RawRecord, VideoRecord
 from services.ports.frame_store import KEPT_S, StoreLost, parse_frame_id
 from services.processes.polling import wait_until
@@ -113,7 +114,29 @@ async def test_a_frame_that_grew_old_while_it_waited_is_passed_over_for_a_newer_
 async def test_a_camera_without_a_frame_is_announced() -> None:
     async with running_fifo() as fifo:
         fifo.send(*(replace(packet, keyframe=False) for packet in live(3, "blind")))
-        await until(lambda: fifo.store.is_announced("blind"))
+        await until(lambda: "blind" in fifo.store.notes())
+        assert fifo.store.cameras() == []
+
+
+async def test_two_cameras_with_one_id_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_fifo, "ANNOUNCE_EVERY_S", 0.05)
+    async with running_fifo() as fifo:
+        for packet in live(4):
+            fifo.send(replace(packet, name="Yard"))
+        await until(lambda: fifo.store.notes().get("door") == CameraNote(name="Yard"))
+        for packet in live(4):
+            fifo.send(replace(packet, name="yard!"))
+        wanted = "two cameras have this id: 'Yard' and 'yard!'; one needs another"
+        await until(lambda: fifo.store.notes()["door"].problem == wanted)
+
+
+async def test_a_picture_above_the_cap_is_the_cameras_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_fifo, "ANNOUNCE_EVERY_S", 0.05)
+    async with running_fifo(max_pixels=64) as fifo:
+        fifo.send(*live(4))
+        await until(
+            lambda: "wanted at most 64 pixels" in fifo.store.notes().get("door", CameraNote()).problem
+        )
         assert fifo.store.cameras() == []
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from services.gateway.gateway import make_app
-from services.messages.video import CameraState, Picture
+from services.messages.video import CameraNote, CameraState, Picture
 from services.ports.frame_store import StoreLost
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
@@ -36,6 +36,21 @@ def test_the_list_tells_each_cameras_state(http: httpx.Client) -> None:
     assert 0 <= camera["newest_frame_age_ms"] < 60_000
     assert http.get("/v1/cameras/front-door").json()["newest_frame_id"] == camera["newest_frame_id"]
     assert code(http.get("/v1/cameras/nowhere")) == (404, "unknown_camera")
+
+
+def test_a_camera_has_its_name_and_its_problem(served: Gateway, http: httpx.Client) -> None:
+    large = CameraNote(name="Large", problem="picture: too large")
+    served.store.announce(
+        {"front-door": CameraNote(name="Entrée"), "large": large, "starts": CameraNote()}, 60.0
+    )
+    front, unseen = http.get("/v1/cameras").json()["data"]
+    assert (front["id"], front["name"], front["problem"]) == ("front-door", "Entrée", "")
+    assert (unseen["id"], unseen["state"], unseen["problem"]) == ("large", "no_frame", large.problem)
+    assert http.get("/v1/cameras/front-door").json()["name"] == "Entrée"
+    refused = http.get("/v1/cameras/large")
+    assert code(refused) == (409, "no_frame")
+    assert large.problem in refused.json()["error"]["message"]
+    served.store.announce({}, 60.0)
 
 
 def test_a_frame_is_that_very_frame_for_ever(served: Gateway, http: httpx.Client) -> None:
@@ -170,7 +185,7 @@ def test_a_store_that_is_away_stops_pictures_but_not_answers() -> None:
 
 def test_a_camera_without_a_frame_is_told_apart_from_an_unknown_one() -> None:
     store = MemoryFrameStore()
-    store.announce(["new"], 60.0)
+    store.announce({"new": CameraNote()}, 60.0)
     decoder = ScriptedDecoder(store)
     app = make_app(Settings(access="open"), MODEL, store, decoder.decode, ScriptedPlayer(store).play_clip)
     with listening(app) as url, httpx.Client(base_url=url, verify=False, timeout=10) as http:

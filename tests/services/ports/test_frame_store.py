@@ -13,7 +13,7 @@ import pytest
 
 from services.adapters.redis_frame_store import RedisFrameStore
 from services.local.embedded_servers import Store
-from services.messages.video import Frame, Picture
+from services.messages.video import CameraNote, Frame, Picture
 from services.ports.frame_store import FrameStore, StoreLost, fps, parse_frame_id
 from services.processes.polling import wait_until
 from tests.secured_servers import SecuredServers, certificates
@@ -222,15 +222,16 @@ def test_an_expired_camera_is_forgotten_and_may_return(store: FrameStore, unique
 
 def test_a_camera_is_announced_for_a_while(store: FrameStore, unique: str) -> None:
     other = f"{unique}-other"
-    assert not store.is_announced(unique)
-    store.announce([unique, other], 60.0)
-    store.announce([], 60.0)
-    assert store.is_announced(unique)
-    assert store.is_announced(other)
+    note = CameraNote(name="Entrée", problem="picture: too large")
+    assert store.notes([unique]) == {}
+    store.announce({unique: note, other: CameraNote()}, 60.0)
+    store.announce({}, 60.0)
+    assert store.notes([unique, other, "none"]) == {unique: note, other: CameraNote()}
+    assert store.notes().items() >= {unique: note, other: CameraNote()}.items()
     assert unique not in [state.camera for state in store.cameras()]  # it has no frame
-    store.announce([unique], 0.05)
-    assert wait_until(lambda: not store.is_announced(unique), 5.0)
-    assert store.is_announced(other)
+    store.announce({unique: note}, 0.05)
+    assert wait_until(lambda: unique not in store.notes(), 5.0)
+    assert other in store.notes()
 
 
 def test_an_expiry_is_put_off_by_a_later_one(store: FrameStore, unique: str) -> None:
