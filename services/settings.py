@@ -6,6 +6,7 @@ text of docs/settings.md and of the chart's values: `python deploy/mirror_settin
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -171,6 +172,10 @@ class Settings(BaseSettings):
     """Frames sampled per camera and second. 0: the model's own number."""
     cameras_allowed: str = r".+"
     """Camera ids that are accepted, as a regular expression over the whole id."""
+    camera_topics: str = ""
+    """Topics that cameras must come from, as `cameras=topics` pairs with a space between them. Both are regular
+    expressions over the whole id and name; the first match decides: `yard-.+=cameras[.]yard .+=cameras`.
+    Without a match, a camera belongs to the topic on which it was first seen while it sends."""
     max_cameras: PositiveInt = 256
     """Most cameras watched at once."""
     silent_after_s: PositiveFloat = 5.0
@@ -241,6 +246,26 @@ class Settings(BaseSettings):
         if url and RedisAddress.parse(url).password:  # a URL is shown in messages, a password never
             raise ValueError("got a URL with a password in it, wanted that in STREAMCHAT_REDIS_PASSWORD")
         return url
+
+    @field_validator("camera_topics")
+    @classmethod
+    def _are_pairs_of_patterns(cls, text: str) -> str:
+        for pair in text.split():
+            camera, separator, topic = pair.partition("=")
+            if not (camera and separator and topic):
+                raise ValueError(f"got {pair!r}, wanted cameras=topics")
+            for pattern in (camera, topic):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"got {pattern!r}, wanted a regular expression: {error}") from None
+        return text
+
+    @property
+    def camera_topic_rules(self) -> list[tuple[str, str]]:
+        """The pairs of `camera_topics`, in order: patterns of camera ids and of topics."""
+        pairs = (pair.partition("=") for pair in self.camera_topics.split())
+        return [(camera, topic) for camera, _, topic in pairs]
 
     @model_validator(mode="after")
     def _sasl_has_a_user(self) -> Settings:

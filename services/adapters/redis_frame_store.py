@@ -7,6 +7,7 @@
     streamchat:<encoder>:{<shard>}:cameras            zset    camera, scored by the wall-clock time of its last frame
     streamchat:<encoder>:{<shard>}:noted              zset    camera, scored by the wall-clock end of its note
     streamchat:<encoder>:{<shard>}:clips              zset    the same for private clips
+    streamchat:topics:{<shard>}:<camera>              string  the Kafka topic that the camera belongs to
 
 `<encoder>` is the fingerprint of the vision encoder: nobody reads the visual tokens of another model. `<shard>` is one
 of 64 numbers, made from the camera: its keys and the list that names it are in one slot of a Cluster, so a camera needs
@@ -31,7 +32,7 @@ from services.adapters.frame_entry import pack, pack_picture, unpack, unpack_pic
 from services.adapters.redis_connection import RedisConnection, new_pipeline, sentinel_credentials
 from services.adapters.redis_entries import FIELD, READ_ENTRIES, RedisEntries
 from services.messages.video import CameraNote, CameraState, Frame, Picture
-from services.ports.frame_store import KEPT_S, StoreFull, fps, is_private, parse_frame_id
+from services.ports.frame_store import KEPT_S, StoreFull, StoreLost, fps, is_private, parse_frame_id
 from services.settings import Settings
 
 # The least that an ACL user of the store needs: `ACL SETUSER streamchat on >PASSWORD ` and this.
@@ -83,6 +84,7 @@ class RedisFrameStore:
         )
         self._prefix = f"streamchat:{encoder}"
         self._has_transactions = True
+        self._is_old = False
         self._frames = RedisEntries(self._connection, lambda camera: self._key(camera, "frames"), unpack)
         self._pictures = RedisEntries(
             self._connection, lambda camera: self._key(camera, "pictures"), unpack_picture
@@ -160,6 +162,30 @@ class RedisFrameStore:
         keys = {self._key(name, "note"): name for name in (self._indexed("noted") if only is None else only)}
         answers = self._connection.ask_all(keys, lambda pipeline, key: pipeline.get(key))
         return {keys[key]: CameraNote(**json.loads(text)) for key, text in answers if text}
+
+    def bind(self, topics: Mapping[str, str], for_s: float) -> dict[str, str]:
+        milliseconds = _milliseconds(for_s)
+        cameras = {f"streamchat:topics:{{{_shard(camera)}}}:{camera}": camera for camera in topics}
+        bound: dict[str, str] = {}
+        try:
+            for key, answer in self._connection.ask_all(
+                cameras,
+                lambda pipeline, key: pipeline.set(
+                    key, topics[cameras[key]], nx=True, get=True, px=milliseconds
+                ),
+            ):
+                bound[cameras[key]] = answer.decode() if answer else topics[cameras[key]]
+        except StoreLost as error:
+            if "syntax error" not in str(error):
+                raise
+            if not self._is_old:
+                log.warning("the store is older than Redis 7: cameras are not bound to their topics")
+            self._is_old = True
+            return dict(topics)
+        own = [key for key, camera in cameras.items() if bound[camera] == topics[camera]]
+        for _ in self._connection.ask_all(own, lambda pipeline, key: pipeline.pexpire(key, milliseconds)):
+            pass
+        return bound
 
     def memory(self) -> tuple[int, int]:
         facts: list[Any] = self._connection.call_each(lambda redis: redis.info("memory"))

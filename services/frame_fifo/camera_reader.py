@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from services.frame_fifo.camera_decoder import CameraDecoder
 from services.frame_fifo.metrics import UPDATE_EVERY_S, FrameFifoMetrics
 from services.frame_fifo.record_batch import NewestInBatch, Source, interleave, newest_by_source
+from services.frame_fifo.topic_bindings import TopicBindings
 from services.messages.video import CameraNote, VideoPacket
 from services.messages.video_record import Partition, VideoRecord
 from services.ports.video_log import VideoReader
@@ -75,6 +76,7 @@ class CameraReader:
         self,
         settings: Settings,
         reader: VideoReader,
+        bindings: TopicBindings,
         metrics: FrameFifoMetrics,
         put_frame: Callable[[str, SampledFrame], None],
         *,
@@ -83,6 +85,7 @@ class CameraReader:
     ) -> None:
         self._settings = settings
         self._reader = reader
+        self._bindings = bindings
         self._metrics = metrics
         self._put_frame = put_frame
         self._cameras: dict[Source, ReadCamera] = {}
@@ -125,6 +128,10 @@ class CameraReader:
     def notes(self) -> dict[str, CameraNote]:
         """The cameras that send. From any thread."""
         return {name: camera.note() for (_, name), camera in list(self._cameras.items())}
+
+    def sources(self) -> set[tuple[str, str]]:
+        """The cameras that send, with their topics. From any thread."""
+        return {(camera, topic) for (topic, _), camera in list(self._cameras)}
 
     def step(self) -> None:
         """Poll once and decode the records."""
@@ -187,7 +194,11 @@ class CameraReader:
                 record, side, f"capture time: {abs(skew_s):.1f} s in the {side}, {wanted}"
             )
         source = (record.topic_partition, packet.camera)
-        camera = self._cameras.get(source) or self._admit(source, record)
+        camera = self._cameras.get(source)
+        if camera is not None and self._is_foreign(source, record):
+            del self._cameras[source]
+            return None
+        camera = camera or self._admit(source, record)
         if camera is not None:
             self._metrics.packet_read(packet.camera)
             camera.seen_at = time.monotonic()
@@ -196,7 +207,7 @@ class CameraReader:
         return None
 
     def _admit(self, source: Source, record: VideoRecord) -> ReadCamera | None:
-        """A new camera, if the settings allow it."""
+        """A new camera, if the settings allow it and no other topic owns it."""
         if not self._allowed.fullmatch(source[1]):
             return self._dead_letter(
                 record, "not_allowed", "camera: the settings do not allow this camera id"
@@ -204,9 +215,22 @@ class CameraReader:
         if len(self._cameras) >= self._settings.max_cameras:
             wanted = f"at most {self._settings.max_cameras} at once"
             return self._dead_letter(record, "too_many_cameras", f"camera: one more than wanted, {wanted}")
+        if self._is_foreign(source, record):
+            return None
         decoder = CameraDecoder(self._frames_per_second, self._image_size, self._settings.max_pixels)
         camera = self._cameras[source] = ReadCamera(decoder, time.monotonic())
         return camera
+
+    def _is_foreign(self, source: Source, record: VideoRecord) -> bool:
+        """Whether the camera belongs to another topic: then the packet is a dead letter."""
+        owner = self._bindings.owner(source[1], record.topic)
+        if owner in (None, record.topic):
+            return False
+        text = (
+            f"camera: got {source[1]} on the topic {record.topic}, wanted it on {owner}, to which it belongs"
+        )
+        self._dead_letter(record, "other_topic", text)
+        return True
 
     def _decode(
         self, camera: ReadCamera, record: VideoRecord, packet: VideoPacket, newest: NewestInBatch
@@ -234,7 +258,10 @@ class CameraReader:
         for frame in decoded.frames:
             camera.problem = ""
             self._metrics.frame_sampled()
-            self._put_frame(packet.camera, frame)
+            if self._bindings.owner(packet.camera, record.topic) == record.topic:
+                self._put_frame(packet.camera, frame)
+            else:  # nobody can tell whose camera it is
+                self._metrics.frame_dropped(packet.camera, "store_lost")
         return None
 
     def _is_late(self, packet: VideoPacket, newest: NewestInBatch) -> bool:

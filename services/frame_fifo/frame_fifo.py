@@ -17,6 +17,7 @@ from model.config import StreamChatConfig
 from services.frame_fifo.camera_reader import CameraReader
 from services.frame_fifo.metrics import FrameFifoCounts, FrameFifoMetrics
 from services.frame_fifo.pending_frames import CameraFrame, PendingFrames
+from services.frame_fifo.topic_bindings import TopicBindings
 from services.messages.video import VisualTokens
 from services.ports.frame_store import FrameStore, StoreFull, StoreLost
 from services.ports.recorder import MetricsRecorder
@@ -50,9 +51,11 @@ class FrameFifo:
         self._encode = encode
         self._capacity = settings.fifo_frames or config.fifo_frames
         self._metrics = FrameFifoMetrics(recorder)
+        self._bindings = TopicBindings(settings, store)
         self._cameras = CameraReader(
             settings,
             reader,
+            self._bindings,
             self._metrics,
             self._put,
             frames_per_second=settings.frames_per_second or config.frames_per_second,
@@ -163,12 +166,13 @@ class FrameFifo:
             self._report_recovery("the frame store")
 
     async def _announce(self) -> None:
-        """Tell the store which cameras send: a camera without a frame yet is not an unknown one."""
+        """Tell the store which cameras send, also those without a frame yet, and keep their topics theirs."""
         while True:
             try:
                 await asyncio.to_thread(
                     self._store.announce, self._cameras.notes(), self._settings.forget_after_s
                 )
+                await asyncio.to_thread(self._bindings.renew, self._cameras.sources())
             except StoreLost as error:
                 self._report_outage("the frame store", error)
             await asyncio.sleep(ANNOUNCE_EVERY_S)

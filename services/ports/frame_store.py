@@ -73,6 +73,13 @@ class FrameStore(Protocol):
         """The notes of the announced cameras: of these names, or all, also of those without a frame."""
         ...
 
+    def bind(self, topics: Mapping[str, str], for_s: float) -> dict[str, str]:
+        """Bind each camera to its topic unless it is bound to another; gives the topic that each is bound to.
+
+        Atomic for each camera. A binding ends `for_s` seconds after the last call with the same topic.
+        """
+        ...
+
     def memory(self) -> tuple[int, int]:
         """Bytes in use, and the maximum (0: no limit)."""
         ...

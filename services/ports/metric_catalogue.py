@@ -20,7 +20,7 @@ SERVER_FAULTS = (
     *((code, "503") for code in ("decoder_lost", "store_lost", "encoder_lost", "clip_player_lost")),
 )
 DEAD_LETTER_REASONS = (
-    *("past", "future", "not_allowed", "too_many_cameras", "damaged", "too_large"),
+    *("past", "future", "not_allowed", "too_many_cameras", "other_topic", "damaged", "too_large"),
     *("access unit", "timestamp", "codec", "camera id (key)", "camera name"),
     *(f"header {name}" for name in ("codec", "keyframe", "pts", "time_base", "seq", "rotation")),
 )

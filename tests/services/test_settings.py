@@ -42,6 +42,8 @@ def test_settings_survive_being_handed_to_a_child(monkeypatch: pytest.MonkeyPatc
         ("STREAMCHAT_REQUESTS_AT_ONCE", "0", "wanted greater than 0"),
         ("STREAMCHAT_KAFKA_SECURITY_PROTOCOL", "TLS", "wanted 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
         ("STREAMCHAT_KAFKA_SECURITY_PROTOCOL", "SASL_SSL", "got SASL_SSL, wanted STREAMCHAT_KAFKA_USERNAME and"),
+        ("STREAMCHAT_CAMERA_TOPICS", "a=b door", "got 'door', wanted cameras=topics"),
+        ("STREAMCHAT_CAMERA_TOPICS", "a=b (=c", "got '\\(', wanted a regular expression"),
         ("STREAMCHAT_REDIS_URL", "redis://:hunter2@127.0.0.1:1/0", "got a URL with a password in it"),
     ],
 )  # fmt: skip

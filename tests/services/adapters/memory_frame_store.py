@@ -30,6 +30,7 @@ class MemoryFrameStore:
         self._silent_after_s = silent_after_s
         self._fifos: dict[str, _Fifo] = {}
         self._noted: dict[str, tuple[CameraNote, float]] = {}  # with its monotonic end
+        self._topics: dict[str, tuple[str, float]] = {}  # camera -> topic, monotonic end
         self._changed = threading.Condition()
 
     def append(self, frame: Frame, *, capacity: int, keep_s: float = KEPT_S) -> bool:
@@ -94,6 +95,15 @@ class MemoryFrameStore:
         with self._changed:
             found = {camera: note for camera, (note, end) in self._noted.items() if end > time.monotonic()}
             return {camera: note for camera, note in found.items() if only is None or camera in only}
+
+    def bind(self, topics: Mapping[str, str], for_s: float) -> dict[str, str]:
+        with self._changed:
+            now = time.monotonic()
+            for camera, topic in topics.items():
+                bound, ends_at = self._topics.get(camera, (topic, 0.0))
+                if bound == topic or ends_at <= now:
+                    self._topics[camera] = topic, now + for_s
+            return {camera: self._topics[camera][0] for camera in topics}
 
     def memory(self) -> tuple[int, int]:
         with self._changed:

@@ -220,10 +220,11 @@ def test_no_key_stays_for_ever(own_server: Store, unique: str) -> None:
     frames.append(frame(unique, 1), capacity=4, keep_s=30.0)
     frames.append(frame(f"clip-{unique}", 1), capacity=4, keep_s=300.0)
     frames.announce({unique: CameraNote()}, 30.0)
+    frames.bind({unique: "cameras"}, 30.0)
     with closing(Redis(port=own_server.port)) as client:
         names: Any = client.keys("*")
         ends = {name.decode(): client.ttl(name) for name in names}
-    assert len(ends) == 10  # three streams each, a note, three lists
+    assert len(ends) == 11  # three streams each, a note, its topic, three lists
     assert min(ends.values()) > 0
     assert max(end for key, end in ends.items() if f":{unique}:" in key) <= 30
     frames.close()

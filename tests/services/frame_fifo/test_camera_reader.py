@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from services.frame_fifo.frame_fifo import FrameFifo
+from services.messages.video import VideoPacket
 from services.messages.video_record import RawRecord, VideoRecord, encode_packet
-from services.ports.frame_store import parse_frame_id
+from services.ports.frame_store import StoreLost, parse_frame_id
 from services.settings import Settings
 from tests.services.adapters.memory_frame_store import MemoryFrameStore
 from tests.services.adapters.memory_video_log import MemoryBroker, MemoryVideoReader
@@ -216,6 +218,97 @@ async def test_only_admitted_cameras_appear() -> None:
         await fifo.wait_until_done()
         assert fifo.counts.dead_letters == {"not_allowed": 2, "too_many_cameras": 1}
         assert len(fifo.store.cameras()) == 2
+
+
+def at(packets: list[VideoPacket], shift_s: float) -> list[VideoPacket]:
+    return [replace(packet, captured_s=packet.captured_s + shift_s) for packet in packets]
+
+
+async def test_a_camera_cannot_be_spoken_for_from_another_topic() -> None:
+    async with running_fifo() as fifo:
+        own = live(45)
+        fifo.send(*own[:15])
+        await fifo.wait_until_done()
+        for packet in at(own, 25.0)[:30]:  # frames that would make the owner's too old
+            fifo.broker.put("cameras.garden", encode_packet(packet, LIMIT))
+        await until(lambda: fifo.counts.dead_letters["other_topic"] == 30)
+        fifo.send(*own[15:])
+        await until(lambda: fifo.counts.packets_read == 45 and fifo.all_done)
+        assert fifo.counts.dead_letters == {"other_topic": 30}
+        assert set(reasons(fifo.counts)) <= {"overtaken"}
+        ids = [f.frame_id for f in fifo.store.newest("door", 100)]
+        assert ids
+        assert ids[-1] == f"{round(own[42].captured_s * 1000)}-42"
+        await until(lambda: len(dead_letter_reasons(fifo)) == 30)
+        (text,) = set(dead_letter_reasons(fifo))
+        assert text.startswith("camera: got door on the topic cameras.garden, wanted it on cameras,")
+
+
+async def test_two_replicas_agree_whose_camera_it_is() -> None:
+    store = MemoryFrameStore()
+    async with running_fifo(store=store) as first, running_fifo(store=store) as second:
+        packets = live(30)
+        first.send(*packets[:15])
+        await first.wait_until_done()
+        for packet in at(packets, 5.0)[:15]:
+            second.broker.put("cameras.garden", encode_packet(packet, LIMIT))
+        await until(lambda: second.counts.dead_letters["other_topic"] == 15)
+        first.send(*packets[15:])
+        await first.wait_until_done()
+        assert first.counts.dead_letters == {}
+        assert second.counts.frames_sampled == 0
+
+
+async def test_a_rule_decides_which_topic_a_camera_comes_from() -> None:
+    rules = r"door=cameras[.]garden yard-.+=cameras"
+    async with running_fifo(camera_topics=rules) as fifo:
+        fifo.send(
+            *live(1, "door"), *live(1, "yard-1"), *live(1, "free")
+        )  # door: the first, but from a wrong topic
+        await until(lambda: fifo.counts.dead_letters["other_topic"] == 1)
+        for camera in ("door", "yard-1", "free"):
+            fifo.broker.put("cameras.garden", encode_packet(live(1, camera)[0], LIMIT))
+        await until(lambda: fifo.counts.dead_letters["other_topic"] == 3)
+        await until(lambda: fifo.counts.packets_read == 3 and fifo.all_done)
+        assert [c.camera for c in fifo.store.cameras()] == ["door", "free", "yard-1"]
+
+
+async def test_a_camera_that_was_silent_for_long_may_move_to_another_topic() -> None:
+    async with running_fifo(forget_after_s=0.3) as fifo:
+        fifo.send(*live(1))
+        await fifo.wait_until_done()
+        await until(lambda: fifo.counts.num_cameras == 0)
+        await until(lambda: fifo.store.bind({"other": "x"}, 1.0) == {"other": "x"})
+
+        def has_moved() -> bool:
+            fifo.broker.put("cameras.garden", encode_packet(live(1)[0], LIMIT))
+            return fifo.counts.frames_stored == 2
+
+        await until(has_moved)
+
+
+async def test_nothing_is_stored_of_a_camera_whose_topic_nobody_can_tell() -> None:
+    class LostAtFirst(MemoryFrameStore):
+        lost = True
+
+        def bind(self, topics: Mapping[str, str], for_s: float) -> dict[str, str]:
+            if self.lost:
+                raise StoreLost("away")
+            return super().bind(topics, for_s)
+
+    store = LostAtFirst()
+    async with running_fifo(store=store) as fifo:
+        fifo.send(*live(15))
+        await fifo.wait_until_done()
+        assert reasons(fifo.counts) == {"store_lost": 5}
+        store.lost = False
+
+        def is_stored() -> bool:
+            fifo.send(*live(1))
+            return fifo.counts.frames_stored > 0
+
+        await until(is_stored)
+        assert fifo.counts.dead_letters == {}
 
 
 async def test_a_flood_of_bad_packets_is_counted_but_not_all_written() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,32 @@ def test_a_camera_is_announced_for_a_while(store: FrameStore, unique: str) -> No
     store.announce({unique: note}, 0.05)
     assert wait_until(lambda: unique not in store.notes(), 5.0)
     assert other in store.notes()
+
+
+def test_a_camera_belongs_to_the_first_topic_while_it_sends(store: FrameStore, unique: str) -> None:
+    other = f"{unique}-other"
+    assert store.bind({}, 60.0) == {}
+    assert store.bind({unique: "cameras", other: "yard"}, 60.0) == {unique: "cameras", other: "yard"}
+    assert store.bind({unique: "garden", other: "yard"}, 60.0) == {unique: "cameras", other: "yard"}
+    assert store.bind({unique: "cameras"}, 0.3) == {unique: "cameras"}
+    assert wait_until(lambda: store.bind({unique: "garden"}, 60.0) == {unique: "garden"}, 5.0)
+    assert store.bind({unique: "cameras"}, 60.0) == {unique: "garden"}
+
+
+def test_a_stranger_does_not_put_off_the_end_of_a_binding(store: FrameStore, unique: str) -> None:
+    store.bind({unique: "cameras"}, 0.3)
+
+    def is_free() -> bool:
+        return store.bind({unique: "garden"}, 60.0) == {unique: "garden"}
+
+    assert wait_until(is_free, 5.0)
+
+
+def test_one_of_many_that_ask_at_once_gets_a_camera(store: FrameStore, unique: str) -> None:
+    topics = [f"topic-{n}" for n in range(8)]
+    with ThreadPoolExecutor(len(topics)) as pool:
+        found = [*pool.map(lambda topic: store.bind({unique: topic}, 60.0)[unique], topics)]
+    assert len(set(found)) == 1
 
 
 def test_an_expiry_is_put_off_by_a_later_one(store: FrameStore, unique: str) -> None:
