@@ -58,6 +58,17 @@ def rows() -> Rows:
                     bad=800,
                 ),
                 Panel(
+                    title="NaN or infinity",
+                    about="Frames that the engine skipped and dialogs that ended because numbers were not finite.",
+                    unit="suffix: /s",
+                    queries=[
+                        Query(rate("streamchat_engine_frames_skipped_total"), "frames"),
+                        Query(rate("streamchat_engine_rows_failed_total"), "dialogs"),
+                    ],
+                    warn=0.001,
+                    bad=1,
+                ),
+                Panel(
                     title="Decoders",
                     about="Decoder replicas that are up.",
                     unit="short",

@@ -20,8 +20,10 @@ from services.ports.metric_catalogue import (
     DEVICE_BYTES,
     DEVICE_LIMIT_BYTES,
     DIALOGS,
+    FAILED_ROWS,
     FRAME_AGE,
     REFRESHES,
+    SKIPPED_FRAMES,
     STEP,
     STEP_DIALOGS,
 )
@@ -47,6 +49,7 @@ class LLMDecoderMetrics:
         self._engine, self._recorder = engine, recorder
         self._updated_at = float("-inf")  # monotonic
         self._cameras: set[str] = set()  # cameras in the last update
+        self._num_skipped = self._num_failed = 0  # the engine's counts at the last update
 
     def frames_enqueued(self, num_frames: int) -> None:
         """New frames were handed to the engine."""
@@ -71,6 +74,10 @@ class LLMDecoderMetrics:
         for camera in dialogs.keys() | self._cameras:
             self._recorder.set(DIALOGS, dialogs[camera], camera)
         self._cameras = set(dialogs)
+        num_skipped, num_failed = self._engine.num_skipped_frames, self._engine.num_failed_rows
+        self._recorder.count(SKIPPED_FRAMES, by=num_skipped - self._num_skipped)
+        self._recorder.count(FAILED_ROWS, by=num_failed - self._num_failed)
+        self._num_skipped, self._num_failed = num_skipped, num_failed
         frames, text = self._engine.frame_pages, self._engine.text_pages
         self._recorder.set(CACHE_BYTES, frames.allocated_bytes, "frames")
         self._recorder.set(CACHE_BYTES, text.allocated_bytes, "text")

@@ -252,6 +252,16 @@ REFRESHES = llm_decoder(
     "streamchat_visual_refresh_total",
     "Frames added to the engine's rings",
 )
+SKIPPED_FRAMES = llm_decoder(
+    "counter",
+    "streamchat_engine_frames_skipped_total",
+    "Frames that the engine skipped: they have NaN or infinity, or made it fail",
+)
+FAILED_ROWS = llm_decoder(
+    "counter",
+    "streamchat_engine_rows_failed_total",
+    "Dialogs that ended because the model had NaN or infinity for them",
+)
 STEP = llm_decoder(
     "histogram",
     "streamchat_step_seconds",

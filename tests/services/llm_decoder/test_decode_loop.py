@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from services.llm_decoder.suspended_dialogs import SuspendedDialogs
 from services.llm_decoder.text_stream import TextStream
 from services.messages.dialog import DialogEnded, DialogEvent, DialogFailed, PriorToken, TokenEvent
 from services.messages.video import Frame
+from tests.services.frame_fifo.running_fifo import until
 from tests.services.llm_decoder.test_llm_decoder import frame, question
 
 
@@ -52,6 +55,7 @@ class Loop:
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(folder)
         self.engine = Engine(load_model(folder), max_dialogs=8)
+        self.recorder = PrometheusRecorder("llm_decoder")
         self.loop = DecodeLoop(
             self.engine,
             stop_ids=[],
@@ -60,7 +64,7 @@ class Loop:
             stale_after_s=5.0,
             forget_after_s=60.0,
             on_forget=lambda _: None,
-            metrics=LLMDecoderMetrics(self.engine, PrometheusRecorder("llm_decoder")),
+            metrics=LLMDecoderMetrics(self.engine, self.recorder),
         )
         self.frames = [frame("a", 1)]
 
@@ -146,6 +150,15 @@ async def test_what_one_dialog_does_wrong_ends_it_alone(made: Loop, harm: str) -
     again = (await events_of(made.ask()))[-1]
     assert isinstance(again, DialogEnded)
     assert not made.loop.progress.stuck_s > 2
+
+
+async def test_what_is_not_finite_is_counted(made: Loop) -> None:
+    good = frame("a", 1)
+    nan = np.full(good.shape, np.nan, np.float32).tobytes()
+    made.frames = [replace(frame("a", 0), visual_tokens=nan), good]
+    assert isinstance((await events_of(made.ask(text_stream=Harm(made.poison))))[-1], DialogFailed)
+    names = ("streamchat_engine_frames_skipped_total", "streamchat_engine_rows_failed_total")
+    await until(lambda: [made.recorder.registry.get_sample_value(name) for name in names] == [1.0, 1.0])
 
 
 async def test_a_pace_that_never_comes_stops_nobody(made: Loop) -> None:
