@@ -200,10 +200,10 @@ class CameraReader:
             return None
         camera = camera or self._admit(source, record)
         if camera is not None:
-            self._metrics.packet_read(packet.camera)
             camera.seen_at = time.monotonic()
             camera.take_name(packet.name)
             self._decode(camera, record, packet, newest[source])
+            self._metrics.packet_read(packet.camera)  # and all that came of it is counted
         return None
 
     def _admit(self, source: Source, record: VideoRecord) -> ReadCamera | None:

@@ -103,7 +103,11 @@ def check_record(
 
 def decode_record(record: RawRecord, max_packet_bytes: int) -> VideoPacket:
     """The packet in a record. ValueError says what was got and what was wanted."""
-    data = record.value or b""
+    if record.value is None:
+        raise ValueError("tombstone: got a record without a value, wanted an access unit")
+    if record.key is None:
+        raise ValueError("no key: got a record without a key, wanted the camera's id")
+    data = record.value
     if not data:
         raise ValueError("access unit: got no bytes, wanted at least 1")
     if len(data) > max_packet_bytes:
@@ -118,7 +122,7 @@ def decode_record(record: RawRecord, max_packet_bytes: int) -> VideoPacket:
     if keyframe not in ("0", "1"):
         raise ValueError(f"keyframe: got {preview(keyframe)}, wanted 0 or 1")
     return VideoPacket(
-        camera=parse_camera_id(record.key or b""),
+        camera=parse_camera_id(record.key),
         captured_s=record.timestamp_ms / 1000,
         codec=codec,
         keyframe=keyframe == "1",

@@ -21,7 +21,7 @@ SERVER_FAULTS = (
 )
 DEAD_LETTER_REASONS = (
     *("past", "future", "not_allowed", "too_many_cameras", "other_topic", "damaged", "too_large"),
-    *("access unit", "timestamp", "codec", "camera id (key)", "camera name"),
+    *("access unit", "timestamp", "codec", "camera id (key)", "camera name", "no key", "tombstone"),
     *(f"header {name}" for name in ("codec", "keyframe", "pts", "time_base", "seq", "rotation")),
 )
 SKIPPED_BATCH_REASONS = (

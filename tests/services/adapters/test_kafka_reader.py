@@ -255,3 +255,63 @@ def test_what_a_deleted_topic_took_with_it_is_sent_and_read_again(
         assert wait_until(lambda: read_up_to(7), 10.0)
         assert seqs[seqs.index(0) :] == [*range(8)]
         assert reader.status().num_skipped == {"remade": 1}
+
+
+def test_a_topic_that_comes_again_with_more_partitions_is_read(broker: Broker, unique: str) -> None:
+    """The embedded broker adds no partitions to a topic; the reader finds them in the same way."""
+    admin: Any = kafka
+    servers = broker.bootstrap_servers
+    seqs: set[int] = set()
+
+    def send(seq: int, partition: int) -> None:
+        record = encode_packet(replace(PACKET, captured_s=time.time(), seq=seq), 2**22)
+        producer = Producer({"bootstrap.servers": servers, "log_level": 0})
+        producer.produce(unique, record.value, record.key, partition, headers=list(record.headers))
+        assert producer.flush(10) == 0
+
+    with (
+        closing(KafkaVideoWriter(servers, unique, num_partitions=1)),
+        closing(
+            KafkaVideoReader(servers, topic_pattern=unique, group=unique, metadata_max_age_s=0.2, alone=True)
+        ) as reader,
+        closing(admin.KafkaAdminClient(bootstrap_servers=servers)) as client,
+    ):
+
+        def is_read(seq: int) -> bool:
+            seqs.update(record.packet.seq for record in reader.poll(0.1, 100) if record.packet)
+            return seq in seqs
+
+        send(0, 0)
+        assert wait_until(lambda: is_read(0), 10.0)
+        client.delete_topics([unique])
+        client.create_topics({unique: {"num_partitions": 3, "replication_factor": -1}})
+        send(1, 2)
+        assert wait_until(lambda: is_read(1), 10.0)
+        send(2, 1)
+        assert wait_until(lambda: is_read(2), 10.0)
+
+
+def test_a_transaction_is_read_when_it_is_committed(broker: Broker, unique: str) -> None:
+    """The embedded broker lists no aborted transactions, so that only a real one can show that they are left out."""
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap_servers, "log_level": 0, "transactional.id": unique}
+    )
+    with (
+        closing(KafkaVideoWriter(broker.bootstrap_servers, unique, num_partitions=1)),
+        closing(
+            KafkaVideoReader(broker.bootstrap_servers, topic_pattern=unique, group=unique, alone=True)
+        ) as reader,
+    ):
+        producer.init_transactions(10)
+        producer.begin_transaction()
+        for seq in range(3):
+            record = encode_packet(replace(PACKET, captured_s=time.time(), seq=seq), 2**22)
+            producer.produce(unique, record.value, record.key, headers=list(record.headers))
+        assert producer.flush(10) == 0
+        assert reader.poll(0.5, 100) == []
+        producer.commit_transaction(10)
+        found: list[VideoRecord] = []
+        assert wait_until(lambda: found.extend(reader.poll(0.1, 100)) or len(found) >= 3, 10.0)
+        assert [record.packet.seq for record in found if record.packet] == [0, 1, 2]
+        assert [record for record in found if record.problem] == []
+    del producer  # it would go on looking for its broker

@@ -167,6 +167,8 @@ async def test_bad_packets_become_dead_letters_and_harm_no_other_camera() -> Non
         "header codec": replace(record, headers=()),
         "access unit": replace(record, value=b"x" * (LIMIT + 1)),
         "camera id (key)": replace(record, key=b"a/b"),
+        "no key": replace(record, key=None),
+        "tombstone": replace(record, value=None),
         "future": replace(record, timestamp_ms=record.timestamp_ms + 3_600_000),
         "past": replace(record, timestamp_ms=record.timestamp_ms - 3_600_000),
         "timestamp": replace(record, timestamp_ms=5),

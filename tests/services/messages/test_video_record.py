@@ -40,7 +40,8 @@ def test_a_packet_survives_its_record() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"key": None}, "camera id"),
+        ({"key": None}, "no key: got a record without a key"),
+        ({"key": b""}, "camera id (key): got ''"),
         ({"key": b"../../etc"}, "camera id"),
         ({"key": b"x" * 129}, "camera id"),
         ({"key": b"\xff\xfe"}, "camera id"),
@@ -48,7 +49,9 @@ def test_a_packet_survives_its_record() -> None:
         ({"name": b""}, "camera name"),
         ({"name": b"a\nb"}, "camera name"),
         ({"name": b"x" * 201}, "camera name: got 201 characters, wanted 1 to 200"),
-        ({"value": None}, "got no bytes"),
+        ({"value": None}, "tombstone: got a record without a value"),
+        ({"value": None, "key": None, "codec": None}, "tombstone"),
+        ({"value": b""}, "got no bytes"),
         ({"value": b"x" * (LIMIT + 1)}, f"wanted at most {LIMIT}"),
         ({"timestamp_ms": -1}, "timestamp"),
         ({"timestamp_ms": 2**62}, "timestamp"),
