@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 from model.checkpoint.folder import SHARD_BYTES, plan_shards, shard_files, write_index
-from model.checkpoint.tensor_files import (
-    MemoryTensor,
-    StoredTensor,
-    TensorSource,
-    stored_tensors,
-    write_tensors,
-)
+from model.checkpoint.tensor_files import StoredTensor, stored_tensors, write_tensors
 from model.checkpoint.tokenizer import copy_tokenizer, tokenizer_files
 from model.config import StreamChatConfig, VisionConfig
 from model.network.streamchat import StreamChat
@@ -108,7 +103,7 @@ def assemble(
     return config
 
 
-def _plan_tensors(config: StreamChatConfig, vision: Path, language: Path) -> dict[str, TensorSource]:
+def _plan_tensors(config: StreamChatConfig, vision: Path, language: Path) -> dict[str, StoredTensor]:
     """The source of each parameter's bytes."""
     with torch.device("meta"):
         model = StreamChat(config)
@@ -117,7 +112,7 @@ def _plan_tensors(config: StreamChatConfig, vision: Path, language: Path) -> dic
     if prefix is None:
         raise ValueError(f"{vision} has no SigLIP weights: there is no tensor {FIRST_VISION_TENSOR}")
     initialised = _new_tensors(config, language_tensors)
-    plan: dict[str, TensorSource] = {}
+    plan: dict[str, StoredTensor] = {}
     used: set[str] = set()
     for name, parameter in model.named_parameters():
         if name in initialised:
@@ -153,11 +148,11 @@ def _checked(
 
 def _new_tensors(
     config: StreamChatConfig, language_tensors: Mapping[str, StoredTensor]
-) -> dict[str, TensorSource]:
+) -> dict[str, StoredTensor]:
     """The adapter (random, from a fixed seed) and the gates, in the language model's dtype."""
     first = language_tensors.get("model.embed_tokens.weight")
     dtype = first.dtype if first is not None and first.dtype in DTYPES else "F32"
-    tensors: dict[str, TensorSource] = {}
+    tensors: dict[str, StoredTensor] = {}
     generator = torch.Generator().manual_seed(0)
     for position, width in ((0, config.vision.hidden_size), (2, config.hidden_size)):
         weight = torch.empty(config.hidden_size, width)
@@ -170,9 +165,9 @@ def _new_tensors(
     return tensors
 
 
-def _in_memory(values: Tensor, dtype: str) -> MemoryTensor:
+def _in_memory(values: Tensor, dtype: str) -> StoredTensor:
     data = values.to(DTYPES[dtype]).view(torch.uint8).numpy().tobytes()
-    return MemoryTensor(tuple(values.shape), data, dtype)
+    return StoredTensor(data, dtype, tuple(values.shape), 0, len(data))
 
 
 def _vision_config(folder: Path) -> VisionConfig:
@@ -183,9 +178,7 @@ def _vision_config(folder: Path) -> VisionConfig:
             f"{folder}: model_type is {kind!r}, wanted 'siglip', 'siglip_vision_model' or 'paligemma'"
         )
     read = SiglipVisionConfig(**values.get("vision_config", values if kind == "siglip_vision_model" else {}))
-    names = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    names += ("num_attention_heads", "layer_norm_eps", "hidden_act")
-    return VisionConfig(**{name: getattr(read, name) for name in names})
+    return VisionConfig(**{field.name: getattr(read, field.name) for field in fields(VisionConfig)})
 
 
 def _language_fields(folder: Path) -> dict[str, Any]:

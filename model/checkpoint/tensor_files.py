@@ -9,9 +9,10 @@ import json
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 CHUNK_BYTES = 1 << 22
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -19,46 +20,25 @@ WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file."""
+    """The bytes of a tensor, in a file or in memory."""
 
-    file: Path
+    source: Path | bytes
     dtype: str  # as safetensors names it: F32, BF16, ...
     shape: tuple[int, ...]
-    start: int  # byte offset in the file
+    start: int  # byte offset in the source
     num_bytes: int
 
     def chunks(self) -> Iterator[bytes]:
         """The tensor's bytes, a few megabytes at a time."""
-        with self.file.open("rb") as file:
+        with self.source.open("rb") if isinstance(self.source, Path) else BytesIO(self.source) as file:
             file.seek(self.start)
             num_left = self.num_bytes
             while num_left:
                 data = file.read(min(CHUNK_BYTES, num_left))
                 if not data:
-                    raise ValueError(f"{self.file} is cut short")
+                    raise ValueError(f"{self.source} is cut short")
                 num_left -= len(data)
                 yield data
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryTensor:
-    """A tensor in memory."""
-
-    shape: tuple[int, ...]
-    data: bytes
-    dtype: str
-
-    @property
-    def num_bytes(self) -> int:
-        """Length of the data."""
-        return len(self.data)
-
-    def chunks(self) -> Iterator[bytes]:
-        """The tensor's bytes."""
-        yield self.data
-
-
-TensorSource = StoredTensor | MemoryTensor
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -95,7 +75,7 @@ def _read_header(file: Path) -> Iterable[tuple[str, StoredTensor]]:
         yield name, StoredTensor(file, entry["dtype"], shape, 8 + length + first, last - first)
 
 
-def write_tensors(file: Path, tensors: dict[str, TensorSource]) -> Iterator[int]:
+def write_tensors(file: Path, tensors: dict[str, StoredTensor]) -> Iterator[int]:
     """Write one safetensors file; yields the number of bytes after each chunk, for a progress display."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -108,10 +88,6 @@ def write_tensors(file: Path, tensors: dict[str, TensorSource]) -> Iterator[int]
     with file.open("wb") as writer:
         writer.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            yield from _copy(tensor, writer)
-
-
-def _copy(tensor: TensorSource, writer: BinaryIO) -> Iterator[int]:
-    for data in tensor.chunks():
-        writer.write(data)
-        yield len(data)
+            for data in tensor.chunks():
+                writer.write(data)
+                yield len(data)

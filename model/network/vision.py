@@ -5,6 +5,8 @@ Letters: N pictures, S pixels along a side, P visual tokens a picture, Dv the en
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -18,19 +20,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = SiglipVisionModel(
-            SiglipVisionConfig(
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                layer_norm_eps=config.layer_norm_eps,
-                hidden_act=config.hidden_act,
-                vision_use_head=False,
-            )
-        )
+        self.encoder = SiglipVisionModel(SiglipVisionConfig(**asdict(config), vision_use_head=False))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 pixels [N, S, S, 3] (RGB, as `to_pixels` gives them) -> visual tokens [N, P, Dv]."""

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from model.checkpoint.fingerprint import encoder_fingerprint
+from model.checkpoint.folder import WEIGHTS
 from model.checkpoint.tensor_files import stored_tensors
 from model.config import SHIPPED_FOLDER
 
@@ -18,9 +19,10 @@ def changed(tmp_path: Path, prefix: str) -> Path:
     tensor = next(
         tensors[name] for name in sorted(tensors) if name.startswith(prefix) == (prefix == "vision.")
     )
-    data = bytearray(tensor.file.read_bytes())
+    file = folder / WEIGHTS
+    data = bytearray(file.read_bytes())
     data[tensor.start] ^= 1
-    tensor.file.write_bytes(data)
+    file.write_bytes(data)
     return folder
 
 
