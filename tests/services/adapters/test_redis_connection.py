@@ -196,6 +196,16 @@ def test_frames_are_kept_on_all_servers(cluster: Cluster, unique: str) -> None:
         assert store.memory()[0] > 0
 
 
+def test_cameras_of_all_servers_belong_to_their_topics(cluster: Cluster, unique: str) -> None:
+    cameras = cameras_by_server(cluster, unique)
+    own, theirs = dict.fromkeys(cameras, "cameras"), dict.fromkeys(cameras, "garden")
+    with closing(RedisFrameStore(cluster.url)) as store, closing(RedisFrameStore(cluster.url)) as other:
+        assert store.bind(own, 60.0) == own
+        assert other.bind(theirs, 60.0) == own
+        assert store.bind(own, 0.2) == own
+        assert wait_until(lambda: other.bind(theirs, 60.0) == theirs, 5.0)
+
+
 def test_keys_on_all_servers_expire(cluster: Cluster, unique: str) -> None:
     cameras = cameras_by_server(cluster, unique)
     with closing(RedisFrameStore(cluster.url)) as store:
