@@ -39,15 +39,13 @@ class Retention:
         """`10@1,6@10`: after the newest frames 10 that are 1 s apart, then 6 that are 10 s apart. Empty: no tiers."""
         tiers: list[Tier] = []
         for part in filter(None, text.split(",")):
-            count, separator, every_s = part.strip().partition("@")
             try:
+                count, every_s = part.split("@")
                 tiers.append(Tier(int(count), float(every_s)))
             except ValueError as error:
                 raise ValueError(
                     f"got {text!r}, wanted frames@seconds,...; {part!r} is not of this form"
                 ) from error
-            if not separator:
-                raise ValueError(f"got {text!r}, wanted frames@seconds,...; {part!r} is not of this form")
         return Retention(capacity, tiers)
 
     def frame_to_evict(self, times: Sequence[float]) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class FrameIngest:
         self._batch: list[NewFrame | None] = []  # None: its camera was dropped meanwhile
         self.num_skipped = 0  # frames that are not finite, or failed alone
         self._num_alone = 0  # frames that waited in a batch that failed: each gets a batch of its own
-        self._work: Generator[None, None, Batch] | None = None
+        self._work: Iterator[Batch | None] = iter(())
         self.budget = WorkBudget(8, MAX_BATCH_TOKENS)
         self._max_tokens = self._num_tokens = 1  # allowed in the piece in progress, and in it
         weight = model.language.embed_tokens.weight
@@ -89,9 +89,9 @@ class FrameIngest:
             self._begin()
         began, self._max_tokens = time.perf_counter(), self.budget.num_tokens(allowed_s)
         try:
-            done = self._poll() if self._stream is not None else self._advance()
+            done = self._poll() if self._stream is not None else next(self._work)
         except Exception:
-            failed, self._batch, self._work, self._in_flight = self._batch, [], None, None
+            failed, self._batch, self._work, self._in_flight = self._batch, [], iter(()), None
             if len(failed) == 1:
                 self.num_skipped += 1
                 raise
@@ -102,7 +102,7 @@ class FrameIngest:
         self.budget.record(self._num_tokens, time.perf_counter() - began)
         if done is None:
             return []
-        batch, self._batch, self._work = self._batch, [], None
+        batch, self._batch, self._work = self._batch, [], iter(())
         ready = list[tuple[NewFrame, FrameKeysValues]]()
         for frame, keys_values, is_finite in zip(batch, done[0], done[1].tolist(), strict=True):
             if frame and is_finite:
@@ -121,21 +121,13 @@ class FrameIngest:
         self._batch = list(frames)
         self._work = self._compute([frame.features for frame in frames])
 
-    def _advance(self) -> Batch | None:
-        assert self._work is not None
-        try:
-            next(self._work)
-        except StopIteration as end:
-            return end.value
-        return None
-
     def _poll(self) -> Batch | None:
         """On a GPU the whole batch is started at once, on its own stream; None until it is done."""
         assert self._stream is not None
         if self._in_flight is None:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                while (batch := self._advance()) is None:
+                while (batch := next(self._work)) is None:
                     pass
                 done = torch.cuda.Event()
                 done.record()
@@ -149,8 +141,8 @@ class FrameIngest:
         self._in_flight = None
         return batch
 
-    def _compute(self, features: Sequence[Tensor]) -> Generator[None, None, Batch]:
-        """The same as `StreamChat.frame_keys_values`, some tokens and one layer at a time."""
+    def _compute(self, features: Sequence[Tensor]) -> Iterator[Batch | None]:
+        """The same as `StreamChat.frame_keys_values`, some tokens and one layer at a time; the batch comes last."""
         rotation = self._rotation.repeat(1, len(features), 1, 1)  # [2, N * P, 1, d]
         rows = torch.stack(list(features)).to(rotation.device, self._dtype).flatten(0, 1)
         pieces: list[list[KeysValues]] = []
@@ -160,10 +152,10 @@ class FrameIngest:
             visual, piece_rotation = self._adapter(rows[:size]), rotation[:, :size]
             rows, rotation = rows[size:], rotation[:, size:]
             pieces.append([])
-            yield
+            yield None
             for keys_values in run_frame_layers(self._layers, visual, piece_rotation):
                 pieces[-1].append(keys_values)
-                yield
+                yield None
         by_layer = [
             tuple(torch.cat(side).unflatten(0, (len(features), -1)) for side in zip(*layer, strict=True))
             for layer in zip(*pieces, strict=True)
@@ -171,4 +163,4 @@ class FrameIngest:
         # What is not finite stays so in all later visual states, and makes NaN of a whole row of the last keys.
         is_finite = by_layer[-1][0].sum((1, 2, 3), dtype=torch.float32).isfinite()
         frames = [[(keys[n], values[n]) for keys, values in by_layer] for n in range(len(features))]
-        return frames, is_finite
+        yield frames, is_finite
