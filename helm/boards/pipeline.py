@@ -108,6 +108,14 @@ def rows() -> Rows:
                     warn=1,
                     bad=2,
                 ),
+                Panel(
+                    title="Clocks that were set",
+                    about="How often a camera's clock was set back or forward. Its frames keep the time from before.",
+                    unit="cps",
+                    queries=[Query(rate("streamchat_camera_time_jumps_total", "camera"), "{{camera}}")],
+                    warn=0.01,
+                    bad=1,
+                ),
             ],
         ),
         (

@@ -11,9 +11,10 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.frame_fifo.camera_decoder import CameraDecoder
+from services.frame_fifo.capture_clock import CaptureClock
 from services.frame_fifo.metrics import UPDATE_EVERY_S, FrameFifoMetrics
 from services.frame_fifo.record_batch import NewestInBatch, Source, interleave, newest_by_source
 from services.frame_fifo.topic_bindings import TopicBindings
@@ -50,6 +51,7 @@ class ReadCamera:
         default_factory=dict[str, float]
     )  # with the time when last seen, monotonic
     problem: str = ""  # of its newest packets
+    clock: CaptureClock = field(default_factory=CaptureClock)
 
     def take_name(self, name: str) -> None:
         """Remember the name that came with a packet."""
@@ -66,7 +68,7 @@ class ReadCamera:
         if len(others) > 1:
             shown = " and ".join(repr(name) for name in sorted(others))
             return CameraNote(name=newest, problem=f"two cameras have this id: {shown}; one needs another")
-        return CameraNote(name=newest, problem=self.problem)
+        return CameraNote(name=newest, problem=self.problem or self.clock.problem)
 
 
 class CameraReader:
@@ -184,16 +186,17 @@ class CameraReader:
         if packet is None:
             problem = record.problem or "unknown"
             return self._dead_letter(record, problem.split(":")[0], problem)
-        skew_s = packet.captured_s - time.time()
+        source = (record.topic_partition, packet.camera)
         if self._allowed.fullmatch(packet.camera):
-            self._metrics.capture_skew(packet.camera, skew_s)
+            self._metrics.capture_skew(packet.camera, packet.captured_s - time.time())
+        packet = self._timed(packet, self._cameras.get(source))
+        skew_s = packet.captured_s - time.time()
         if abs(skew_s) > self._settings.max_capture_skew_s:
             side = "future" if skew_s > 0 else "past"
             wanted = f"wanted at most {self._settings.max_capture_skew_s:g} s"
             return self._dead_letter(
                 record, side, f"capture time: {abs(skew_s):.1f} s in the {side}, {wanted}"
             )
-        source = (record.topic_partition, packet.camera)
         camera = self._cameras.get(source)
         if camera is not None and self._is_foreign(source, record):
             del self._cameras[source]
@@ -202,9 +205,21 @@ class CameraReader:
         if camera is not None:
             camera.seen_at = time.monotonic()
             camera.take_name(packet.name)
-            self._decode(camera, record, packet, newest[source])
+            shifted_s = newest[source].captured_s + camera.clock.shift_s
+            self._decode(camera, record, packet, replace(newest[source], captured_s=shifted_s))
             self._metrics.packet_read(packet.camera)  # and all that came of it is counted
         return None
+
+    def _timed(self, packet: VideoPacket, camera: ReadCamera | None) -> VideoPacket:
+        """The packet with the time of the camera's clock, as if nobody had set it."""
+        if camera is None:
+            return packet
+        before = camera.clock.num_jumps
+        captured_s = camera.clock.captured_s(packet)
+        if camera.clock.num_jumps > before:
+            self._metrics.time_jumped(packet.camera)
+            log.warning("camera %s: %s", packet.camera, camera.clock.problem or "its clock was set")
+        return replace(packet, captured_s=captured_s) if camera.clock.shift_s else packet
 
     def _admit(self, source: Source, record: VideoRecord) -> ReadCamera | None:
         """A new camera, if the settings allow it and no other topic owns it."""
@@ -219,6 +234,8 @@ class CameraReader:
             return None
         decoder = CameraDecoder(self._frames_per_second, self._image_size, self._settings.max_pixels)
         camera = self._cameras[source] = ReadCamera(decoder, time.monotonic())
+        if record.packet is not None:
+            camera.clock.captured_s(record.packet)
         return camera
 
     def _is_foreign(self, source: Source, record: VideoRecord) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from services.ports.metric_catalogue import (
     CAMERA_UP,
     CAPTURE_SKEW,
+    CAPTURE_TIME_JUMPS,
     DEAD_LETTERS,
     FIFO_BYTES,
     FIFO_CAPACITY,
@@ -85,6 +86,7 @@ class FrameFifoMetrics:
             new = camera not in self._read
             self._read.add(camera)
         if new:
+            self._recorder.count(CAPTURE_TIME_JUMPS, camera, by=0.0)
             for reason in SKIP_REASONS:
                 self._recorder.count(PACKETS_SKIPPED, camera, reason, by=0.0)
             for reason in DROP_STAGES:  # so that an alert sees the first drop
@@ -94,6 +96,10 @@ class FrameFifoMetrics:
     def capture_skew(self, camera: str, skew_s: float) -> None:
         """The capture time of a packet minus our own clock."""
         self._recorder.set(CAPTURE_SKEW, skew_s, camera)
+
+    def time_jumped(self, camera: str) -> None:
+        """A camera's clock was set back or forward."""
+        self._recorder.count(CAPTURE_TIME_JUMPS, camera)
 
     def packet_skipped(self, camera: str, reason: str) -> None:
         """A packet was not decoded, or is damaged."""

@@ -144,6 +144,12 @@ CAPTURE_SKEW = frame_fifo(
     "Capture time of the newest packet minus our clock when it was read; above 0: the camera's clock is ahead",
     "camera",
 )
+CAPTURE_TIME_JUMPS = frame_fifo(
+    "counter",
+    "streamchat_camera_time_jumps_total",
+    "Times that the camera's clock was set back or forward; its frames keep the time from before",
+    "camera",
+)
 PACKETS_READ = frame_fifo(
     "counter", "streamchat_packets_read_total", "Encoded access units read from Kafka", "camera"
 )
