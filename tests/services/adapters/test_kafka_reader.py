@@ -315,3 +315,39 @@ def test_a_transaction_is_read_when_it_is_committed(broker: Broker, unique: str)
         assert [record.packet.seq for record in found if record.packet] == [0, 1, 2]
         assert [record for record in found if record.problem] == []
     del producer  # it would go on looking for its broker
+
+
+def test_a_commit_of_the_topic_before_hides_nothing_of_the_new_one(broker: Broker, unique: str) -> None:
+    servers = broker.bootstrap_servers
+
+    def new_reader() -> KafkaVideoReader:
+        return KafkaVideoReader(servers, topic_pattern=unique, group=unique, alone=True)
+
+    def seqs_up_to(last: int, reader: KafkaVideoReader) -> list[int]:
+        found: list[int] = []
+
+        def are_read() -> bool:
+            found.extend(record.packet.seq for record in reader.poll(0.1, 1000) if record.packet)
+            return last in found
+
+        assert wait_until(are_read, 10.0)
+        return found
+
+    def send(*seqs: int) -> None:
+        for seq in seqs:
+            packet = replace(PACKET, captured_s=time.time(), seq=seq)
+            log.send_record(encode_packet(packet, 2**22))  # as of a publisher that sends nothing again
+            log.flush(5)
+
+    with closing(KafkaVideoWriter(servers, unique, num_partitions=1)) as log:
+        send(*range(20))
+        with closing(new_reader()) as reader:
+            seqs_up_to(19, reader)
+            reader.commit({(unique, 0): 15})
+        remake_topics(servers, unique)
+        send(20, 21, 22)
+        with closing(new_reader()) as reader:
+            assert seqs_up_to(22, reader)[-2:] == [21, 22]
+            reader.commit({(unique, 0): 1})
+        with closing(new_reader()) as reader:
+            assert 20 not in seqs_up_to(22, reader)
