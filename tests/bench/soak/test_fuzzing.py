@@ -19,9 +19,9 @@ REFUSAL = {"error": {"message": "no", "type": "invalid_request_error", "code": "
 def test_every_change_can_be_sent_and_leaves_the_good_request_alone() -> None:
     good = [*questions(), *EVENTS]
     before = copy.deepcopy(good)
-    sent = {to_json(mutated(good[n % len(good)], Random(n), num_changes=n % 4)) for n in range(2000)}
+    sent = {to_json(mutated(good[n % len(good)], Random(n), num_changes=n % 4)) for n in range(400)}
     assert good == before
-    assert len(sent) > 1000
+    assert len(sent) > 200
     for body in sent:
         json.loads(body.replace(b"9" * 5000, b"9"))
 
