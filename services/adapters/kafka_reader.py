@@ -35,6 +35,8 @@ from services.ports.video_log import ReaderStatus
 log = logging.getLogger(__name__)
 COMMIT_EVERY_S = 1.0
 ASK_EVERY_S = 2.0  # where the partitions end
+# What the client raises while a broker is away or has lost its data; KeyError: it does not know a partition any more.
+CLIENT_ERRORS = (KafkaError, OSError, ValueError, AssertionError, KeyError)
 LOOKUP_MS = 1000  # for an answer about offsets
 REMADE_FRESH_S = 60.0  # how old records may be that are read after a topic was made again: a long GOP
 MAX_SINGLE_LOOKUPS = 2  # in a row, of partitions that do not answer together
@@ -97,7 +99,7 @@ class KafkaVideoReader:
         try:
             consumer, guard = self._connected()
             self._reachable = True
-        except (KafkaError, OSError, ValueError, AssertionError) as error:
+        except CLIENT_ERRORS as error:
             self._reachable = False
             return self._wait(error, timeout_s)
         try:
@@ -238,7 +240,7 @@ class KafkaVideoReader:
                 break
             try:
                 starts = self._first_offsets(consumer, waiting, guard.out_of_range)
-            except (KafkaError, OSError, ValueError, AssertionError) as error:
+            except CLIENT_ERRORS as error:
                 log.warning("no offsets of %d partitions, asking again: %s", len(waiting), error)
                 continue
             for tp, start in starts.items():
@@ -351,7 +353,7 @@ class KafkaVideoReader:
         self._ends_at = now
         try:
             ends = consumer.end_offsets([TopicPartition(*one) for one in partitions], timeout_ms=LOOKUP_MS)
-        except (KafkaError, OSError, ValueError, AssertionError) as error:
+        except CLIENT_ERRORS as error:
             self._report_away(error)
         else:
             self._raise_ends({(tp.topic, tp.partition): end for tp, end in ends.items()})

@@ -24,6 +24,14 @@ def test_an_answer_ends_where_the_text_cache_is_full(small: StreamChat):
     assert finished == [None, None, "length"]
 
 
+@pytest.mark.parametrize("token_id", [-1, 10**6])
+def test_a_bias_is_for_a_token_of_the_vocabulary(small: StreamChat, token_id: int):
+    engine = with_cameras(small, "a")
+    engine.open_dialog("good", "a", PROMPT, DialogOptions(logit_bias=((0, 1.0),)))
+    with pytest.raises(ValueError, match=f"logit_bias: got token {token_id}, wanted 0 to"):
+        engine.open_dialog("bad", "a", PROMPT, DialogOptions(logit_bias=((0, 1.0), (token_id, 1.0))))
+
+
 def test_places_are_taken_and_given_back(small: StreamChat):
     engine = with_cameras(small, "a", max_dialogs=3)
     for number in range(3):

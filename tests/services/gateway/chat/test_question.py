@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from services.gateway.chat.question import VisualSource, camera_named, media_of, visual_source
+from services.gateway.chat.question import VisualSource, camera_named, check_text, media_of, visual_source
 from services.gateway.chat.request import ChatRequest, parse_request
 from services.messages.api_error import ApiError
+from services.messages.dialog import Message
 
 
 def source(url: str, kind: str = "video") -> VisualSource:
@@ -125,3 +127,12 @@ def test_a_header_of_a_data_uri_is_read_in_linear_time() -> None:
 def test_broken_data_uris_are_refused(url: str) -> None:
     with pytest.raises(ApiError, match="invalid_data_uri"):
         media_of(source(url))
+
+
+@pytest.mark.parametrize(("role", "text"), [("user", " \n"), ("assistant", "A cat.")])
+def test_the_last_message_holds_the_question(role: Any, text: str) -> None:
+    before = [Message(role="user", text="What is it?"), Message(role="user", text="And now?")]
+    check_text(before, 100)
+    with pytest.raises(ApiError) as caught:
+        check_text([*before, Message(role=role, text=text)], 100, "conversation")
+    assert (caught.value.code, caught.value.param) == ("empty_question", "conversation")
