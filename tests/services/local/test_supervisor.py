@@ -28,7 +28,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     made = Supervisor(Settings(redis_url="redis://127.0.0.1:1/0"), tmp_path, max_broker_bytes=LIMIT)
     made._start_servers()  # pyright: ignore[reportPrivateUsage]
     yield made
-    made.stop()
+    broker_of(made).stop()  # `Supervisor.stop` ends all of this process' children, the session's servers too
 
 
 def broker_of(supervisor: Supervisor) -> Server:
