@@ -153,9 +153,9 @@ async def test_what_one_dialog_does_wrong_ends_it_alone(made: Loop, harm: str) -
 
 
 async def test_what_is_not_finite_is_counted(made: Loop) -> None:
-    good = frame("a", 0)
+    good = frame("a", 1)
     nan = np.full(good.shape, np.nan, np.float32).tobytes()
-    made.frames = [good, replace(frame("a", 1), visual_tokens=nan)]
+    made.frames = [replace(frame("a", 0), visual_tokens=nan), good]
     assert isinstance((await events_of(made.ask(text_stream=Harm(made.poison))))[-1], DialogFailed)
     names = ("streamchat_engine_frames_skipped_total", "streamchat_engine_rows_failed_total")
     await until(lambda: [made.recorder.registry.get_sample_value(name) for name in names] == [1.0, 1.0])
