@@ -183,10 +183,9 @@ class DecodeLoop:
                 continue
             dialog.required_frame = dialog.required_frame or self._cameras.newest(camera)
             newest = self._engine.cameras.get(camera)
-            if (
-                newest is not None
-                and dialog.required_frame
-                and parse_frame_id(newest.frame_id) >= dialog.required_frame
+            if newest is not None and (
+                not self._has_background  # what is missing was skipped
+                or (dialog.required_frame and parse_frame_id(newest.frame_id) >= dialog.required_frame)
             ):
                 self._open(dialog)
             elif (

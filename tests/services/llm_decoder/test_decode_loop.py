@@ -152,11 +152,14 @@ async def test_what_one_dialog_does_wrong_ends_it_alone(made: Loop, harm: str) -
     assert not made.loop.progress.stuck_s > 2
 
 
-async def test_what_is_not_finite_is_counted(made: Loop) -> None:
-    good = frame("a", 1)
-    nan = np.full(good.shape, np.nan, np.float32).tobytes()
-    made.frames = [replace(frame("a", 0), visual_tokens=nan), good]
-    assert isinstance((await events_of(made.ask(text_stream=Harm(made.poison))))[-1], DialogFailed)
+@pytest.mark.parametrize("nan_last", [False, True])
+async def test_what_is_not_finite_is_counted(made: Loop, nan_last: bool) -> None:
+    made.frames = [frame("a", number, captured_s=time.time()) for number in range(2)]
+    nan = np.full(made.frames[0].shape, np.nan, np.float32).tobytes()
+    made.frames[nan_last] = replace(made.frames[nan_last], visual_tokens=nan)
+    events = await events_of(made.ask(text_stream=Harm(made.poison)))
+    assert isinstance(events[-1], DialogFailed)
+    assert events[-1].code == "decoder_error"
     names = ("streamchat_engine_frames_skipped_total", "streamchat_engine_rows_failed_total")
     await until(lambda: [made.recorder.registry.get_sample_value(name) for name in names] == [1.0, 1.0])
 
