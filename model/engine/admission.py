@@ -114,10 +114,9 @@ class Admission:
                 self._pages.free(dialog, page)
         while len(dialog.pages) * size < dialog.num_computed_tokens + num_new:
             dialog.pages.append(self._pages.allocate(dialog))
-            if (
-                len(dialog.pages) * size > dialog.num_computed_tokens + num_new
-            ):  # the rest of it is read, masked
-                self._clear_page(dialog.pages[-1])  # NaN of an earlier dialog would reach this one
+            if len(dialog.pages) * size > dialog.num_computed_tokens + num_new:
+                # Its end is read, masked, before it is written: NaN of an earlier dialog would reach this one.
+                self._clear_page(dialog.pages[-1])
 
     def is_window_full(self, dialog: Dialog) -> bool:
         """Whether the token that is appended next is the last one that fits."""

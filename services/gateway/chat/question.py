@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import unquote
 
 from services.access.caller import Caller
@@ -26,6 +27,14 @@ from services.messages.dialog import NO_CAMERA, DialogRequest, Message
 from services.messages.video import PlayedClip
 
 MAX_STOPS = 4
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "tool": "user",
+    "function": "user",
+    "assistant": "assistant",
+}
 MAX_TOKEN_ID_DIGITS = 10
 MEDIA_TYPE = re.compile(r"data:(video|image)/[\w.+-]+", re.ASCII | re.IGNORECASE)
 MAX_HEADER_CHARACTERS = 512  # of a data URI
@@ -59,11 +68,8 @@ def text_of(message: ChatMessage) -> str:
 
 
 def messages_of(chat: ChatRequest) -> list[Message]:
-    """The texts of the conversation."""
-    return [
-        Message(role="system" if message.role == "developer" else message.role, text=text_of(message))
-        for message in chat.messages
-    ]
+    """The texts of the conversation. The result of an earlier model's tool call is told like the user's words."""
+    return [Message(role=ROLES[message.role], text=text_of(message)) for message in chat.messages]
 
 
 def sources_of(message: ChatMessage, path: str) -> list[VisualSource]:

@@ -36,6 +36,10 @@ class LiveStack:
         listed = httpx.get(f"{self.url}/v1/cameras", timeout=PATIENCE_S, trust_env=False).json()["data"]
         return {camera["id"]: camera for camera in listed}
 
+    def has_frames(self, camera: str) -> bool:
+        """Whether a camera has frames; one that sends and has none is listed with its problem."""
+        return self.cameras().get(camera, {"num_frames": 0})["num_frames"] > 0
+
     def metric(self, name: str) -> float:
         """One number of `GET /metrics`, summed over its labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S) as answer:

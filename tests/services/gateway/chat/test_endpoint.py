@@ -231,7 +231,7 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
      f"{PARTS}[0]"),
     ({"messages": messages(part={"type": "text"})}, 400, "invalid_option", f"{PARTS}[0].text"),
     ({"messages": messages(part=5)}, 400, "invalid_option", f"{PARTS}[0]"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_option", "messages[0].role"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_option", "messages[0].role"),
     ({"messages": [{"role": "user", "content": 5}]}, 400, "invalid_option", PARTS),
     ({"messages": [{"role": "user", "content": [CAMERA, CAMERA, {"type": "text", "text": "?"}]}]}, 400,
      "several_pictures", f"{PARTS}[1].video_url.url"),

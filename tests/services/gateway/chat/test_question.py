@@ -8,7 +8,14 @@ from urllib.parse import quote
 
 import pytest
 
-from services.gateway.chat.question import VisualSource, camera_named, check_text, media_of, visual_source
+from services.gateway.chat.question import (
+    VisualSource,
+    camera_named,
+    check_text,
+    media_of,
+    messages_of,
+    visual_source,
+)
 from services.gateway.chat.request import ChatRequest, parse_request
 from services.messages.api_error import ApiError
 from services.messages.dialog import Message
@@ -136,3 +143,11 @@ def test_the_last_message_holds_the_question(role: Any, text: str) -> None:
     with pytest.raises(ApiError) as caught:
         check_text([*before, Message(role=role, text=text)], 100, "conversation")
     assert (caught.value.code, caught.value.param) == ("empty_question", "conversation")
+
+
+def test_every_role_of_openai_has_one_of_ours() -> None:
+    roles = ("system", "developer", "user", "assistant", "tool", "function")
+    asked = parse_request({"model": "m", "messages": [{"role": role, "content": role} for role in roles]})[0]
+    assert [message.role for message in messages_of(asked)] == [
+        "system", "system", "user", "assistant", "user", "user",
+    ]  # fmt: skip
