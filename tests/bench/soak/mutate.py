@@ -55,10 +55,12 @@ def _change(parent: Any, key: Any, random: Random) -> None:
         case 0 if parent.keys() != {"value"} if isinstance(parent, dict) else True:
             del parent[key]
         case 1 if isinstance(parent, list):
-            parent += [parent[key]] * random.choice((1, 10, 300))
+            parent += copy.deepcopy([parent[key]] * random.choice((1, 10, 300)))
         case 2 if isinstance(parent[key], dict):
-            parent[key][random.choice(("surprise", "", "temperature", "x" * 1000))] = random.choice(EDGES)
+            parent[key][random.choice(("surprise", "", "temperature", "x" * 1000))] = copy.deepcopy(
+                random.choice(EDGES)
+            )
         case 3:
             parent[key] = [parent[key]]
         case _:
-            parent[key] = random.choice(EDGES)
+            parent[key] = copy.deepcopy(random.choice(EDGES))

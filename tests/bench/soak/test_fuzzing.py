@@ -11,16 +11,17 @@ import pytest
 from tests.bench.soak.findings import Findings
 from tests.bench.soak.fuzz_realtime import EVENTS
 from tests.bench.soak.fuzz_requests import questions
-from tests.bench.soak.mutate import mutated, to_json
+from tests.bench.soak.mutate import EDGES, mutated, to_json
 
 REFUSAL = {"error": {"message": "no", "type": "invalid_request_error", "code": "x", "param": None}}
 
 
 def test_every_change_can_be_sent_and_leaves_the_good_request_alone() -> None:
     good = [*questions(), *EVENTS]
-    before = copy.deepcopy(good)
-    sent = {to_json(mutated(good[n % len(good)], Random(n), num_changes=n % 4)) for n in range(400)}
+    before, edges = copy.deepcopy(good), repr(EDGES)
+    sent = {to_json(mutated(good[n % len(good)], Random(n), num_changes=n % 4)) for n in range(1000)}
     assert good == before
+    assert repr(EDGES) == edges
     assert len(sent) > 200
     for body in sent:
         json.loads(body.replace(b"9" * 5000, b"9"))
