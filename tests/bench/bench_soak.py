@@ -71,7 +71,10 @@ def fuzzing(up: LiveService, options: argparse.Namespace) -> Generator[dict[str,
         finally:
             fuzzer.send_signal(signal.SIGTERM)
             printed, _ = fuzzer.communicate(timeout=120)
-            result |= json.loads(printed.splitlines()[-1])
+            if printed:
+                result |= json.loads(printed.splitlines()[-1])
+            else:
+                result["problem"] = f"the fuzzer ended with status {fuzzer.returncode}"
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
