@@ -94,3 +94,19 @@ def test_a_dialog_at_rest_goes_on_as_if_it_had_never_stopped(model: StreamChat):
         each.start_turn("d", PROMPT, DialogOptions(max_tokens=9))
     torch.testing.assert_close(engine.logits(["d"]), other.logits(["d"]), **CLOSE)
     assert engine.dialogs["d"].num_computed_tokens == length + len(PROMPT)
+
+
+def test_the_oldest_turn_is_dropped_and_never_the_last(small: StreamChat):
+    engine = with_cameras(small, "a", page_tokens=4)
+    engine.open_dialog("d", "a", PROMPT * 3, DialogOptions(max_tokens=1), num_pinned_tokens=2)
+    engine.step(["d"])
+    engine.start_turn("d", PROMPT)
+    dialog = engine.dialogs["d"]
+    second = dialog.turns[1]
+    freed = dialog.drop_oldest_turn(4)
+    assert dialog.turns == [second]
+    assert dialog.dropped_tokens == range(2, second.first_token)
+    assert freed is not None
+    assert dialog.pages.count(-1) == len(freed) == second.first_token // 4 - 1
+    assert dialog.drop_oldest_turn(4) is None
+    assert dialog.turns == [second]

@@ -77,3 +77,8 @@ def test_an_unknown_setting_is_named(
     monkeypatch.setenv("STREAMCHAT_FIFO_FRAME", "3")
     assert cli.main(["up"]) == 2
     assert "STREAMCHAT_FIFO_FRAME: no such setting" in capsys.readouterr().err
+
+
+def test_a_new_key_has_the_limits_of_the_settings() -> None:
+    options = cli.parser().parse_args(["keys", "make", "phone"])
+    assert (options.requests_per_minute, options.requests_at_once) == (0, 0)

@@ -15,6 +15,7 @@ from training.evaluation.ablations import (
     AblationStudy,
     collect_results,
     compare_variants,
+    make_parser,
     over_seeds,
     run_all,
 )
@@ -114,3 +115,10 @@ def test_a_run_that_fails_is_told_with_its_last_words(held_out: list[Clip], tmp_
     (why,) = run_all(study, [("full", 1)], 1)
     assert why.startswith("full, seed 1: training/sft.py ended with status 2")
     assert "held out for tests" in why
+
+
+def test_the_command_line_takes_several_folders_of_clips() -> None:
+    folders = ["--vision", "V", "--held-out", "H", "--out", "O", "--docs", "D"]
+    options = make_parser().parse_args([*folders, "--steps", "5", "--clips", "a", "b"])
+    assert options.clips == [Path("a"), Path("b")]
+    assert options.seeds == [1, 2, 3]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from model.config import PROJECT_ROOT
 from training.evaluation.ablations import VARIANTS
-from training.evaluation.reports import TITLES, markdown_table, rate_table
+from training.evaluation.reports import TITLES, markdown_table, rate_table, write_ablation_report
 from training.evaluation.win_rates import JudgedQuestion, win_rates
 
 
@@ -24,3 +28,13 @@ def test_the_table_of_rates() -> None:
 
 def test_every_variant_has_a_title() -> None:
     assert set(TITLES) == set(VARIANTS)
+
+
+def test_the_kept_report_is_what_its_numbers_give(tmp_path: Path) -> None:
+    kept = PROJECT_ROOT / "docs" / "ablations.json"
+    about = json.loads(kept.read_text())
+    variants = about.pop("variants")
+    write_ablation_report(about, variants, tmp_path)
+    assert (tmp_path / "ablations.json").read_text() == kept.read_text()
+    assert (tmp_path / "ablations.md").read_text() == kept.with_suffix(".md").read_text()
+    assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")

@@ -34,8 +34,13 @@ def test_the_prompt_keeps_the_newest_that_fits_and_always_the_question() -> None
     conversation = Conversation()
     for number in range(5):
         conversation.add(said(number, f"{number}" * 10))
-    texts = [message.text for message in conversation.messages("be brief", max_prompt_tokens=20)]
-    assert texts == ["be brief", "2" * 10, "3" * 10, "4" * 10]
+    texts = [message.text for message in conversation.messages("be briefer", max_prompt_tokens=20)]
+    assert texts == [
+        "be briefer",  # 40 characters in all
+        "2" * 10,
+        "3" * 10,
+        "4" * 10,
+    ]
     assert [message.text for message in conversation.messages("", max_prompt_tokens=1)] == ["4" * 10]
 
 
