@@ -33,6 +33,23 @@ def test_the_whole_picture_is_kept_and_areas_are_averaged():
     assert (pixels[:, :8, 1:] == 0).all()
 
 
+def test_a_picture_as_wide_as_the_square_is_averaged_too():
+    picture = np.zeros((64, 16, 3), np.uint8)
+    picture[::2] = 200  # every other line
+    for given in (picture, picture.transpose(1, 0, 2).copy()):
+        pixels = to_pixels(av.VideoFrame.from_ndarray(given, format="rgb24"), 16)
+        assert np.abs(pixels.astype(int) - 100).max() <= 2
+
+
+def test_a_small_picture_grows_smoothly():
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, 4:] = 200
+    row = to_pixels(av.VideoFrame.from_ndarray(picture, format="rgb24"), 64)[32, :, 0].astype(int)
+    assert np.abs(np.diff(row)).max() < 60  # an edge of 200 in one step would be blocks
+    assert row[0] == 0
+    assert row[-1] == 200
+
+
 def test_the_same_frame_gives_the_same_pixels():
     random = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
     given = av.VideoFrame.from_ndarray(random, format="rgb24").reformat(format="yuv420p")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.clip_player.clip_decoder import ClipLimits, decode_clip
+from services.clip_player.clip_decoder import ClipLimits, decode_clip, decode_needed
 from services.messages.video import ClipRefused
 from services.ports.frame_store import parse_frame_id
 from tests.services.h264 import clip, encoded, mjpeg_bomb, picture
@@ -113,13 +113,13 @@ def sound() -> bytes:
     return file.getvalue()
 
 
-def mp4_bomb() -> bytes:
-    """A small file whose one picture is 12000x12000."""
+def mp4_bomb(jpeg: bytes) -> bytes:
+    """A small file that says 64x64, and whose one picture is larger."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream: Any = out.add_stream("mjpeg", rate=1)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
-        packet = av.Packet(mjpeg_bomb())
+        packet = av.Packet(jpeg)
         packet.pts = packet.dts = 0
         packet.stream = stream
         packet.is_keyframe = True
@@ -153,9 +153,18 @@ def test_what_is_no_clip_is_refused_clearly() -> None:
     assert refusal(sound()).code == "clip_no_video"
     assert refusal(clip(20), max_s=1.0).message == "the clip lasts 1 s, at most 1 s are taken"
     assert refusal(clip(2, size=(640, 480)), max_pixels=100_000).code == "clip_picture_too_large"
-    assert refusal(mp4_bomb()).code in ("clip_picture_too_large", "clip_unreadable")
+    assert refusal(mp4_bomb(mjpeg_bomb())).code in ("clip_picture_too_large", "clip_unreadable")
     assert refusal(clip(90, size=(640, 480)), decode_budget_s=0.0).code == "clip_too_slow"
     assert refusal(clip(1), "sculpture").code == "clip_kind"
+
+
+def test_no_picture_over_the_limit_is_decoded() -> None:
+    file, deadline = io.BytesIO(), time.monotonic() + 60
+    Image.new("RGB", (4800, 2600)).save(file, "JPEG")
+    bomb = mp4_bomb(file.getvalue())
+    ((found, _),) = decode_needed(bomb, bytearray(b"\1"), limits(max_pixels=4800 * 2600), deadline)
+    assert (found.width, found.height) == (4800, 2600)
+    assert not list(decode_needed(bomb, bytearray(b"\1"), limits(), deadline))
 
 
 def test_what_is_no_picture_is_refused_clearly() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -179,11 +180,39 @@ def test_a_publisher_that_is_late_continues_from_now(tmp_path: Path) -> None:
     assert max(found[6:]) < 1.1
 
 
+class NoWaiting(threading.Event):
+    """Does not wait, notes how long it should have, and is set after `most` waits."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.waits_s = most, list[float | None]()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits_s.append(timeout)
+        if len(self.waits_s) >= self.most:
+            self.set()
+        return self.is_set()
+
+
 def test_a_live_source_is_opened_again_and_again() -> None:
-    stop = threading.Event()
+    stop = NoWaiting(7)
     source = VideoSource(address=f"rtsp://127.0.0.1:{free_port()}/x", live=True)
-    threading.Timer(2.5, stop.set).start()
-    assert list(live_units(source, stop)) == []  # two attempts, both refused, and no error
+    assert list(live_units(source, stop)) == []  # each attempt is refused, and there is no error
+    assert stop.waits_s == [1, 2, 4, 8, 15, 15, 15]
+
+
+class ShortStream(VideoSource):
+    """A camera whose stream ends after some pictures, as often as it is opened."""
+
+    def units(self) -> Iterator[AccessUnit]:
+        return open_source(self.address).units()
+
+
+def test_a_live_source_that_came_back_is_soon_opened_again(tmp_path: Path) -> None:
+    stop = NoWaiting(3)
+    source = ShortStream(address=str(clip_file(tmp_path, num_frames=3)), live=True)
+    assert len(list(live_units(source, stop))) == 9
+    assert stop.waits_s == [1, 1, 1]
 
 
 def test_errors_are_clear(tmp_path: Path) -> None:

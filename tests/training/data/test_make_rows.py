@@ -89,6 +89,7 @@ def test_a_missing_file_is_reported(
 def test_our_own_rows_are_cut_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, {"a.mp4": captions((0.0, 5.0), (30.0, 35.0))})
     run(monkeypatch, "live_world", path, "--out", str(tmp_path / "rows.jsonl"))
+    assert {row.video for row in rows_in(tmp_path / "rows.jsonl")} == {"a.mp4"}  # no folder was given
     again = str(tmp_path / "again.parquet")
     run(monkeypatch, "rows", str(tmp_path / "rows.jsonl"), "--window-s", "10", "--out", again)
     assert [row.time_range for row in rows_in(Path(again))] == [(0.0, 5.0), (30.0, 35.0)]

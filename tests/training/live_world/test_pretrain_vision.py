@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 def test_a_few_steps_teach_something_and_leave_an_encoder(clips: list[Clip], tmp_path: Path) -> None:
     train(clips, clips, minutes=1.0, batch_size=16, peak_lr=1e-3, out=tmp_path, report_every=4, steps=21)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [0, 4, 8, 12, 16, 20]
     assert min(r["loss"] for r in rows) < 0.9 * rows[0]["loss"]
     assert all(0.0 <= rows[-1][name] <= 1.0 for name in ("thing", "colour", "happening", "place", "presence"))
     tower = VisionTower(preset("tiny").vision)

@@ -78,10 +78,10 @@ def test_two_workers_have_the_loss_of_one_and_half_of_its_memory_each(
 def test_autocast_gives_nearly_the_losses_of_float32(
     pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
-    reports = pool.train(replace(plan, recipe=replace(plan.recipe, autocast=True)), 1, tmp_path)[0]
+    reports = pool.train(replace(plan, recipe=replace(plan.recipe, autocast=True)), 1, tmp_path, last=3)[0]
     losses = [step["loss"] for step in reports["steps"]]
-    assert losses != single_worker[0]
-    assert losses == pytest.approx(single_worker[0], rel=0.02)
+    assert losses != single_worker[0][:3]
+    assert losses == pytest.approx(single_worker[0][:3], rel=0.02)
     assert reports["bytes"] == single_worker[2]  # weights and moments stay float32
 
 
@@ -116,11 +116,11 @@ def test_sharded_muon_has_the_losses_of_muon(pool: WorkerPool, plan: Plan, tmp_p
 
     The recipe sets `flex` too, to test that CPUs ignore it.
     """
-    recipe = replace(plan.recipe, steps=4, peak_muon_lr=3e-3, weight_decay=0.05, flex=True)
+    recipe = replace(plan.recipe, steps=3, peak_muon_lr=3e-3, weight_decay=0.05, flex=True)
     by_muon = replace(plan, recipe=recipe)
     one = pool.train(by_muon, 1, tmp_path / "one", save=tmp_path / "saved-one")[0]
-    two = pool.train(by_muon, 2, tmp_path / "two", last=2, save=tmp_path / "saved-two")
-    more = pool.train(by_muon, 2, tmp_path / "more", first=2, load=tmp_path / "saved-two")
+    two = pool.train(by_muon, 2, tmp_path / "two", last=1, save=tmp_path / "saved-two")
+    more = pool.train(by_muon, 2, tmp_path / "more", first=1, load=tmp_path / "saved-two")
     losses = [step["loss"] for step in (*two[0]["steps"], *more[0]["steps"])]
     assert losses == pytest.approx([step["loss"] for step in one["steps"]], rel=5e-3)
     held = [sum(worker["bytes"].values()) for worker in two]
