@@ -7,12 +7,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.training.sample_worlds import CAT, DOG, STORY, many_worlds
 from training.live_world.picture import CELL, FPS, PICTURES, SIZE, Pixels, Renderer, write_video
 from training.live_world.world import COLOURS, THINGS, Thing, World
 
+KEPT = Path(__file__).with_name("pictures.npz")
 SHORT = World(seed=5, index=1, duration_s=2.5, start=(DOG, CAT), events=STORY.events[:1])
 
 
@@ -25,6 +27,35 @@ def changed_places(first: Pixels, second: Pixels) -> set[int]:
     """Places in which two pictures differ."""
     cells = (first != second).any(-1).reshape(3, CELL, 3, CELL).any((1, 3))
     return set(np.flatnonzero(cells).tolist())
+
+
+def blocks(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """Means over blocks of 8 x 8 pixels: [30, 30, 3]."""
+    return pixels.reshape(SIZE // 8, 8, SIZE // 8, 8, 3).mean((1, 3), dtype=np.float32)
+
+
+def drawn() -> npt.NDArray[np.float32]:
+    """Pictures of everything that is drawn, as blocks: things, colours, both phases of each happening, backgrounds."""
+    found: list[Pixels] = []
+    for first in range(0, len(THINGS), 9):
+        names, colours = list(THINGS)[first : first + 9], list(COLOURS) * 2
+        things = [
+            Thing(name=name, colour=colours[first // 9 + place], place=place)
+            for place, name in enumerate(names)
+        ]
+        found.append(picture(replace(STORY, start=tuple(things), events=()), 0.0))
+    renderer = Renderer(STORY)
+    found += [
+        renderer.frame(STORY.state(e.start_s + after_s)) for e in STORY.events for after_s in (0.2, 0.4)
+    ]
+    found += [picture(world, world.duration_s / 2) for world in many_worlds(6)]
+    return np.stack([blocks(pixels) for pixels in found])
+
+
+def test_a_world_looks_as_it_always_did() -> None:
+    """The scores of earlier models stay comparable. `python -m tests.training.live_world.test_picture` draws them anew."""
+    with np.load(KEPT) as kept:
+        np.testing.assert_allclose(drawn(), kept["blocks"], atol=1.5)
 
 
 def test_a_picture_is_square_rgb() -> None:
@@ -118,3 +149,7 @@ def test_the_same_world_gives_the_same_file_byte_for_byte(tmp_path: Path) -> Non
     write_video(replace(SHORT, seed=6), tmp_path / "other.mp4")
     one, two, other = ((tmp_path / n).read_bytes() for n in ("one.mp4", "two.mp4", "other.mp4"))
     assert one == two != other
+
+
+if __name__ == "__main__":
+    np.savez_compressed(KEPT, blocks=np.round(drawn()).astype(np.uint8))
