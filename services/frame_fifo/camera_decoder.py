@@ -17,11 +17,15 @@ from av.error import FFmpegError
 from services.frame_fifo.frame_sampler import FrameSampler
 from services.messages.video import VideoPacket
 from services.video.picture_size import picture_size
+from services.video.reordering import without_reordering
 from services.video.rotation import rotation_of
 from services.video.sampled_frame import SampledFrame, sample_frame
 
 MAX_IN_CODEC = 64  # packets that a codec may hold back (B-frames need a few)
 MAX_KNOWN = 10_000  # packets since a keyframe that are recognised when they come again
+NUM_IN_ORDER = (
+    60  # packets in display order, after which a stream that allows reordering is taken to have none
+)
 
 SkipReason = Literal["", "no_keyframe", "lost_packet", "damaged", "too_large", "repeated"]
 
@@ -52,6 +56,8 @@ class CameraDecoder:
     _known: set[tuple[int, int, float]] = field(
         init=False, default_factory=set[tuple[int, int, float]]
     )  # seq, pts, captured_s of the packets decoded since the keyframe
+    _num_in_order: int = field(init=False, default=0)  # packets in display order, up to the last one
+    _in_order: bool = field(init=False, default=False)  # the codec was told to hold no picture back
 
     def __post_init__(self) -> None:
         self.sampler = FrameSampler(self.frames_per_second)
@@ -81,22 +87,39 @@ class CameraDecoder:
             self.reset()
             if not packet.keyframe:
                 return DecodedPacket(skipped="lost_packet")
-        if self._context is None:
-            if not packet.keyframe:
-                return DecodedPacket(skipped="no_keyframe")
-            self._context = open_decoder(packet.codec, self.max_pixels)
+        self._num_in_order = self._num_in_order + 1 if last is None or packet.pts > last.pts else 0
+        if self._context is None and not packet.keyframe:
+            return DecodedPacket(skipped="no_keyframe")
+        held = self._begin_gop(packet) if packet.keyframe else []
         if packet.keyframe or len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known.add(name)
-        return self._decode(self._context, packet, sample)
+        return self._decode(packet, held, sample)
 
-    def _decode(self, context: av.VideoCodecContext, packet: VideoPacket, sample: bool) -> DecodedPacket:
-        unit = av.Packet(packet.data)
+    def _begin_gop(self, packet: VideoPacket) -> list[av.VideoFrame]:
+        """At a keyframe: open a codec if there is none, or if pictures need not be held back, or must be, from now on.
+
+        Returns the pictures that the codec before still held.
+        """
+        seems_in_order = self._num_in_order >= NUM_IN_ORDER
+        in_order = seems_in_order and without_reordering(packet.codec, packet.data) != packet.data
+        if self._context is not None and in_order == self._in_order:
+            return []
+        try:
+            held = [] if self._context is None else self._context.decode(None)
+        except FFmpegError:
+            held = []
+        self._context, self._in_order = open_decoder(packet.codec, self.max_pixels), in_order
+        return held
+
+    def _decode(self, packet: VideoPacket, held: list[av.VideoFrame], sample: bool) -> DecodedPacket:
+        assert self._context is not None
+        unit = av.Packet(without_reordering(packet.codec, packet.data) if self._in_order else packet.data)
         unit.pts = packet.pts
         unit.time_base = Fraction(*packet.time_base)
         self._in_codec[packet.pts] = (packet.captured_s, packet.seq)
         try:
-            pictures = context.decode(unit)
+            pictures = [*held, *self._context.decode(unit)]
         except (FFmpegError, ValueError, MemoryError):
             pictures = None
         if pictures is None or any(p.is_corrupt for p in pictures) or len(self._in_codec) > MAX_IN_CODEC:
@@ -108,6 +131,8 @@ class CameraDecoder:
             self.reset()
             return self._too_large(*size)
         due = [found for p in pictures if self.sampler.accepts((found := self._timed(p, packet))[1])]
+        if self._in_order:
+            self._in_codec.clear()  # of a stream that begins to reorder, the codec drops the pictures that come late
         if not sample:
             return DecodedPacket(num_late=len(due))
         return DecodedPacket(frames=tuple(self._sampled(*found, packet) for found in due))

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import PictureType
 from PIL import ExifTags, Image
 
 from services.messages.video import VideoPacket
@@ -36,8 +37,10 @@ def encoded(
     gop: int = 15,
     b_frames: int = 0,
     size: tuple[int, int] = (160, 120),
+    use_b_frames: bool = True,
+    options: Mapping[str, str] | None = None,
 ) -> list[av.Packet]:
-    """Access units of a moving picture; pts counts frames."""
+    """Access units of a moving picture; pts counts frames. `use_b_frames=False` allows B-frames and has none."""
     encoder = av.CodecContext.create(codec, "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height = size
@@ -45,13 +48,19 @@ def encoded(
     encoder.time_base, encoder.framerate = Fraction(1, fps), Fraction(fps)
     if codec != "mjpeg":
         encoder.gop_size, encoder.max_b_frames = gop, b_frames
-        encoder.options = {"preset": "veryfast", **({} if b_frames else {"tune": "zerolatency"})}
+        encoder.options = {
+            "preset": "veryfast",
+            **({} if b_frames else {"tune": "zerolatency"}),
+            **(options or {}),
+        }
     if codec == "libx265":
         encoder.options |= {"x265-params": "log-level=none"}
     packets: list[av.Packet] = []
     for i in range(num_frames):
         frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
         frame.pts = i
+        if not use_b_frames:
+            frame.pict_type = PictureType.P if i % gop else PictureType.I
         packets += encoder.encode(frame)
     return packets + encoder.encode(None)
 

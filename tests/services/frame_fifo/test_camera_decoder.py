@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from services.frame_fifo.camera_decoder import CameraDecoder
+from services.frame_fifo.camera_decoder import NUM_IN_ORDER, CameraDecoder
 from services.messages.video import VideoPacket
 from services.video.sampled_frame import SampledFrame
 from tests.services.h264 import camera_packets, encoded, mjpeg_bomb, picture
@@ -64,6 +64,41 @@ def test_reordered_frames_keep_their_own_capture_times() -> None:
         f.frame_id == f"{round(f.captured_s * 1000)}-{seqs[round(f.captured_s * 1000)]}" for f in frames
     )
     assert len(frames) >= 57  # the codec holds the last ones back
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc")])
+def test_a_stream_that_allows_b_frames_and_has_none_is_soon_shown_without_delay(
+    codec: str, name: str
+) -> None:
+    packets = camera_packets(encoded(120, codec=codec, b_frames=2, use_b_frames=False), codec=name)
+    assert [p.pts for p in packets] == list(range(120))
+    d = decoder(fps=15)
+    delays: list[int] = []
+    times: list[float] = []
+    for packet in packets:
+        for frame in d.decode(packet).frames:
+            delays.append(round((packet.captured_s - frame.captured_s) * 15))
+            times.append(frame.captured_s)
+    assert times == [p.captured_s for p in packets]  # none is lost at the change, and none comes twice
+    assert delays[0] == 2
+    first_keyframe = 15 * (NUM_IN_ORDER // 15)
+    assert set(delays[first_keyframe:]) == {0}
+
+
+@pytest.mark.parametrize(("codec", "name"), [("libx264", "h264"), ("libx265", "hevc")])
+def test_a_stream_that_begins_to_reorder_is_shown_in_order_again(codec: str, name: str) -> None:
+    plain = camera_packets(encoded(90, codec=codec, b_frames=2, use_b_frames=False), codec=name)
+    later = camera_packets(
+        encoded(45, codec=codec, b_frames=2), codec=name, start_s=plain[0].captured_s + 6, first_seq=90
+    )
+    later = [replace(p, pts=p.pts + 90) for p in later]
+    frames, skipped = feed(decoder(fps=15), plain + later)
+    assert skipped == []
+    times = [f.captured_s for f in frames]
+    assert times == sorted(times)
+    assert times[:90] == [p.captured_s for p in plain]
+    second = {p.captured_s for p in later[15:]}
+    assert len(second & set(times)) >= len(second) - 4  # held back, or decodable only after the GOP before
 
 
 def test_a_new_decoder_waits_for_a_keyframe() -> None:

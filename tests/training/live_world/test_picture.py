@@ -53,7 +53,7 @@ def drawn() -> npt.NDArray[np.float32]:
 
 
 def test_a_world_looks_as_it_always_did() -> None:
-    """The scores of earlier models stay comparable. `python -m tests.training.live_world.test_picture` draws them anew."""
+    """Scores of earlier models stay comparable. `python -m tests.training.live_world.test_picture` draws anew."""
     with np.load(KEPT) as kept:
         np.testing.assert_allclose(drawn(), kept["blocks"], atol=1.5)
 
