@@ -24,18 +24,26 @@ class CaptureClock:
     shift_s: float = 0.0
     num_jumps: int = 0
     _last: VideoPacket | None = None
+    _began_s: float | None = None  # capture time of the publisher's first packet
     _read_at: float = 0.0  # monotonic
 
     def captured_s(self, packet: VideoPacket) -> float:
         """When the packet was captured. To be called once for each packet, in order."""
         last, passed_s = self._last, time.monotonic() - self._read_at
         self._last, self._read_at = packet, time.monotonic()
-        if last is None or packet.seq != last.seq + 1:
+        # A packet that is read again has its time from before.
+        begins = packet.seq == 0 and packet.captured_s != self._began_s
+        if begins:
+            self._began_s = packet.captured_s
+        if last is None or (packet.seq != last.seq + 1 and not begins):
             return packet.captured_s + self.shift_s
         step_s = packet.captured_s - last.captured_s
         pts_step_s = (packet.pts - last.pts) * packet.time_base[0] / packet.time_base[1]
+        if begins:  # its own times begin again, too
+            pts_step_s = min(passed_s, 1.0)
         is_back = step_s < -(BACK_S if pts_step_s > 0 else REORDERED_S)
-        if is_back or step_s - max(0.0, pts_step_s, passed_s) > FORWARD_S:
+        is_forward = step_s - max(0.0, pts_step_s, passed_s) > FORWARD_S
+        if is_back or (is_forward and not begins):
             self.num_jumps += 1
             self.shift_s -= step_s - min(max(pts_step_s, 0.001), 1.0)
         else:

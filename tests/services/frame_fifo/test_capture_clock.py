@@ -36,6 +36,27 @@ async def test_a_camera_whose_clock_is_set_goes_on(by_s: float) -> None:
         await until(lambda: f"its clock was set {side} by" in fifo.store.notes()["door"].problem)
 
 
+async def test_a_publisher_that_begins_again_with_an_earlier_clock_is_seen_at_once() -> None:
+    async with running_fifo(max_lag_s=60.0) as fifo:
+        packets = live(60)
+        again = [replace(p, seq=p.seq - 30, pts=p.pts - 30) for p in with_clock_set(packets, 30, -20.0)[30:]]
+        for packet in packets[:30] + again:
+            fifo.send(packet)
+            await fifo.wait_until_done()
+        assert reasons(fifo.counts) == {}
+        assert fifo.counts.frames_stored >= 19
+        ids = [parse_frame_id(frame.frame_id)[0] for frame in fifo.store.newest("door", 100)]
+        assert ids == sorted(ids)
+
+
+def test_packets_that_are_read_again_are_no_jump() -> None:
+    clock = CaptureClock()
+    packets = live(20)
+    for packet in [*packets, *packets, packets[7]]:
+        assert clock.captured_s(packet) == packet.captured_s
+    assert clock.num_jumps == 0
+
+
 def test_a_shift_goes_away_when_the_cameras_clock_is_right_again() -> None:
     clock, now = CaptureClock(), time.time()
     packet = replace(live(1)[0], seq=0, pts=0, time_base=(1, FPS), captured_s=now + 10.0)
