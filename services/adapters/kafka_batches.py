@@ -256,6 +256,7 @@ CODECS: dict[int, tuple[str, Callable[[bytes, int], bytes]]] = {
 class FetchGuard:
     """Installed in a consumer: one partition's answer can neither raise out of `poll` nor stop the others.
 
+    Partitions that had no answer for longest are asked for first: a broker may run out of time before the last ones.
     `out_of_range` are the partitions whose next offset the broker does not have: they wait to be sought.
     `ends` are the offsets up to which a reader may read: below open transactions.
     """
@@ -267,7 +268,11 @@ class FetchGuard:
         self._skipped = skipped
         self._steps: Counter[Partition] = Counter()  # how often an answer in a row could not be parsed at all
         self._paused: dict[Any, float] = {}  # client's partition -> monotonic time
+        self._answered: dict[Partition, int] = {}  # the number of each partition's last answer
+        self._num_answers = 0
         fetcher = consumer._fetcher
+        self._fetchable_partitions = fetcher._fetchable_partitions
+        fetcher._fetchable_partitions = self._in_turn
         self._subscription = consumer._subscription
         self._parse_fetched_data = fetcher._parse_fetched_data
         fetcher._parse_fetched_data = self._parse
@@ -275,10 +280,18 @@ class FetchGuard:
             ReadableRecords, max_batch_bytes=max_batch_bytes, on_skip=skipped.add
         )
 
+    def _in_turn(self) -> list[Any]:
+        """Called by the client: which partitions to ask for, in this order."""
+        found: list[Any] = self._fetchable_partitions()
+        return sorted(found, key=lambda tp: self._answered.get((tp.topic, tp.partition), 0))
+
     def _parse(self, answer: Any) -> Any:
         """Called by the client with the answer about one partition."""
         tp, data = answer.topic_partition, answer.partition_data
         partition = tp.topic, tp.partition
+        if data.records or data.high_watermark <= answer.fetched_offset:  # else there was no time for it
+            self._num_answers += 1
+            self._answered[partition] = self._num_answers
         state = self._subscription.assignment.get(tp)
         if state is None or state.position is None or state.position.offset != answer.fetched_offset:
             return None  # it was sought, or taken away, in the meantime
@@ -336,3 +349,4 @@ class FetchGuard:
         for partition in partitions:
             self.ends.pop(partition, None)
             self.problems.pop(partition, None)
+            self._answered.pop(partition, None)

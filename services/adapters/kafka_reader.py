@@ -267,6 +267,8 @@ class KafkaVideoReader:
             partition, end = (tp.topic, tp.partition), ends[tp]
             was = None if partition in self._lost else self._next_offsets.get(partition)
             start = fresh[tp].offset if fresh.get(tp) is not None else end
+            if start > end:  # the embedded broker may still know records of a topic that was made again
+                start = 0
             if partition in self._give_up:
                 self._give_up.discard(partition)
                 start = end

@@ -132,6 +132,9 @@ def file_units(
                 started_wall_s += behind_s
             elif stop.wait(max(0.0, -behind_s)):
                 return
+            off_s = time.time() - started_wall_s - (time.monotonic() - started_s)
+            if abs(off_s) > MAX_BEHIND_S:  # the wall clock was set, or the machine slept
+                started_wall_s += off_s
             pts = unit.pts + round(offset_s / float(unit.time_base))
             yield replace(unit, pts=pts), started_wall_s + due_s
         if not loop or first_s is None:

@@ -47,6 +47,10 @@ class Heard:
             "frame_age_p50_ms": round(percentile(self.ages_ms, 0.5)),
             "frame_age_p95_ms": round(percentile(self.ages_ms, 0.95)),
             "frame_age_max_ms": round(max(self.ages_ms)),
+            **{
+                f"words_with_a_frame_older_than_{age_s}_s": sum(age > age_s * 1000 for age in self.ages_ms)
+                for age_s in (1, 5)
+            },
             "listener_stalled_max_s": round(max((s for _, s in self.stalls), default=0.0), 3),
         }
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import cramjam
@@ -22,13 +23,15 @@ from crc32c import crc32c
 from kafka.record.memory_records import MemoryRecords
 from kafka.structs import TopicPartition
 
-from services.adapters.kafka_batches import ReadableRecords, SkippedBatches
+from services.adapters.kafka_batches import FetchGuard, ReadableRecords, SkippedBatches
 from services.adapters.kafka_reader import KafkaVideoReader
+from services.adapters.kafka_writer import KafkaVideoWriter
 from services.local.embedded_servers import Broker
 from services.messages.video_record import encode_packet
 from tests.services.kafka_packets import PACKET
 
 LIMIT = 100_000
+kafka_client: Any = kafka  # type checkers carry the stubs of version 2
 builder: Any = kafka_records.DefaultRecordBatchBuilder
 CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "gzip": (1, gzip.compress),
@@ -137,6 +140,40 @@ def test_bytes_that_are_no_batches_are_left_behind() -> None:
     assert offsets == [0]
     assert records.next_fetch_offset == 2
     assert skipped.counts == {"damaged": 1}
+
+
+def test_the_partition_that_had_no_answer_for_longest_is_asked_for_first(broker: Broker, unique: str) -> None:
+    """The embedded broker answers about the last ones with nothing when its time is up."""
+    partitions = [TopicPartition(unique, number) for number in range(3)]
+    with (
+        closing(KafkaVideoWriter(broker.bootstrap_servers, unique, num_partitions=3)),
+        closing(kafka_client.KafkaConsumer(bootstrap_servers=broker.bootstrap_servers)) as consumer,
+    ):
+        consumer.assign(partitions)
+        guard = FetchGuard(consumer, max_batch_bytes=LIMIT, skipped=SkippedBatches())
+        consumer.seek_to_beginning()
+        for tp in partitions:
+            consumer.position(tp)
+
+        def answer(tp: TopicPartition, records: bytes, high_watermark: int) -> None:
+            data = SimpleNamespace(
+                error_code=0, records=records, high_watermark=high_watermark, aborted_transactions=None
+            )
+            guard._parse(  # pyright: ignore[reportPrivateUsage]
+                SimpleNamespace(topic_partition=tp, partition_data=data, fetched_offset=0)
+            )
+
+        def asked() -> list[int]:
+            return [tp.partition for tp in consumer._fetcher._fetchable_partitions()]
+
+        assert sorted(asked()) == [0, 1, 2]
+        for number in (1, 0, 2):
+            answer(partitions[number], b"", 0)
+        assert asked() == [1, 0, 2]
+        answer(partitions[1], b"", 5)  # five records wait, and none came
+        assert asked() == [1, 0, 2]
+        answer(partitions[1], b"", 0)
+        assert asked() == [0, 2, 1]
 
 
 def test_reading_begins_within_a_batch() -> None:

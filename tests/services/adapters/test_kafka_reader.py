@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import kafka
@@ -255,6 +258,50 @@ def test_what_a_deleted_topic_took_with_it_is_sent_and_read_again(
         assert wait_until(lambda: read_up_to(7), 10.0)
         assert seqs[seqs.index(0) :] == [*range(8)]
         assert reader.status().num_skipped == {"remade": 1}
+
+
+def test_a_topic_is_made_again_under_many_writers(own_broker: Broker) -> None:
+    """The broker keeps batches that were on their way, at their old offsets. They must not mislead the reader."""
+    servers, stop = own_broker.bootstrap_servers, threading.Event()
+    client = Producer({"bootstrap.servers": servers, "log_level": 0})
+    pause_s = 0.0005
+
+    def flood() -> None:
+        producer = Producer({"bootstrap.servers": servers, "log_level": 0, "linger.ms": 1})
+        for seq in itertools.count():
+            record = encode_packet(replace(PACKET, captured_s=time.time(), seq=seq), 2**22)
+            headers = [(name, value) for name, value in record.headers if value is not None]
+            with suppress(BufferError):
+                producer.produce("cameras", record.value, f"c{seq % 40}".encode(), headers=headers)
+            producer.poll(0)
+            if stop.wait(pause_s):
+                return
+
+    def all_are_read(since_s: float, read: set[int]) -> bool:
+        for record in reader.poll(0.1, 1000):
+            if record.packet is not None and record.packet.captured_s > since_s:
+                read.add(record.partition)
+        found = client.list_topics("cameras", timeout=5).topics["cameras"].partitions
+        return bool(found) and read >= set(found)
+
+    with (
+        closing(KafkaVideoWriter(servers, "cameras", num_partitions=8)),
+        closing(
+            KafkaVideoReader(servers, topic_pattern="cameras", group="g", metadata_max_age_s=0.5, alone=True)
+        ) as reader,
+    ):
+        threads = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert wait_until(lambda: sum(len(reader.poll(0.1, 1000)) for _ in range(20)) > 1000, 20)
+            assert remake_topics(servers, "cameras") == ["cameras"]
+            pause_s = 0.1  # the new topic is far from the offsets of the one before
+            assert wait_until(partial(all_are_read, time.time(), set[int]()), 20)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
 
 def test_a_topic_that_comes_again_with_more_partitions_is_read(broker: Broker, unique: str) -> None:

@@ -180,6 +180,21 @@ def test_a_publisher_that_is_late_continues_from_now(tmp_path: Path) -> None:
     assert max(found[6:]) < 1.1
 
 
+@pytest.mark.parametrize("by_s", [37.0, -37.0])
+def test_after_a_machine_has_slept_a_file_has_the_time_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_s: float
+) -> None:
+    source = VideoSource(address=str(clip_file(tmp_path, num_frames=20, b_frames=2)), live=False)
+    clock, ages_s = time.time, list[float]()
+    for number, (_, captured_s) in enumerate(file_units(source, threading.Event(), loop=False)):
+        if number == 9:
+            monkeypatch.setattr(time, "time", lambda: clock() + by_s)
+        elif number != 10:  # it was on its way
+            ages_s.append(time.time() - captured_s)
+    assert len(ages_s) == 18
+    assert max(map(abs, ages_s)) < 1.0
+
+
 class NoWaiting(threading.Event):
     """Does not wait, notes how long it should have, and is set after `most` waits."""
 
