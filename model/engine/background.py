@@ -68,10 +68,10 @@ class BackgroundWork:
                     dialog.camera_frame_index[slot] = dialog.clock.frame_arrived()
 
     def _prefill_some(self, allowed_s: float) -> None:
-        """One forward over pending tokens of the dialogs, those that were opened first before others."""
+        """One forward over pending tokens of the dialogs, the fewest first: no short prompt waits for a long one."""
         room = self._prefill_budget.num_tokens(allowed_s)
         parts = list[tuple[Dialog, int]]()
-        for dialog in self._admission.dialogs.values():
+        for dialog in sorted(self._admission.dialogs.values(), key=lambda one: len(one.pending_tokens)):
             if num := min(room, len(dialog.pending_tokens)):
                 parts.append((dialog, num))
                 room -= num

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import kafka
@@ -32,6 +33,7 @@ PENDING_BYTES = 32 * 2**20  # at most, of packets being sent; older live video i
 DELIVERY_MS = 2000  # a packet that could not be written in this time is dropped
 HEADROOM_BYTES = 64 * 2**10  # key, headers and framing around an access unit
 RETRY_S = 1.0  # between attempts to reach a broker that is away
+REMAKE_ATTEMPTS = 5
 REPEAT_EVERY_S = 0.25  # at most so often are a camera's packets sent again
 
 OnDrop = Callable[[RawRecord, str], None]
@@ -246,27 +248,40 @@ class LateVideoWriter:
 def remake_topics(bootstrap_servers: str, pattern: str) -> list[str]:
     """Delete the topics whose whole names match, with their records, and make them again at once. Gives their names.
 
-    Raises LogLost when the broker does not answer. A topic that could be deleted but not made again is made by its
-    next writer.
+    They get as many partitions as before, also where another program's producer makes one first, with its broker's
+    default. Raises LogLost when the broker does not answer. A topic that could be deleted but not made again is made
+    by its next writer.
     """
     check_reachable(bootstrap_servers)
-    names: list[str] = []
     try:
         admin = client.KafkaAdminClient(
             bootstrap_servers=bootstrap_servers.split(","), bootstrap_timeout_ms=1000, request_timeout_ms=2000
         )
         try:
-            found = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}
-            names = [name for name in found if re.fullmatch(pattern, name)]
-            if names:
-                admin.delete_topics(names)
-                admin.create_topics(
-                    {name: {"num_partitions": found[name], "replication_factor": -1} for name in names}
-                )
+            found = _num_partitions(admin)
+            wanted = {name: number for name, number in found.items() if re.fullmatch(pattern, name)}
+            names = [*wanted]
+            for _ in range(REMAKE_ATTEMPTS):
+                if not wanted:
+                    break
+                if old := [name for name in wanted if name in found]:
+                    admin.delete_topics(old)
+                with suppress(TopicAlreadyExistsError):
+                    admin.create_topics(
+                        {
+                            name: {"num_partitions": number, "replication_factor": -1}
+                            for name, number in wanted.items()
+                        }
+                    )
+                found = _num_partitions(admin)
+                wanted = {name: number for name, number in wanted.items() if found.get(name, 0) < number}
         finally:
             admin.close()
-    except TopicAlreadyExistsError:
-        pass  # a writer was faster
     except (KafkaError, OSError, ValueError) as error:
         raise LogLost(f"topics were not made again at {bootstrap_servers}: {error}") from error
     return names
+
+
+def _num_partitions(admin: Any) -> dict[str, int]:
+    """Of each topic."""
+    return {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics()}

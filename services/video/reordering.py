@@ -25,14 +25,15 @@ def without_reordering(codec: str, data: bytes) -> bytes:
     parts = SPLIT.split(data)
     for number in range(2, len(parts), 2):
         unit = parts[number]
-        if unit and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
+        is_short = 0 < len(unit) <= SPS_BYTES
+        if is_short and (unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63) == kind:
             parts[number] = _in_order(codec, unit)
     return b"".join(parts)
 
 
 def _in_order(codec: str, unit: bytes) -> bytes:
     """The NAL unit of a parameter set, with 0 pictures to be reordered; unchanged if it is damaged."""
-    bits = Bits(unit[:SPS_BYTES].replace(b"\x00\x00\x03", b"\x00\x00"))
+    bits = Bits(unit.replace(b"\x00\x00\x03", b"\x00\x00"))
     try:
         places = _h264_places(bits) if codec == "h264" else _hevc_places(bits)
     except (IndexError, ValueError):
@@ -72,7 +73,7 @@ def _h264_places(bits: Bits) -> list[tuple[int, int]]:
         bits.unsigned()
     bits.skip(65 * bits.read(1))  # timing
     has_hrd = [_skip_hrd(bits) for _ in ("NAL", "VCL")]
-    bits.skip(any(has_hrd) + 1)
+    bits.skip(2 if any(has_hrd) else 1)  # whether it is for low delay; whether times of pictures follow
     if not bits.read(1):
         return []
     bits.skip(1)

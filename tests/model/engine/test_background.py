@@ -57,3 +57,16 @@ def test_several_prompts_are_read_in_one_forward_as_alone(model: StreamChat):
     together.run_background(10.0)
     assert all(together.is_prefilled(name) for name in prompts)
     torch.testing.assert_close(together.logits([*prompts]), alone.logits([*prompts]), **CLOSE)
+
+
+def test_a_long_prompt_delays_no_short_one(small: StreamChat):
+    engine = with_cameras(small, "a")
+    engine.open_dialog("long", "a", PROMPT * 20, DialogOptions(), prefill_now=False)
+    engine.run_background(0.0)
+    engine.open_dialog("short", "a", PROMPT, DialogOptions(), prefill_now=False)
+    while not engine.is_prefilled("short"):
+        assert engine.run_background(0.0)
+    assert not engine.is_prefilled("long")
+    while engine.run_background(0.0):
+        pass
+    assert engine.is_prefilled("long")

@@ -297,6 +297,7 @@ def test_a_topic_is_made_again_under_many_writers(own_broker: Broker) -> None:
         try:
             assert wait_until(lambda: sum(len(reader.poll(0.1, 1000)) for _ in range(20)) > 1000, 20)
             assert remake_topics(servers, "cameras") == ["cameras"]
+            assert len(client.list_topics("cameras", timeout=5).topics["cameras"].partitions) == 8
             pause_s = 0.1  # the new topic is far from the offsets of the one before
             assert wait_until(partial(all_are_read, time.time(), set[int]()), 20)
         finally:
