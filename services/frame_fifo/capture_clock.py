@@ -41,11 +41,12 @@ class CaptureClock:
         pts_step_s = (packet.pts - last.pts) * packet.time_base[0] / packet.time_base[1]
         if begins:  # its own times begin again, too
             pts_step_s = min(passed_s, 1.0)
+        jump_s = step_s - min(max(pts_step_s, 0.001), 1.0)
         is_back = step_s < -(BACK_S if pts_step_s > 0 else REORDERED_S)
         is_forward = step_s - max(0.0, pts_step_s, passed_s) > FORWARD_S
-        if is_back or (is_forward and not begins):
+        if is_back or (is_forward and not self._is_nearer(packet.captured_s, self.shift_s - jump_s)):
             self.num_jumps += 1
-            self.shift_s -= step_s - min(max(pts_step_s, 0.001), 1.0)
+            self.shift_s -= jump_s
         else:
             self._relax(packet.captured_s, step_s)
         return packet.captured_s + self.shift_s
@@ -58,8 +59,12 @@ class CaptureClock:
         side = "back" if self.shift_s > 0 else "forward"
         return f"its clock was set {side} by {abs(self.shift_s):.0f} s: its frames keep the time from before"
 
-    def _relax(self, captured_s: float, step_s: float) -> None:
+    def _is_nearer(self, captured_s: float, shift_s: float) -> bool:
+        """Whether the time without the shift is nearer to our clock: the camera's was set right, or all have slept."""
         now = time.time()
-        if abs(captured_s - now) < abs(captured_s + self.shift_s - now):
+        return abs(captured_s - now) < abs(captured_s + shift_s - now)
+
+    def _relax(self, captured_s: float, step_s: float) -> None:
+        if self._is_nearer(captured_s, self.shift_s):
             less_s = min(abs(self.shift_s), RELAX * max(0.0, step_s))
             self.shift_s -= less_s if self.shift_s > 0 else -less_s

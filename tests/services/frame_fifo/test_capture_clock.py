@@ -49,6 +49,18 @@ async def test_a_publisher_that_begins_again_with_an_earlier_clock_is_seen_at_on
         assert ids == sorted(ids)
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_clock_that_is_set_right_is_right_at_once(begins: bool) -> None:
+    """Also after the machine of both has slept: no time has passed for the pictures, nor for us."""
+    clock, now = CaptureClock(), time.time()
+    packet = replace(live(1)[0], seq=0, pts=0, time_base=(1, FPS), captured_s=now - 37.0)
+    for seq in range(3):
+        clock.captured_s(replace(packet, seq=seq, pts=seq, captured_s=now - 37.0 + seq / FPS))
+    after = replace(packet, seq=0 if begins else 3, pts=3, captured_s=now)
+    assert clock.captured_s(after) == now
+    assert clock.problem == ""
+
+
 def test_packets_that_are_read_again_are_no_jump() -> None:
     clock = CaptureClock()
     packets = live(20)
