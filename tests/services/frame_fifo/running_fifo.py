@@ -119,8 +119,9 @@ def live(
     num_frames: int = 15, camera: str = "door", *, ends_s: float = 0.0, **options: Any
 ) -> list[VideoPacket]:
     """Packets whose last one was captured `ends_s` ago."""
+    packets = encoded(num_frames, **options)  # this takes its time
     start_s = time.time() - ends_s - (num_frames - 1) / 15
-    return camera_packets(encoded(num_frames, **options), camera=camera, start_s=start_s)
+    return camera_packets(packets, camera=camera, start_s=start_s)
 
 
 def reasons(counts: FrameFifoCounts) -> dict[str, int]:

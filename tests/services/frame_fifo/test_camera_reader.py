@@ -69,7 +69,9 @@ async def test_a_backlog_is_read_before_it_is_decoded() -> None:
     broker, store = MemoryBroker(num_partitions=1), MemoryFrameStore()
     for packet in live(120, ends_s=0):  # 8 s, a keyframe every second
         broker.put("cameras", encode_packet(packet, LIMIT))
-    reader = LittleAtATime(broker, topic_pattern="cameras", group="fifo", max_packet_bytes=LIMIT)
+    reader = LittleAtATime(
+        broker, topic_pattern="cameras", group="fifo", max_packet_bytes=LIMIT, fresh_s=60.0
+    )
     fifo = FrameFifo(settings(max_lag_s=0.5), CONFIG, reader, store, encode, recorder=recorder())
     running = asyncio.create_task(fifo.run())
     await until(lambda: fifo.counts().packets_read == 120)
