@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 FOLDER = Path(__file__).parent
 MEDIA_TYPES = {
@@ -21,23 +22,32 @@ MEDIA_TYPES = {
 }
 
 
+class WholeFile(FileResponse):
+    """A small file, always whole: a wrong Range header, which FileResponse refuses in plain text, is ignored."""
+
+    def __init__(self, name: str) -> None:
+        headers = {"Cache-Control": "no-cache", "Accept-Ranges": "none"}
+        super().__init__(FOLDER / name, media_type=MEDIA_TYPES[name], headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 def page_routes() -> APIRouter:
     """The routes. Only the files in MEDIA_TYPES are served, so no path can reach another file."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def index(request: Request) -> Response:
-        return FileResponse(
-            FOLDER / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"}
-        )
+    async def index() -> Response:
+        return WholeFile("index.html")
 
     @router.get("/page/{name}")
     async def file(name: str) -> Response:
         if name not in MEDIA_TYPES:
             raise HTTPException(404)
-        return FileResponse(
-            FOLDER / name, media_type=MEDIA_TYPES[name], headers={"Cache-Control": "no-cache"}
-        )
+        return WholeFile(name)
 
     _ = (index, file)
     return router

@@ -183,10 +183,13 @@ def open_container(source: VideoSource) -> InputContainer:
 
 
 def video_stream(container: InputContainer, address: str) -> VideoStream:
-    """The first video stream. SourceUnavailable when there is none."""
+    """The first video stream. SourceUnavailable when there is none, or nothing knows its codec."""
     if not container.streams.video:
         raise SourceUnavailable(f"{address}: has no video stream")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    if getattr(stream, "codec_context", None) is None:  # its type says otherwise
+        raise SourceUnavailable(f"{address}: its video has a codec that FFmpeg does not know, or is damaged")
+    return stream
 
 
 def copy_units(

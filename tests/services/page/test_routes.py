@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Browser
 
@@ -171,6 +172,14 @@ def test_errors_are_shown_plainly(served: Gateway, chromium: Browser) -> None:
         ask(page, seen, "yard", QUESTION)
         assert page.get_by_role("alert").last.inner_text() == "the engine failed"
         keep_picture(page, FOLDER / "errors.png")
+
+
+@pytest.mark.parametrize("wanted", ["Bearer x", "*/*", "bytes=5-2", "bytes=0-9", "x" * 4000])
+def test_files_are_whole_whatever_part_is_asked_for(served: Gateway, wanted: str) -> None:
+    for path in ("/", "/page/page.js"):
+        reply = httpx.get(served.url + path, headers={"Range": wanted}, trust_env=False)
+        assert (reply.status_code, reply.headers["accept-ranges"]) == (200, "none")
+        assert len(reply.content) == int(reply.headers["content-length"]) > 1000
 
 
 def test_without_cameras_it_says_how_to_get_one(chromium: Browser) -> None:

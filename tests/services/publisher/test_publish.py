@@ -240,8 +240,11 @@ def test_errors_are_clear(tmp_path: Path) -> None:
         frame.sample_rate = 16_000
         out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    unknown = tmp_path / "unknown.mp4"
+    unknown.write_bytes(clip(3).replace(b"avc1", b"zzzz"))
     for source, words in {
         str(tmp_path / "nothing.mp4"): "no such file",
+        str(unknown): "has a codec that FFmpeg does not know",
         str(noise): "cannot be opened as video",
         str(sound): "has no video stream",
         "/dev/video99": "no such camera",
