@@ -16,12 +16,30 @@ def rows() -> Rows:
         (
             "Learning",
             [
-                level("Loss", "Of the last step, mean over workers.", "streamchat_train_loss", 5, 20),
+                Panel(
+                    title="Loss",
+                    about="Of the last step, mean over workers, and of the validation rows.",
+                    unit="short",
+                    queries=[
+                        Query("avg by (recipe) (streamchat_train_loss{$ns})", by_recipe),
+                        Query(
+                            "max by (recipe) (streamchat_train_validation_loss{$ns})", "validation {{recipe}}"
+                        ),
+                    ],
+                    warn=5,
+                    bad=20,
+                ),
                 Panel(
                     title="Right tokens",
-                    about="Share of the last step's tokens that the model ranked first.",
+                    about="Share of tokens that the model ranked first, in the last step and in the validation rows.",
                     unit="percentunit",
-                    queries=[Query("avg by (recipe) (streamchat_train_right_ratio{$ns})", by_recipe)],
+                    queries=[
+                        Query("avg by (recipe) (streamchat_train_right_ratio{$ns})", by_recipe),
+                        Query(
+                            "max by (recipe) (streamchat_train_validation_right_ratio{$ns})",
+                            "validation {{recipe}}",
+                        ),
+                    ],
                     warn=0.8,
                     bad=0.3,
                     falling=True,
@@ -99,10 +117,17 @@ def rows() -> Rows:
                     bad=70e9,
                 ),
                 Panel(
-                    title="Bad rows",
-                    about="Rows of data left out so far.",
+                    title="Skipped",
+                    about="Bad rows of data, and steps without a finite loss and gradient, left out so far.",
                     unit="short",
-                    queries=[Query("sum by (recipe) (streamchat_train_rows_skipped_total{$ns})", by_recipe)],
+                    queries=[
+                        Query(
+                            "sum by (recipe) (streamchat_train_rows_skipped_total{$ns})", "rows {{recipe}}"
+                        ),
+                        Query(
+                            "sum by (recipe) (streamchat_train_steps_skipped_total{$ns})", "steps {{recipe}}"
+                        ),
+                    ],
                     warn=1,
                     bad=100,
                 ),

@@ -1,14 +1,15 @@
 """Attention over whole texts and their clips: what training uses, and prefill for frames.
 
-Letters: B rows, T text tokens of a row, N = B * T packed tokens, L text keys, C clips, F frames of a clip, W frames
-that some token of a row sees, P visual tokens a frame, H query heads, G key/value heads, d head size.
+Letters: B rows, T text tokens of a row, N = B * T packed tokens, L text keys, M frames of all rows, F frames of a row,
+W frames that some token of a row sees, P visual tokens a frame, H query heads, G key/value heads, d head size.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -91,20 +92,18 @@ class FrameAttention:
         rope: RotaryEmbedding,
         frame_index: Tensor,
         visible: Tensor,
-        clip_of_row: Tensor | None = None,
+        frames_of_row: Tensor | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         flex: bool = False,
     ) -> None:
-        """frame_index [B, F] on the rows' clocks, visible bool [B, T, F], clip_of_row [B] (None: all see clip 0).
+        """frame_index [B, F] on the rows' clocks, visible bool [B, T, F], frames_of_row [B, F] (None: 0 to F - 1).
 
         `dtype` is the model's. `flex`: FlexAttention instead of a whole mask.
         """
-        num_rows, num_frames = frame_index.shape
         frames = _seen_frames(visible)  # [B, W]
-        clips = clip_of_row.unsqueeze(1) if clip_of_row is not None else 0
-        self._picked = (clips * num_frames + frames).flatten()  # of all clips' frames
-        self._num_rows = num_rows
+        self._picked = (frames if frames_of_row is None else frames_of_row.gather(1, frames)).flatten()
+        self._num_rows = len(frame_index)
         self._visible = visible.gather(2, frames.unsqueeze(1).expand(-1, visible.shape[1], -1))  # [B, T, W]
         self._rotation = rope.rotation(frame_index.gather(1, frames))[
             :, :, :, None, None
@@ -118,15 +117,14 @@ class FrameAttention:
         )  # [B, 1, T, W * P]
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """query [B, T, H, d], rotated by p; keys and values [C, F, P, G, d] of one layer -> [B, T, H, d].
+        """query [B, T, H, d], rotated by p; keys and values [M, P, G, d] of one layer -> [B, T, H, d].
 
         A token that sees no frame gets zero.
         """
         if not self._visible.shape[2]:  # F = 0
             return torch.zeros_like(query)
         keys, values = (
-            part.flatten(0, 1).index_select(0, self._picked).unflatten(0, (self._num_rows, -1))
-            for part in (keys, values)
+            part.index_select(0, self._picked).unflatten(0, (self._num_rows, -1)) for part in (keys, values)
         )  # [B, W, P, G, d]
         keys, values = rotate(keys, self._rotation).flatten(1, 2), values.flatten(1, 2)
         if self._block_mask is None:
@@ -162,19 +160,25 @@ def _seen_frames(visible: Tensor) -> Tensor:
 
 
 class TrainingAttention:
-    """The back end for whole texts: all of them and their clips are here."""
+    """The back end for whole texts: all of them and their frames are here."""
 
     def __init__(
         self,
         rotation: Tensor,
         text_mask: Tensor | None,
         frames: FrameAttention,
-        keys_values: Sequence[KeysValues],
+        keys_values: KeysValues | None = None,
     ) -> None:
-        """rotation [2, B, T, d], `text_mask` as in `self_attention`, `keys_values` of the clips: [C, F, P, G, d]."""
+        """rotation [2, B, T, d], `text_mask` as in `self_attention`, `keys_values` of a layer: see `FrameAttention`."""
         self._shape = rotation.shape[1:3]
         self._rotation = rotation.flatten(1, 2).unsqueeze(2)  # [2, N, 1, d]
         self._text_mask, self._frames, self._keys_values = text_mask, frames, keys_values
+
+    def of_layer(self, keys_values: KeysValues | None) -> TrainingAttention:
+        """The same for a layer with these keys and values of the frames; None: it does not look at frames."""
+        attention = copy.copy(self)
+        attention._keys_values = keys_values
+        return attention
 
     def rotate(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """query [N, H, d] and keys [N, G, d] of the texts' tokens, by their positions."""
@@ -186,6 +190,7 @@ class TrainingAttention:
         return self_attention(query, keys, values, self._text_mask).flatten(2).flatten(0, 1)
 
     def attend_frames(self, cross: int, query: Tensor) -> Tensor:
-        """See `AttentionBackend`."""
+        """See `AttentionBackend`. It is that of a layer already, so that all layers share a compiled graph."""
+        assert self._keys_values is not None
         query = rotate(query, self._rotation).unflatten(0, self._shape)
-        return self._frames(query, *self._keys_values[cross]).flatten(2).flatten(0, 1)
+        return self._frames(query, *self._keys_values).flatten(2).flatten(0, 1)

@@ -124,6 +124,9 @@ class RotateInto:
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """x [..., d], rotated by `rotation` [2, ..., d], which broadcasts to it. Contiguous, of x's dtype."""
+    if torch.compiler.is_compiling():  # the compiler fuses this, and cannot write into halves
+        (first, second), (cos, sin) = x.chunk(2, -1), rotation
+        return torch.addcmul(torch.cat([second, first], -1) * sin, x, cos).to(x.dtype)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Rotate.apply(x, rotation)  # type: ignore[no-any-return]
     return RotateInto(x, rotation, torch.empty(x.shape, dtype=x.dtype, device=x.device))()

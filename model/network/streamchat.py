@@ -1,12 +1,14 @@
 """StreamChat's network (paper, section 2.1): a Qwen2-shaped language model some of whose layers look at frames.
 
-Letters: B rows, T text tokens of a row, N packed tokens, C clips, F frames of a clip, P visual tokens a frame,
-Dv the vision encoder's width, D the language model's width, G key/value heads, d head size.
+Letters: B rows, T text tokens of a row, N packed tokens, M frames of all rows, F frames of a row, P visual tokens a
+frame, Dv the vision encoder's width, D the language model's width, G key/value heads, d head size.
 
 Visual states never depend on text. So `frame_keys_values` makes keys and values of a frame once, for all who look.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.nn.functional import linear
 
 from model.config import StreamChatConfig
 from model.network.attention import FrameAttention, KeysValues, TrainingAttention, additive_mask
-from model.network.layer import AttentionBackend, Layer, run_frame_layers
+from model.network.layer import Layer, run_frame_layers
 from model.network.norm import RMSNorm
 from model.network.rope import RotaryEmbedding
 from model.network.vision import VisionTower
@@ -52,25 +54,29 @@ class StreamChat(nn.Module):
         )
         self._initialise()
 
-    def forward(
+    def forward(self, *batch: Any, **named: Any) -> Tensor:
+        """Logits of each position's next token, [B, T, vocabulary], of the arguments of `text_states`."""
+        return self.logits(self.text_states(*batch, **named))
+
+    def text_states(
         self,
         token_ids: Tensor,
         text_index: Tensor,
         frame_features: Tensor,
-        clip_of_row: Tensor,
+        frames_of_row: Tensor,
         frame_index: Tensor,
         visible: Tensor,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits of each position's next token, [B, T, vocabulary]; nothing is kept (training).
+        """Final hidden states [B, T, D], of which `logits` makes those of the next tokens (training).
 
-        Many rows may share a clip: its frames go through adapter and V-FFNs once, and each row has its own clock.
+        Many rows may share a frame: it goes through adapter and V-FFNs once, and each row has its own clock.
 
         Args:
             token_ids: int64 [B, T]; padding on the right is harmless.
             text_index: temporal indices [B, T] (`model.network.clock.indices`).
-            frame_features: vision encoder's output [C, F, P, Dv].
-            clip_of_row: int64 [B].
+            frame_features: vision encoder's output [M, P, Dv].
+            frames_of_row: int64 [B, F], which of the M frames are a row's; padding is harmless if it is not visible.
             frame_index: temporal index of each frame on its row's clock, [B, F].
             visible: bool [B, T, F], the frames of position i being those of token i + 1
                 (`model.network.clock.visibility`). A position that sees none gets nothing from the cross layers.
@@ -79,13 +85,16 @@ class StreamChat(nn.Module):
         origin = text_index[:, :1]  # only differences matter, and small numbers rotate most exactly
         text_index, frame_index = text_index - origin, frame_index - origin
         frames = FrameAttention(
-            self.rope, frame_index, visible, clip_of_row, dtype=self.dtype, flex=self.flex
+            self.rope, frame_index, visible, frames_of_row, dtype=self.dtype, flex=self.flex
         )
         mask = None if text_mask is None else additive_mask(text_mask, self.dtype)[0].unsqueeze(1)
         keys_values = self.frame_keys_values(frame_features)
-        attention = TrainingAttention(self.rope.rotation(text_index), mask, frames, keys_values)
-        hidden = self.hidden_states(token_ids.flatten(), attention)
-        return self.logits(hidden).unflatten(0, token_ids.shape)
+        attention = TrainingAttention(self.rope.rotation(text_index), mask, frames)
+        hidden = self.language.embed_tokens(token_ids.flatten())
+        for layer in map(self.layer, range(self.config.num_hidden_layers)):
+            of_layer = None if layer.cross is None else keys_values[layer.cross]
+            hidden = layer(hidden, attention.of_layer(of_layer))
+        return self.language.norm(hidden).unflatten(0, token_ids.shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,17 +107,15 @@ class StreamChat(nn.Module):
         layers = [self.layer(index) for index in self.config.cross_layers]
         return list(run_frame_layers(layers, visual, self.rope.grid_rotation(features.device).unsqueeze(2)))
 
-    def hidden_states(self, token_ids: Tensor, attention: AttentionBackend) -> Tensor:
-        """Final hidden states [N, D] of packed tokens [N]."""
-        hidden = self.language.embed_tokens(token_ids)
-        for layer in self.language.layers:
-            hidden = layer(hidden, attention)
-        return self.language.norm(hidden)
+    @property
+    def head_weight(self) -> Tensor:
+        """The weight that makes logits of final hidden states, [vocabulary, D]."""
+        head = self.language.lm_head
+        return self.language.embed_tokens.weight if head is None else head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., vocabulary]."""
-        head = self.language.lm_head
-        return linear(hidden, self.language.embed_tokens.weight if head is None else head.weight)
+        return linear(hidden, self.head_weight)
 
     def layer(self, index: int) -> Layer:
         """One of the language model's."""

@@ -66,7 +66,7 @@ class PrefillFrameAttention:
         visible = {
             newest: dialog.visible_slots(newest) for newest in {token.newest_frame for token in unread}
         }
-        self._cache, self._ring = cache, slice(dialog.ring.page, dialog.ring.page + 1)
+        self._cache, self._page = cache, dialog.ring.page
         self._attention = FrameAttention(
             rope,
             torch.from_numpy(dialog.ring_frame_index[None]).to(cache.device),
@@ -76,7 +76,7 @@ class PrefillFrameAttention:
 
     def attend(self, cross: int, query: Tensor, out: Tensor) -> None:
         """query [T, H, d], rotated by p -> out [T, H * d]."""
-        keys, values = (part[self._ring].permute(0, 2, 3, 1, 4) for part in self._cache.layers[cross])
+        keys, values = (part[self._page].permute(1, 2, 0, 3) for part in self._cache.layers[cross])
         out.view(query.shape).copy_(self._attention(query[None], keys, values)[0])
 
 

@@ -63,7 +63,11 @@ def test_counters_are_asked_for_their_rate() -> None:
     plain = re.compile(r"(?<!rate\()(?<!increase\()\b(streamchat_\w+_total)\b")
     found = {name for asked in of_panels() for name in plain.findall(asked.expr)}
     # How many there were since a run began.
-    assert found & counters == {"streamchat_train_checkpoints_total", "streamchat_train_rows_skipped_total"}
+    assert found & counters == {
+        "streamchat_train_checkpoints_total",
+        "streamchat_train_rows_skipped_total",
+        "streamchat_train_steps_skipped_total",
+    }
 
 
 def test_prometheus_understands_every_query(tmp_path: Path) -> None:

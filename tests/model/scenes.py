@@ -90,8 +90,8 @@ class Scene:
         return {
             "token_ids": torch.tensor([self.token_ids]),
             "text_index": torch.from_numpy(text)[None],
-            "frame_features": self.features[None],
-            "clip_of_row": torch.tensor([0]),
+            "frame_features": self.features,
+            "frames_of_row": torch.arange(len(self.features))[None],
             "frame_index": torch.from_numpy(frames)[None],
             "visible": torch.from_numpy(seen)[None],
         }

@@ -27,7 +27,11 @@ STEPS = 10
 # a steep curve shows every difference.
 SETTINGS = (f"steps={STEPS}", "global_batch=6", "micro_batch=2", "save_every=3", "peak_lr=1e-3")
 NUM_ROWS = 30  # two epochs
-SMALLEST = {"--recipe sft": f"--recipe smoke --set {' '.join(SETTINGS)}", "--workers 1:8": "--workers 2"}
+VALIDATION = "/data/rows/validation.parquet"
+SMALLEST = {
+    "--recipe sft": f"--recipe smoke --validation {VALIDATION} --set {' '.join(SETTINGS)}",
+    "--workers 1:8": "--workers 2",
+}
 
 
 class SubmittedJob(RunFolder):
@@ -38,13 +42,15 @@ class SubmittedJob(RunFolder):
         super().__init__(data / "runs" / "sft")
         self.model = data / "runs" / "stage2"
         self.rows = (data / "rows" / "dense" / "rows.parquet", data / "rows" / "offline.parquet")
+        self.validation = Path(VALIDATION.replace("/data/", f"{data}/"))
         self._fill_volume(data)
         spec = job("sft")["spec"]
-        entrypoint: str = spec["entrypoint"].replace("/data/", f"{data}/")
+        entrypoint: str = spec["entrypoint"]
         assert entrypoint.startswith("python training/sft.py --recipe sft ")
         for large, small in SMALLEST.items():
             assert large in entrypoint
             entrypoint = entrypoint.replace(large, small)
+        entrypoint = entrypoint.replace("/data/", f"{data}/")
         with (
             tempfile.TemporaryDirectory(prefix="sc-", dir="/tmp") as folder,
             cluster(Path(folder), {}, cpus=2, labels={}) as ray,
@@ -55,13 +61,17 @@ class SubmittedJob(RunFolder):
     @property
     def options(self) -> tuple[str, ...]:
         """Options that make another start of the smoke recipe the same run."""
-        return "--model", str(self.model), "--rows", *map(str, self.rows), "--set", *SETTINGS
+        validation = ("--validation", str(self.validation))
+        return "--model", str(self.model), "--rows", *map(str, self.rows), *validation, "--set", *SETTINGS
 
     def _fill_volume(self, data: Path) -> None:
         """Write the output of the earlier jobs: a random model, and rows."""
         self.model.mkdir(parents=True)
         make_random_folder(self.model)
-        rows = question_rows(Path(smoke_rows(data)[0]).parent)[:NUM_ROWS]
+        every = question_rows(Path(smoke_rows(data)[0]).parent)
+        rows = every[:NUM_ROWS]
+        self.rows[0].parent.mkdir(parents=True)
+        write_rows(str(self.validation), every[NUM_ROWS : NUM_ROWS + 3])
         for path, some in zip(self.rows, (rows[::2], rows[1::2]), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_rows(str(path), some)

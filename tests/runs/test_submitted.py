@@ -33,7 +33,10 @@ def test_the_folder_has_a_record_of_the_run(submitted_job: SubmittedJob) -> None
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").glob("events*"))
     names = submitted_job.log()[0].keys()
-    assert {"tokens_s", "frames_s", "mfu", "data_wait", "memory_gb", "lr", "left_s"} <= names
+    assert {"tokens_s", "frames_s", "mfu", "data_wait", "memory_gb", "lr", "left_s", "skipped"} <= names
+    validated = {row["step"]: row["validation"] for row in submitted_job.log() if "validation" in row}
+    assert sorted(validated) == [4, 8, 10]
+    assert all(0 < row["validation_right"] < 1 for row in submitted_job.log() if "validation" in row)
 
 
 def test_no_sample_is_skipped_or_seen_twice(submitted_job: SubmittedJob) -> None:

@@ -46,13 +46,16 @@ class RunFolder:
 
     def samples(self) -> dict[int, set[str]]:
         """The samples of each step. Raises AssertionError if a repeated step had other samples."""
-        seen: dict[int, dict[int, list[str]]] = {}
+        seen: dict[tuple[int, int], dict[int, list[str]]] = {}
         for record in self.micro_batches():
-            of_step = seen.setdefault(record["step"], {})
+            of_step = seen.setdefault((record["step"], record["workers"]), {})
             assert of_step.setdefault(record["micro_batch"], record["samples"]) == record["samples"]
-        flat = {step: [s for samples in batches.values() for s in samples] for step, batches in seen.items()}
-        assert all(len(set(samples)) == len(samples) for samples in flat.values())
-        return {step: set(samples) for step, samples in flat.items()}
+        steps: dict[int, set[str]] = {}
+        for (step, _), batches in seen.items():
+            samples = [s for batch in batches.values() for s in batch]
+            assert len(set(samples)) == len(samples)
+            steps.setdefault(step, set()).update(samples)
+        return steps
 
 
 class TrainingJob(RunFolder):

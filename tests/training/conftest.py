@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint.folder import save_folder
@@ -82,3 +84,11 @@ def random_folder(
     out = tmp_path_factory.mktemp("model")
     save_folder(random_model, out, tokenizer=tokenizer_folder)
     return out
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """This process as the only worker of a run."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

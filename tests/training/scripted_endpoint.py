@@ -23,6 +23,7 @@ class ChatRequest:
     text: str
     num_pictures: int
     model: str
+    shown: list[str]  # answers of the in-context examples
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,8 @@ class ScriptedEndpoint:
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = "\n".join(part["text"] for part in parts if part["type"] == "text")
         num_pictures = sum(part["type"] == "image_url" for part in parts)
-        request = ChatRequest(text=text, num_pictures=num_pictures, model=body["model"])
+        shown = [message["content"] for message in body["messages"] if message["role"] == "assistant"]
+        request = ChatRequest(text=text, num_pictures=num_pictures, model=body["model"], shown=shown)
         self.requests.append(request)
         reply = self.reply(request)
         if isinstance(reply, int):

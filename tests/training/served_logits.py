@@ -26,8 +26,8 @@ def logits_of(model: StreamChat, batch: TokenBatch, features: Tensor) -> Tensor:
     return model(
         torch.from_numpy(batch.token_ids),
         torch.from_numpy(batch.text_index),
-        features,
-        torch.from_numpy(batch.clip_of_row),
+        features.flatten(0, 1),
+        torch.from_numpy(batch.frames_of_row),
         torch.from_numpy(batch.frame_index),
         torch.from_numpy(batch.visible),
     )

@@ -29,6 +29,7 @@ class TrainTask:
     last: int
     save: Path | None  # folder for a checkpoint and the model
     load: Path | None  # checkpoint to start from
+    local_size: int  # workers of a node
 
 
 class WorkerPool:
@@ -50,7 +51,7 @@ class WorkerPool:
 
     def train(
         self, plan: Any, num_workers: int, work: Path, first: int = 0, last: int | None = None,
-        save: Path | None = None, load: Path | None = None,
+        save: Path | None = None, load: Path | None = None, local_size: int | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Run steps `first` to `last` with some of the workers. Returns the report of each worker (see `train`)."""
         work.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,7 @@ class WorkerPool:
                 last=end,
                 save=save,
                 load=load,
+                local_size=local_size or num_workers,
             )
             path = work / f"task-{rank}.pickle"
             path.write_bytes(pickle.dumps(task))
@@ -100,7 +102,6 @@ def train(task: TrainTask) -> dict[str, Any]:
     """Run a task. Returns the results of its steps, the bytes of its tensors, and the growth of its peak memory."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
 
     from model.config import StreamChatConfig
     from model.network.streamchat import StreamChat
@@ -112,6 +113,7 @@ def train(task: TrainTask) -> dict[str, Any]:
         load_checkpoint,
         load_weights,
         local_bytes,
+        make_mesh,
         save_checkpoint,
         save_model_folder,
         shard,
@@ -127,22 +129,21 @@ def train(task: TrainTask) -> dict[str, Any]:
         model = StreamChat(StreamChatConfig.load(plan.initial_model))
     set_trainable(model, recipe.trainable)
     objective = Objective(model)
-    shard(objective, init_device_mesh("cpu", (num_workers,)), recipe)
+    shard(objective, make_mesh("cpu", num_workers, task.local_size, recipe), recipe)
     load_weights(model, plan.initial_model, cpu)
     optimizers = Optimizers.of(model, recipe)
     if task.load is not None:
         load_checkpoint(task.load, model, optimizers.all)
     step_runner, source = StepRunner(objective, optimizers, recipe, cpu), MicroBatchSource(plan)
-    per_step = recipe.micro_batches_per_step
+    per_step = plan.micro_batches_per_step(num_workers)
     steps: list[dict[str, Any]] = []
     for step in range(task.first, task.last):
         indices = [n for n in range(step * per_step, (step + 1) * per_step) if n % num_workers == rank]
-        batches = [source.micro_batch(index) for index in indices]
-        batches += [source.empty() for _ in range(-(-per_step // num_workers) - len(batches))]
+        batches = [source.micro_batch(index, num_workers) for index in indices]
         steps.append(asdict(step_runner.step(batches, step / plan.total_steps)))
     num_bytes = local_bytes(model, optimizers.all)
     if task.save is not None:
-        save_checkpoint(task.save, model, optimizers.all)
+        save_checkpoint(task.save, model, optimizers.all).result()
         save_model_folder(model, plan.initial_model, task.save / "folder", writes=rank == 0)
     dist.destroy_process_group()
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) * 1024

@@ -2,9 +2,9 @@
 
     python training/data/make_rows.py ego4d narration.json --videos /data/ego4d/full_scale --out rows.parquet
 
-Formats: ego4d, vript, activitynet, coin, youcook2, live_world (captions); llava (conversations); rows (our own).
-Each has a reader in `training/data/readers/`. Long videos are cut into windows. Bad data is reported,
-counted and skipped.
+Formats: ego4d, vript, activitynet, coin, youcook2, live_world (captions); llava (conversations); mmc4 (documents with
+pictures); rows (our own).
+Each has a reader in `training/data/readers/`. Bad data is reported, counted and skipped.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.readers.registry import CAPTION_READERS, READERS
 from training.data.row_files import write_rows
-from training.data.training_row import TrainingRow, cut_windows
-
-WINDOW_S = 40.0  # the paper's 40 frames at one a second (3.1)
+from training.data.training_row import TrainingRow
 
 
 def with_video_paths(
@@ -35,16 +33,19 @@ def with_video_paths(
     `check`: skip rows whose video is missing or empty.
     """
     for row in rows:
-        path = f"{videos.rstrip('/')}/{row.video}" if videos and row.video else row.video
+        base = f"{videos.rstrip('/')}/" if videos else ""
+        path = base + row.video if row.video else ""
+        pictures = tuple(base + picture for picture in row.pictures)
         if suffix and row.kind in ("dense", "offline"):
             path = path.rpartition(".")[0] + suffix
         try:
-            if check and path:
-                _check_file(path)
+            for file in (path, *pictures) if check else ():
+                if file:
+                    _check_file(file)
         except BadRow as error:
             bad.skip(row.video, error)
             continue
-        yield replace(row, video=path, id="")
+        yield replace(row, video=path, pictures=pictures, id="")
 
 
 def _check_file(video: str) -> None:
@@ -55,12 +56,6 @@ def _check_file(video: str) -> None:
         raise BadRow("missing file", f"{video} is not there") from error
     if size == 0:
         raise BadRow("empty file", f"{video} has no bytes")
-
-
-def cut_dense(rows: Iterator[TrainingRow], window_s: float) -> Iterator[TrainingRow]:
-    """Dense rows cut into windows; other rows unchanged."""
-    for row in rows:
-        yield from cut_windows(row, window_s) if row.kind == "dense" else [row]
 
 
 def limit_bad(rows: Iterator[TrainingRow], bad: BadRowCounter) -> Iterator[TrainingRow]:
@@ -80,7 +75,6 @@ def main() -> None:
     parser.add_argument("--videos", default="", help="folder or URL below which the videos are")
     parser.add_argument("--suffix", default="", help="ending of the videos' names, if not .mp4")
     parser.add_argument("--check", action="store_true", help="skip rows whose video is missing or empty")
-    parser.add_argument("--window-s", type=float, default=WINDOW_S, help="longest dense row in seconds")
     parser.add_argument("--source", default="", help="name of the source (default: the format)")
     parser.add_argument(
         "--max-bad-share", type=float, default=0.05, help="a larger share of bad data stops the run"
@@ -91,8 +85,7 @@ def main() -> None:
         bad = BadRowCounter(max_share=options.max_bad_share, unit=unit)
         rows = READERS[options.format](options.input, options.source or options.format, bad)
         rows = with_video_paths(rows, options.videos, options.suffix, options.check, bad)
-        rows = limit_bad(cut_dense(rows, options.window_s), bad)
-        num = write_rows(options.out, rows)
+        num = write_rows(options.out, limit_bad(rows, bad))
     except (ValueError, OSError) as error:
         parser.exit(1, f"make_rows: {error}\n")
     print(json.dumps({"rows": num, "good": bad.num_good, "bad": dict(bad.reasons)}))

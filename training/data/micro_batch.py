@@ -26,8 +26,7 @@ class MicroBatch:
     tokens: TokenBatch
     num_clips: int
     segments: Ints | None = None  # [B, T]: see `packing.PackedSamples`; None: one sample in each row
-    pictures: npt.NDArray[np.uint8] | None = None  # [M, S, S, 3]
-    picture_index: Ints | None = None  # [M]: index of each picture among the C * F frames
+    pictures: npt.NDArray[np.uint8] | None = None  # [M, S, S, 3]; M = C * F in live-world micro-batches
     features: npt.NDArray[np.float32] | None = None  # [C, F, P, Dv], instead of pictures
     place_labels: npt.NDArray[np.int8] | None = None  # [C, F, P, 3], for grounding: `clips.place_labels`
     sample_ids: tuple[str, ...] = ()  # for `micro_batches-RANK.jsonl`
@@ -82,7 +81,7 @@ class MicroBatch:
         return same & np.tri(self.segments.shape[1], dtype=np.bool_)
 
 
-ARRAYS = ("segments", "pictures", "picture_index", "features", "place_labels")
+ARRAYS = ("segments", "pictures", "features", "place_labels")
 
 
 def packed_micro_batch(
@@ -102,7 +101,6 @@ def packed_micro_batch(
         num_clips=len(packed.segments),
         segments=packed.segments,
         pictures=packed.pictures,
-        picture_index=packed.picture_index,
         sample_ids=tuple(sample_ids),
         bad_rows=tuple(bad_rows),
     )

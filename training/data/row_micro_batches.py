@@ -1,41 +1,47 @@
 """Micro-batches of rows: chooses the rows of each micro-batch and makes packed samples of them.
 
-The checked rows of a run are in one Arrow file, which every process maps into memory. Micro-batch k always has the same
-rows. So no row is skipped or seen twice, with any number of workers and after any restart.
+The checked rows of a run are in one Arrow file, which every process maps into memory. A step always has the same rows.
+So no row is skipped or seen twice, with any number of workers and after any restart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from training.data.bad_row import BadRow
+from training.data.balance import balanced_parts
+from training.data.frames.video_frames import FrameReader
 from training.data.micro_batch import MicroBatch, packed_micro_batch
 from training.data.packing import Sample
 from training.data.row_tokenizer import RowTokenizer
 from training.data.token_row import Ints
 from training.data.training_row import SCHEMA, TrainingRow
-from training.data.video_frames import FrameReader
+
+TABLE = SCHEMA.append(pa.field("cost", pa.float64()))
 
 
-def write_row_table(path: Path, rows: Iterable[TrainingRow]) -> int:
-    """Write checked rows for `RowTable`. Returns their number."""
+def write_row_table(
+    path: Path, rows: Iterable[TrainingRow], cost: Callable[[TrainingRow], float] = lambda row: 1.0
+) -> int:
+    """Write checked rows for `RowTable`, each with its cost. Returns their number."""
     num, chunk = 0, list[dict[str, Any]]()
     unfinished = path.with_suffix(".part")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, TABLE) as writer:
         for row in rows:
-            chunk.append(row.as_dict())
+            chunk.append(row.as_dict() | {"cost": cost(row)})
             num += 1
             if len(chunk) == 1000:
-                writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+                writer.write_table(pa.Table.from_pylist(chunk, TABLE))
                 chunk = []
-        writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+        writer.write_table(pa.Table.from_pylist(chunk, TABLE))
     unfinished.rename(path)
     return num
 
@@ -45,6 +51,7 @@ class RowTable:
 
     def __init__(self, path: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self.costs: npt.NDArray[np.float64] = self._table.column("cost").to_numpy()
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -83,20 +90,26 @@ class RowMicroBatches:
         sampler: RowSampler,
         tokenizer: RowTokenizer,
         frame_reader: FrameReader,
-        micro_batch_size: int,
+        global_batch: int,
         max_tokens: int,
     ) -> None:
         self.table, self.sampler, self.tokenizer, self.frame_reader = table, sampler, tokenizer, frame_reader
-        self.micro_batch_size, self.max_tokens = micro_batch_size, max_tokens
+        self.global_batch, self.max_tokens = global_batch, max_tokens
         pad = tokenizer.tokenizer.pad_token_id
         self.pad_id = tokenizer.end_id if pad is None else int(pad)  # type: ignore[arg-type]
 
-    def micro_batch(self, index: int, row_batch: int) -> MicroBatch:
-        """The micro-batch at an index of the run. `row_batch`: its index among the micro-batches of rows."""
+    def parts(self, step: int, num_parts: int) -> list[list[int]]:
+        """The row numbers of a step, in parts of nearly equal cost."""
+        rows = self.sampler.rows(step * self.global_batch, self.global_batch)
+        parts = balanced_parts(self.table.costs[rows].tolist(), num_parts)
+        return [[rows[i] for i in part] for part in parts]
+
+    def micro_batch(self, index: int, rows: Sequence[int]) -> MicroBatch:
+        """A micro-batch of the rows with these numbers. `index`: its place in the run."""
         samples: list[Sample] = []
         sample_ids: list[str] = []
         bad_rows: list[tuple[str, str, str]] = []
-        for number in self.sampler.rows(row_batch * self.micro_batch_size, self.micro_batch_size):
+        for number in rows:
             row = self.table[number]
             try:
                 samples.append(self.sample(row))

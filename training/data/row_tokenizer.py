@@ -39,16 +39,22 @@ class _TimedTokens:
 class RowTokenizer:
     """Makes token rows of training rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, capacity: int, max_tokens: int) -> None:
-        """`capacity`: frames in the FIFO. `max_tokens`: a longer row loses its last turns."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, capacity: int, max_tokens: int, *, frozen_view: bool = False
+    ) -> None:
+        """`capacity`: frames in the FIFO. `max_tokens`: a longer row loses its last turns.
+
+        `frozen_view`: all words of an answer have the time of its question, so that no later frame is seen.
+        """
         self.tokenizer, self.capacity, self.max_tokens = tokenizer, capacity, max_tokens
+        self.frozen_view = frozen_view
         end = tokenizer.eos_token_id
         assert isinstance(end, int)
         self.end_id, self.end = end, str(tokenizer.convert_ids_to_tokens(end))
 
     def tokens(self, row: TrainingRow, frame_times: Floats) -> TokenRow:
         """The T tokens of a row over its N frames. Raises BadRow if its first turn is too long."""
-        dense = row.kind == "dense"
+        dense = row.kind in ("dense", "interleaved")  # the others have all frames before the text
         timed = self._timed_tokens(row.turns, dense, float(frame_times[-1]) if len(frame_times) else 0.0)
         times = np.array(timed.times)
         text_index, frame_index = indices(times, frame_times, timed.turns)
@@ -72,7 +78,7 @@ class RowTokenizer:
         now_s = 0.0 if dense else end_s
         for number, turn in enumerate(turns):
             start_s = max(turn.start_s, now_s) if dense else end_s
-            stop_s = max(turn.end_s, start_s) if dense else end_s
+            stop_s = max(turn.end_s, start_s) if dense and not self.frozen_view else start_s
             prompt = self._pieces(self._prompt(turns[: number + 1]))
             answer = self._answer(turn.answer, start_s, stop_s, dense)
             num_tokens = len(timed.ids) + len(prompt) + sum(len(ids) for ids, _ in answer) + 1

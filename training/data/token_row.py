@@ -36,7 +36,7 @@ class TokenBatch:
 
     token_ids: Ints  # [B, T]
     text_index: Ints  # [B, T]
-    clip_of_row: Ints  # [B]
+    frames_of_row: Ints  # [B, F]: which frames of the micro-batch are a row's
     frame_index: Ints  # [B, F]
     visible: Bools  # [B, T, F]
     loss_mask: Bools  # [B, T]
@@ -46,7 +46,10 @@ class TokenBatch:
 
 
 def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -> TokenBatch:
-    """Pad rows to the longest one; padding sees no frame and is not part of the loss."""
+    """Pad rows to the longest one; padding sees no frame and is not part of the loss.
+
+    The frames of the micro-batch are those of its clips, one after the other. All clips have as many.
+    """
     longest = max(len(r.token_ids) for r in rows)
     longest = (longest + 7) // 8 * 8
     num_frames = len(rows[0].frame_index)
@@ -62,7 +65,7 @@ def collate(rows: Sequence[TokenRow], clip_of_row: Sequence[int], pad_id: int) -
     return TokenBatch(
         token_ids=ids,
         text_index=index,
-        clip_of_row=np.array(clip_of_row),
+        frames_of_row=np.array(clip_of_row)[:, None] * num_frames + np.arange(num_frames),
         frame_index=np.stack([r.frame_index for r in rows]),
         visible=visible,
         loss_mask=loss_mask,

@@ -1,10 +1,11 @@
 """The row format of all training data, and its checks.
 
     {"video": "clips/a.mp4", "time_range": [0.0, 40.0], "kind": "dense", "source": "ego4d",
-     "turns": [{"start_s": 5.0, "end_s": 10.0, "instruction": "What is he doing now?", "answer": "He is cooking."}]}
+     "turns": [{"start_s": 5.0, "end_s": 10.0, "instruction": "What is he doing now?", "answer": "He is cooking."}],
+     "captions": [{"start_s": 4.0, "end_s": 12.0, "caption": "A man fries an egg."}]}
 
-Rows are in Parquet or JSON lines files, local or in any storage that fsspec supports. A row that cannot be used raises
-BadRow.
+`time_range`, `captions` and `id` may be absent. Rows are in Parquet or JSON lines files, local or in any storage that
+fsspec supports. A row that cannot be used raises BadRow.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -25,8 +27,9 @@ except ModuleNotFoundError as error:
 from training.data.bad_row import BadRow
 from training.data.json_fields import as_interval, as_list, as_mapping, as_number, as_text
 
-Kind = Literal["dense", "offline", "image", "text"]
+Kind = Literal["dense", "offline", "image", "interleaved", "text"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MAX_PICTURES = 64  # of an interleaved row
 MAX_TURNS = 5000  # a row with more is a mistake: an hour of Ego4D has about 800 narrations
 SLACK_S = 1.0  # captions may end this much after their clip: durations are rounded in most data sets
 
@@ -46,7 +49,11 @@ SCHEMA = pa.schema(
             )
         ),
         "kind": pa.string(),
+        "pictures": pa.list_(pa.string()),
         "source": pa.string(),
+        "captions": pa.list_(
+            pa.struct({"start_s": pa.float64(), "end_s": pa.float64(), "caption": pa.string()})
+        ),
     }
 )
 
@@ -55,7 +62,8 @@ SCHEMA = pa.schema(
 class Turn:
     """An instruction, asked at `start_s`, and its answer, whose last word is spoken at `end_s` (2.2, 2.3).
 
-    In kinds other than "dense" the whole video comes before the text, and the times are not used.
+    In kind "interleaved" the times are numbers of pictures: a turn sees the pictures 0 to `start_s`. In the other kinds
+    but "dense" the whole video comes before the text, and the times are not used.
     """
 
     start_s: float = 0.0
@@ -65,11 +73,22 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRow:
-    """A video, a picture or nothing, and a dialog about it.
+class Caption:
+    """What can be seen in an interval of a video, in seconds."""
 
-    video: path or URL of a video or picture; "" in kind "text".
+    start_s: float
+    end_s: float
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRow:
+    """A video, a picture, several pictures or nothing, and a dialog about it.
+
+    video: path or URL of a video or picture; "" in kinds "text" and "interleaved".
+    pictures: paths or URLs, in kind "interleaved" only.
     time_range: seconds of the video that the row is about; None: all of it. Times count from the video's start.
+    captions: what the video shows, for writers of instructions and for judges; training does not read them.
     id: the default is a hash of the content. Rows with the same id are duplicates.
     Raises BadRow if the row cannot be used.
     """
@@ -79,13 +98,17 @@ class TrainingRow:
     turns: tuple[Turn, ...]
     kind: Kind
     source: str
+    pictures: tuple[str, ...] = ()
+    captions: tuple[Caption, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BadRow("unknown kind", f"kind: got {self.kind!r}, wanted one of {', '.join(KINDS)}")
-        if bool(self.video) == (self.kind == "text"):
+        if bool(self.video) == (self.kind in ("text", "interleaved")):
             raise BadRow("no video", f"got video {self.video!r} with kind {self.kind!r}")
+        if not (0 < len(self.pictures) <= MAX_PICTURES if self.kind == "interleaved" else not self.pictures):
+            raise BadRow("wrong number of pictures", f"got {len(self.pictures)} with kind {self.kind!r}")
         if not 0 < len(self.turns) <= MAX_TURNS:
             reason = "too many turns" if self.turns else "no turns"
             raise BadRow(reason, f"turns: got {len(self.turns)}, wanted 1 to {MAX_TURNS}")
@@ -97,6 +120,9 @@ class TrainingRow:
                 raise BadRow(f"empty {empty}", f"turns[{number}].{empty} is empty")
             if self.kind == "dense":
                 self._check_times(f"turns[{number}]", turn)
+            if self.kind == "interleaved" and not 0 <= turn.start_s <= turn.end_s < len(self.pictures):
+                got = f"turns[{number}]: got {turn.start_s:g} to {turn.end_s:g}"
+                raise BadRow("unknown picture", f"{got}, wanted numbers of {len(self.pictures)} pictures")
         if not self.id:
             content = json.dumps({**asdict(self), "id": ""}, sort_keys=True)
             object.__setattr__(self, "id", hashlib.blake2b(content.encode(), digest_size=12).hexdigest())
@@ -113,7 +139,7 @@ class TrainingRow:
         """Make a row from the values of a file. Turns are sorted by time. Raises BadRow."""
         row = as_mapping("row", values)
         time_range = row.get("time_range")
-        timed = row.get("kind") == "dense"
+        timed = row.get("kind") in ("dense", "interleaved")
         turns = [
             _turn(f"turns[{i}]", turn, timed) for i, turn in enumerate(as_list("turns", row.get("turns")))
         ]
@@ -125,6 +151,8 @@ class TrainingRow:
             turns=tuple(turns),
             kind=as_text("kind", row.get("kind")),  # type: ignore[arg-type]  # checked when made
             source=as_text("source", row.get("source", "")),
+            pictures=tuple(as_text("picture", p) for p in as_list("pictures", row.get("pictures") or ())),
+            captions=parse_captions(as_list("captions", row.get("captions") or ())),
             id=as_text("id", row.get("id") or ""),
         )
 
@@ -133,20 +161,45 @@ class TrainingRow:
         return asdict(self)
 
 
-def cut_windows(row: TrainingRow, longest_s: float) -> list[TrainingRow]:
-    """Cut a dense row of a long video into rows of at most `longest_s` seconds. A longer turn is cut.
+def parse_captions(values: Sequence[object]) -> tuple[Caption, ...]:
+    """Check captions and sort them by time. Raises BadRow."""
+    captions: list[Caption] = []
+    for number, value in enumerate(values):
+        name = f"captions[{number}]"
+        row = as_mapping(name, value)
+        start_s, end_s = (as_number(f"{name}.{key}", row.get(key)) for key in ("start_s", "end_s"))
+        _check_interval(name, start_s, end_s)
+        text = as_text(f"{name}.caption", row.get("caption"))
+        captions.append(Caption(start_s=start_s, end_s=end_s, caption=text))
+    return tuple(sorted(captions, key=lambda caption: caption.start_s))
 
-    A window begins with its first turn, so that no frames are spent on time in which nothing is said.
+
+def frame_number(time_s: float, frames_per_second: float) -> int:
+    """Index of the newest frame at a time, if frame k is taken at k / frames_per_second."""
+    return math.floor(time_s * frames_per_second + 1e-6)
+
+
+def cut_windows(row: TrainingRow, max_frames: int, frames_per_second: float) -> list[TrainingRow]:
+    """Cut a dense row of a long video into windows in which each word has the frames that a server would show.
+
+    A server shows the newest `max_frames` frames at every moment. So a window begins that many frames before its first
+    question, or with the row, and ends with its last answer. Turns share a window of at most `2 * max_frames` frames.
+    An answer that lasts longer than `max_frames` frames is spoken faster.
     """
-    cut: list[list[Turn]] = []
-    for turn in sorted(row.turns, key=lambda turn: turn.start_s):
-        if not cut or turn.end_s > cut[-1][0].start_s + longest_s:
-            cut.append([])
-        first_s = cut[-1][0].start_s if cut[-1] else turn.start_s
-        cut[-1].append(replace(turn, end_s=min(turn.end_s, first_s + longest_s)))
+    longest_s = (max_frames - 1) / frames_per_second
+    row_start_s = row.time_range[0] if row.time_range else 0.0
+    windows: list[tuple[float, list[Turn]]] = []  # each with its start
+    for whole in sorted(row.turns, key=lambda turn: turn.start_s):
+        turn = replace(whole, end_s=min(whole.end_s, whole.start_s + longest_s))
+        if not windows or turn.end_s > windows[-1][0] + 2 * longest_s:
+            # An answer may begin SLACK_S before its row.
+            windows.append((max(turn.start_s - longest_s, min(row_start_s, turn.start_s)), []))
+        windows[-1][1].append(turn)
     return [
-        replace(row, id="", turns=tuple(some), time_range=(some[0].start_s, max(turn.end_s for turn in some)))
-        for some in cut
+        replace(
+            row, id="", turns=tuple(turns), time_range=(start_s, max(t.end_s for t in turns)), captions=()
+        )
+        for start_s, turns in windows
     ]
 
 

@@ -6,6 +6,10 @@
 Writes `answers.jsonl` (usable replies), `rejected.jsonl` (other replies, with the reason), `dropped.jsonl`
 (near-duplicates), `rows.parquet` (the remaining rows, to train on) and `report.json`. A stopped run goes on when it is
 started again, and repeats requests that got no reply.
+
+As in the paper, a large run stops after its first 5000 requests and writes `examples.jsonl`: replies that differ from
+each other. Review them (delete and edit lines), and start the same command again with --reviewed: the other requests
+have these as in-context examples.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +36,16 @@ except ModuleNotFoundError as error:
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.json_lines_log import JsonLinesLog
 from training.data.row_files import read_rows, write_rows
-from training.data.training_row import TrainingRow, Turn
+from training.data.training_row import Caption, TrainingRow, Turn
+from training.dense.caption_windows import cut_captions
 from training.dense.dense_reply import read_examples
+from training.dense.in_context_examples import choose_examples, write_examples
 from training.dense.instruction_writer import EndpointRefused, InstructionWriter, WriterConfig
-from training.dense.near_duplicates import (
-    Embedder,
-    EndpointEmbedder,
-    cluster_texts,
-    first_of_each,
-    word_vectors,
-)
+from training.dense.near_duplicates import Embedder, EndpointEmbedder, without_duplicates, word_vectors
 from training.run.local_ray import connect
+
+WINDOW_S = 40.0  # as the paper's longest samples (3.1)
+FIRST_REQUESTS = 5000  # paper, section 2.2
 
 
 @dataclass(kw_only=True)
@@ -67,28 +71,59 @@ class InstructionRun:
         out: Path,
         bad: BadRowCounter,
         price: TokenPrice,
+        window_s: float = WINDOW_S,
     ) -> None:
-        """Raises ValueError when the folder holds a run with another model, prompt or examples."""
-        self.rows = {row.id: row for row in rows}
+        """`rows`: captioned videos. Raises ValueError when the folder holds a run with other settings."""
+        cut = [(row, window) for row in rows for window in cut_captions(row, window_s)]
+        self.windows = {window.id: window for _, window in cut}
+        self.videos = {window.id: row for row, window in cut}  # the whole row that a window is of
         self.config, self.out, self.bad, self.price = config, out, bad, price
         out.mkdir(parents=True, exist_ok=True)
-        claim = out / "run.json"
-        if claim.is_file() and (there := json.loads(claim.read_text())) != config.identity:
-            raise ValueError(
-                f"{out} holds another run: got {config.identity}, there is {there}; give another --out"
-            )
-        claim.write_text(json.dumps(config.identity, indent=1) + "\n")
+        self._claim("run.json", config)
         self.answers = JsonLinesLog(out / "answers.jsonl")
         self.rejected = JsonLinesLog(out / "rejected.jsonl")
         for outcome in (*self.answers, *self.rejected):  # the share of bad replies includes earlier runs
             if not outcome.get("again"):
                 self._count(outcome)
 
-    def requests(self, per_window: int) -> list[dict[str, Any]]:
-        """The requests that have no usable outcome yet."""
+    def _claim(self, name: str, config: WriterConfig) -> None:
+        """Keep the settings of the run in a file, or raise ValueError if it holds others."""
+        path = self.out / name
+        if path.is_file() and (there := json.loads(path.read_text())) != config.identity:
+            raise ValueError(
+                f"{self.out} holds another run: got {config.identity}, there is {there}; give another --out"
+            )
+        path.write_text(json.dumps(config.identity, indent=1) + "\n")
+
+    def requests(self, per_window: int, first: int | None = None) -> list[dict[str, Any]]:
+        """Of the `first` requests, or of all, those that have no usable outcome yet. They are in random order."""
+        names = [f"{window}#{number}" for number in range(per_window) for window in self.windows]
+        names.sort(key=lambda name: blake2b(name.encode()).digest())
         done = {o["request"] for o in (*self.answers, *self.rejected) if not o.get("again")}
-        names = [(f"{row.id}#{number}", row) for number in range(per_window) for row in self.rows.values()]
-        return [{"request": name, "row": row.as_dict()} for name, row in names if name not in done]
+        return [
+            {"request": name, "row": self.windows[_window_id(name)].as_dict()}
+            for name in names[:first]
+            if name not in done
+        ]
+
+    @property
+    def examples(self) -> Path:
+        """The file of in-context examples to review."""
+        return self.out / "examples.jsonl"
+
+    def propose_examples(self, embed: Embedder, similarity: float, num: int) -> int:
+        """Write usable replies that differ from each other, at most `num`, for a review. Returns their number."""
+        self.bad.check_share()
+        usable = self._usable()
+        windows = {outcome["request"]: self.windows[_window_id(outcome["request"])] for outcome in usable}
+        chosen = choose_examples(usable, windows, embed, similarity, num)
+        write_examples(self.examples, chosen)
+        return len(chosen)
+
+    def take_examples(self) -> None:
+        """Show the reviewed examples to the model from now on. Raises ValueError if others were shown before."""
+        self.config = replace(self.config, examples=read_examples(self.examples))
+        self._claim("run-reviewed.json", self.config)
 
     def ask(self, requests: Sequence[dict[str, Any]], workers: int) -> None:
         """Send all requests and record each outcome at once. ValueError for too many bad replies, or a refusal."""
@@ -115,26 +150,32 @@ class InstructionRun:
         counts = f"usable {self.bad.num_good}  unusable {self.bad.num_bad}"
         print(f"\rasked {number}/{num}  {counts}  {left_s:.0f} s left", end="", file=sys.stderr, flush=True)
 
-    def finish(self, embed: Embedder, similarity: float, per_cluster: int) -> dict[str, Any]:
+    def _usable(self) -> list[dict[str, Any]]:
+        known = (o for o in self.answers if _window_id(o["request"]) in self.windows)
+        return sorted(known, key=lambda outcome: outcome["request"])
+
+    def finish(self, embed: Embedder, similarity: float) -> dict[str, Any]:
         """Drop near-duplicates, write the rows and the report. ValueError when too many replies were bad."""
         self.bad.check_share()
-        usable = sorted((o for o in self.answers if _row_id(o) in self.rows), key=lambda o: o["request"])
-        labels = cluster_texts([o["turn"]["instruction"] for o in usable], embed, similarity)
-        kept = first_of_each(labels, per_cluster)
-        dropped = [o | {"cluster": c} for o, c, keep in zip(usable, labels, kept, strict=True) if not keep]
+        videos: dict[str, list[dict[str, Any]]] = {}
+        for outcome in self._usable():
+            videos.setdefault(self.videos[_window_id(outcome["request"])].id, []).append(outcome)
+        rows: list[TrainingRow] = []
+        dropped: list[dict[str, Any]] = []
+        for outcomes in videos.values():
+            turns = [Turn(**outcome["turn"]) for outcome in outcomes]
+            kept = without_duplicates(turns, embed, similarity)
+            video = self.videos[_window_id(outcomes[0]["request"])]
+            rows += split_dialogs(video, [turn for turn, keep in zip(turns, kept, strict=True) if keep])
+            dropped += [outcome for outcome, keep in zip(outcomes, kept, strict=True) if not keep]
         lines = (json.dumps(o, ensure_ascii=False) + "\n" for o in dropped)
         (self.out / "dropped.jsonl").write_text("".join(lines))
-        turns: dict[str, list[Turn]] = {}
-        for outcome, keep in zip(usable, kept, strict=True):
-            if keep:
-                turns.setdefault(_row_id(outcome), []).append(Turn(**outcome["turn"]))
-        rows = [row for name, some in turns.items() for row in split_dialogs(self.rows[name], some)]
         write_rows(str(self.out / "rows.parquet"), rows)
         every = [*self.rejected, *self.answers]
         final = {o["request"]: o for o in every}  # a usable reply replaces an earlier failure
         report = {
             "requests": len(final),
-            "kept": sum(kept),
+            "kept": sum(len(row.turns) for row in rows),
             "dropped": len(dropped),
             "rejected": dict(Counter(o["reason"] for o in final.values() if "turn" not in o).most_common()),
             "rows": len(rows),
@@ -146,8 +187,8 @@ class InstructionRun:
         return report
 
 
-def _row_id(outcome: dict[str, Any]) -> str:
-    return outcome["request"].rpartition("#")[0]
+def _window_id(request: str) -> str:
+    return request.rpartition("#")[0]
 
 
 def ask_with_ray(
@@ -172,8 +213,9 @@ def ask_with_ray(
         yield json.loads(item["outcome"])
 
 
-def split_dialogs(row: TrainingRow, turns: Sequence[Turn]) -> Iterator[TrainingRow]:
-    """Make rows of a window's turns. Turns that overlap go into different rows."""
+def split_dialogs(video: TrainingRow, turns: Sequence[Turn]) -> Iterator[TrainingRow]:
+    """Rows of a captioned video's turns, with its captions. Turns that overlap go into different rows."""
+    captions = tuple(Caption(start_s=c.start_s, end_s=c.end_s, caption=c.answer) for c in video.turns)
     dialogs: list[list[Turn]] = []
     for turn in sorted(turns, key=lambda turn: turn.start_s):
         dialog = next((dialog for dialog in dialogs if dialog[-1].end_s <= turn.start_s), None)
@@ -182,9 +224,7 @@ def split_dialogs(row: TrainingRow, turns: Sequence[Turn]) -> Iterator[TrainingR
         else:
             dialog.append(turn)
     for dialog in dialogs:
-        yield TrainingRow(
-            video=row.video, time_range=row.time_range, turns=tuple(dialog), kind="dense", source=row.source
-        )
+        yield replace(video, turns=tuple(dialog), captions=captions, id="")
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -203,7 +243,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--prompt", type=Path, help="instead of training/dense/prompts/dense_instruction.md")
     add("--examples", type=Path, help="instead of training/dense/prompts/dense_examples.jsonl")
     add("--num-examples", type=int, default=3, help="examples in each request")
-    add("--per-window", type=int, default=1, help="requests for each row")
+    add("--window-s", type=float, default=WINDOW_S, help="seconds of captions in a request, at most")
+    add("--per-window", type=int, default=1, help="requests for each window")
+    add(
+        "--first",
+        type=int,
+        default=FIRST_REQUESTS,
+        help="requests before the review of in-context examples; 0: no review (default: %(default)s)",
+    )
+    add("--reviewed", action="store_true", help="go on with the examples that are in OUT/examples.jsonl now")
+    add("--max-examples", type=int, default=200, help="in-context examples to propose")
     add("--limit", type=int, help="take the first N rows only")
     add("--temperature", type=float, default=1.0)
     add("--max-tokens", type=int, default=200, help="of each reply")
@@ -221,9 +270,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--similarity",
         type=float,
         default=0.9,
-        help="cosine similarity from which instructions are near-duplicates",
+        help="cosine similarity from which instructions are nearly the same",
     )
-    add("--per-cluster", type=int, default=1, help="number of near-duplicates to keep")
     add("--price-prompt", type=float, default=0.0, help="price of a million prompt tokens")
     add("--price-reply", type=float, default=0.0, help="price of a million reply tokens")
     add("--ray", help="address of a Ray cluster (default: the job's own, else a private one)")
@@ -253,17 +301,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{', '.join(options.rows)}: got no dense rows, wanted captions with times")
     replies = BadRowCounter(max_share=options.max_bad_share, min_rows=3 * options.together, unit="replies")
     price = TokenPrice(prompt=options.price_prompt, reply=options.price_reply)
-    instructions = InstructionRun(rows, config, options.out, replies, price)
-    requests = instructions.requests(options.per_window)
-    if requests:
-        connect(options.ray, needs_dashboard=False)
-        instructions.ask(requests, options.workers)
+    instructions = InstructionRun(rows, config, options.out, replies, price, options.window_s)
     embed: Embedder = word_vectors
     if options.embedding_model:
         client = OpenAI(base_url=options.embedding_url or options.url, api_key=key, max_retries=options.tries)
         embed = EndpointEmbedder(client=client, model=options.embedding_model)
-    report = instructions.finish(embed, options.similarity, options.per_cluster)
-    return {"input": {"good": bad_rows.num_good, "bad": dict(bad_rows.reasons)}} | report
+    report = {"input": {"good": bad_rows.num_good, "bad": dict(bad_rows.reasons)}}
+    if 0 < options.first < len(instructions.windows) * options.per_window:
+        if not instructions.examples.is_file():
+            _ask(instructions, instructions.requests(options.per_window, options.first), options)
+            num = instructions.propose_examples(embed, options.similarity, options.max_examples)
+            return report | {"review": str(instructions.examples), "examples": num}
+        if not options.reviewed:
+            raise ValueError(
+                f"{instructions.examples} waits for a review: delete and edit lines, then go on with --reviewed"
+            )
+        instructions.take_examples()
+    _ask(instructions, instructions.requests(options.per_window), options)
+    return report | instructions.finish(embed, options.similarity)
+
+
+def _ask(instructions: InstructionRun, requests: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    if requests:
+        connect(options.ray, needs_dashboard=False)
+        instructions.ask(requests, options.workers)
 
 
 def main() -> None:

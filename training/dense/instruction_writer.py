@@ -101,7 +101,7 @@ class InstructionWriter:
         captions = TrainingRow.from_dict(row)
         outcome: dict[str, Any] = {"request": request, "reply": "", "prompt_tokens": 0, "reply_tokens": 0}
         try:
-            outcome |= self._ask(captions, request)
+            outcome |= self.ask(make_messages(self.config, captions, request), request)
         except BadRow as error:
             return outcome | {"reason": error.reason, "detail": error.detail, "again": True}
         except EndpointRefused as error:
@@ -111,12 +111,15 @@ class InstructionWriter:
         except BadRow as error:
             return outcome | {"reason": error.reason, "detail": error.detail}
 
-    def _ask(self, row: TrainingRow, request: str) -> dict[str, Any]:
-        """Raises BadRow when there is no reply, EndpointRefused when no request will ever get one."""
+    def ask(self, messages: list[dict[str, str]], request: str) -> dict[str, Any]:
+        """{"reply", "prompt_tokens", "reply_tokens"}. The same request gets the same seed.
+
+        Raises BadRow when there is no reply, EndpointRefused when no request will ever get one.
+        """
         try:
             reply: Any = self.client.chat.completions.create(
                 model=self.config.model,
-                messages=make_messages(self.config, row, request),  # type: ignore[arg-type]  # roles and contents
+                messages=messages,  # type: ignore[arg-type]  # roles and contents
                 temperature=self.config.temperature,
                 max_tokens=self.config.max_tokens,
                 seed=random.Random(request).getrandbits(31),

@@ -1,4 +1,4 @@
-"""Find instructions that say nearly the same: embed them, cluster them, keep a few of each cluster (paper 2.2)."""
+"""Finds instructions that say nearly the same, by clustering their embeddings (paper 2.2)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from openai import OpenAI
 from sklearn.cluster import DBSCAN
 from sklearn.feature_extraction.text import TfidfVectorizer
+
+from training.data.training_row import Turn
 
 BATCH_SIZE = 256
 
@@ -59,11 +61,26 @@ def cluster_texts(texts: Sequence[str], embed: Embedder, similarity: float) -> l
     return [cluster[text] for text in plain]
 
 
-def first_of_each(labels: Sequence[int], num: int) -> list[bool]:
-    """Whether to keep each text: the first `num` of each cluster are kept."""
-    seen: dict[int, int] = {}
-    kept: list[bool] = []
-    for label in labels:
-        seen[label] = seen.get(label, 0) + 1
-        kept.append(seen[label] <= num)
+def without_duplicates(turns: Sequence[Turn], embed: Embedder, similarity: float) -> list[bool]:
+    """Whether to keep each turn of a video. Of similar instructions whose answers overlap in time the first is kept.
+
+    The same instruction at another moment has another answer, so it is no duplicate.
+    """
+    overlapping = [
+        i for i, turn in enumerate(turns) if any(_overlap(turn, o) for o in turns if o is not turn)
+    ]
+    clusters = cluster_texts([turns[i].instruction for i in overlapping], embed, similarity)
+    kept = [True] * len(turns)
+    of_cluster: dict[int, list[Turn]] = {}
+    for i, cluster in zip(overlapping, clusters, strict=True):
+        others = of_cluster.setdefault(cluster, [])
+        if any(_overlap(turns[i], other) for other in others):
+            kept[i] = False
+        else:
+            others.append(turns[i])
     return kept
+
+
+def _overlap(one: Turn, other: Turn) -> bool:
+    """Whether both are spoken at some moment; an answer of one word is spoken at a moment."""
+    return one.start_s == other.start_s or max(one.start_s, other.start_s) < min(one.end_s, other.end_s)

@@ -82,7 +82,7 @@ class EndpointJudge:
 
     async def compare(self, question: EvalQuestion, first: TimedAnswer, second: TimedAnswer) -> Judgement:
         """Ask once. Raises BadJudgement when there is no reply, or the reply is no judgement."""
-        captions = [f"{c.start_s:.1f} to {c.end_s:.1f}: {c.text}" for c in question.captions]
+        captions = [f"{c.start_s:.1f} to {c.end_s:.1f}: {c.caption}" for c in question.captions]
         prompt = self.prompt.substitute(
             ask_s=f"{question.ask_s:.1f}",
             captions="\n".join(captions) or "(not told)",

@@ -11,27 +11,15 @@ or from a folder of live-world clips, which also has the world's whole truth.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from training.data.bad_row import BadRow, BadRowCounter
-from training.data.json_fields import as_list, as_mapping, as_number, as_text
 from training.data.row_files import records
-from training.data.training_row import TrainingRow
+from training.data.training_row import Caption, TrainingRow, parse_captions
 from training.live_world.clips import Clip, find_clips, question_of
 from training.live_world.questions import Question
 from training.live_world.world import TEST_SEEDS, World
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caption:
-    """What can be seen in an interval of a video."""
-
-    start_s: float
-    end_s: float
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,21 +64,6 @@ def live_world_questions(folder: Path, num_clips: int | None = None) -> list[Eva
     ]
 
 
-def parse_captions(values: Sequence[Any]) -> tuple[Caption, ...]:
-    """Check captions and sort them by time; raises BadRow."""
-    captions: list[Caption] = []
-    for number, value in enumerate(values):
-        name = f"captions[{number}]"
-        row = as_mapping(name, value)
-        start_s, end_s = (as_number(f"{name}.{key}", row.get(key)) for key in ("start_s", "end_s"))
-        if end_s < start_s:
-            raise BadRow("reversed interval", f"{name}: got {start_s:g} to {end_s:g} s")
-        captions.append(
-            Caption(start_s=start_s, end_s=end_s, text=as_text(f"{name}.caption", row.get("caption")))
-        )
-    return tuple(sorted(captions, key=lambda caption: caption.start_s))
-
-
 def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
     """Read one question for each turn of the dense rows of a file. Bad rows are reported and counted in `bad`.
 
@@ -110,7 +83,6 @@ def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
             video = path.parent / row.video
             if not video.is_file():
                 raise BadRow("no video", f"{video} is not there")
-            captions = parse_captions(as_list("captions", as_mapping("row", value).get("captions") or ()))
         except BadRow as error:
             bad.skip(where, error)
             continue
@@ -123,7 +95,7 @@ def read_questions(path: Path, bad: BadRowCounter) -> list[EvalQuestion]:
                 ask_s=turn.start_s,
                 instruction=turn.instruction,
                 answer=turn.answer,
-                captions=captions,
+                captions=row.captions,
             )
             for number, turn in enumerate(row.turns)
         ]

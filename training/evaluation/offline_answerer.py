@@ -1,8 +1,8 @@
 """Answer questions about pictures and finished videos with a StreamChat folder, for benchmarks.
 
-A question's frames are the given pictures, or frames spread evenly over a video as `training/data/video_frames.py`
-reads them for offline rows. The model sees all of them before its first word (paper section 5: 40 frames of a video,
-one of a picture).
+A question's frames are the given pictures, or frames spread evenly over a video, as
+`training/data/frames/video_frames.py` reads them for offline rows. The model sees all of them before its first word
+(paper section 5: 40 frames of a video, one of a picture).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from model.checkpoint.tokenizer import load_tokenizer
 from model.engine.engine import Engine
 from model.engine.options import DialogOptions
 from model.network.pixels import to_pixels
+from training.data.frames.video_frames import FrameReader
 from training.data.training_row import TrainingRow, Turn
-from training.data.video_frames import FrameReader
 
 Visual = Image.Image | str | Path  # a picture, or a video's path
 SEED = 0  # sampled answers are the same in every run

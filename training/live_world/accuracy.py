@@ -153,7 +153,7 @@ class AccuracyEvaluator:
         words after it in the sentence count as wrong too, as in a spoken answer.
         """
         times, pictures = read_frames(clip.path, self.rate, self.model.config.vision.image_size)
-        features = self.model.vision(torch.from_numpy(pictures))[None]
+        features = self.model.vision(torch.from_numpy(pictures))
         dialog_rows = []
         for row in rows:
             ask_s = next_step_s(row["ask_s"])
@@ -169,9 +169,9 @@ class AccuracyEvaluator:
             )
             dialog_rows.append(self.dialog_tokenizer.row(row["instruction"], right, times))
         batch = collate(dialog_rows, [0] * len(dialog_rows), 0)
-        tensors = (batch.token_ids, batch.text_index, batch.clip_of_row, batch.frame_index, batch.visible)
-        ids, index, clip_of_row, frame_index, visible = (torch.from_numpy(t) for t in tensors)
-        logits = self.model(ids, index, features, clip_of_row, frame_index, visible)
+        tensors = (batch.token_ids, batch.text_index, batch.frames_of_row, batch.frame_index, batch.visible)
+        ids, index, frames_of_row, frame_index, visible = (torch.from_numpy(t) for t in tensors)
+        logits = self.model(ids, index, features, frames_of_row, frame_index, visible)
         predicted, counts = logits[:, :-1].argmax(-1), torch.from_numpy(batch.loss_mask)[:, :-1]
         pairs = [self.count_right(p[c], w[c]) for p, w, c in zip(predicted, ids[:, 1:], counts, strict=True)]
         return sum(right for right, _ in pairs), sum(num for _, num in pairs)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from training.live_world.world import COLOURS, THINGS, Event, State, Thing, World
+from training.data.frames.video_frames import HELD_OUT
+from training.live_world.world import COLOURS, TEST_SEEDS, THINGS, Event, State, Thing, World
 
 SIZE = 240  # pixels, square
 CELL = SIZE // 3
@@ -71,9 +72,14 @@ class Renderer:
 
 
 def write_video(world: World, path: Path, crf: int = 26) -> None:
-    """Encode the world as H.264 in MP4, SIZE x SIZE at FPS, a keyframe a second, no B-frames."""
+    """Encode the world as H.264 in MP4, SIZE x SIZE at FPS, a keyframe a second, no B-frames.
+
+    The file of a test seed says that it is held out, and training refuses it, whatever its name and folder.
+    """
     renderer = Renderer(world)
     with av.open(str(path), "w", format="mp4") as container:
+        if world.seed in TEST_SEEDS:
+            container.metadata["comment"] = HELD_OUT
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"

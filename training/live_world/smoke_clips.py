@@ -11,13 +11,24 @@ from training.live_world.write_clips import write_clips
 
 SEED = 77
 NUM_CLIPS = 8
+VALIDATION_SEED = 78
+NUM_VALIDATION_CLIPS = 1
 
 
 def smoke_rows(work: Path) -> list[str]:
     """Write clips and a row file below `work`, unless they exist; returns the paths of row files."""
-    clips, rows = work / "clips", work / "clips" / "rows.parquet"
+    return _rows(work / "clips", SEED, NUM_CLIPS)
+
+
+def smoke_validation_rows(work: Path) -> list[str]:
+    """The same of other clips, for validation."""
+    return _rows(work / "validation", VALIDATION_SEED, NUM_VALIDATION_CLIPS)
+
+
+def _rows(clips: Path, seed: int, num: int) -> list[str]:
+    rows = clips / "rows.parquet"
     if not rows.is_file():
-        write_clips(SEED, NUM_CLIPS, clips)
+        write_clips(seed, num, clips)
         write_rows(str(rows), question_rows(clips))
     return [str(rows)]
 

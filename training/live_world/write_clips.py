@@ -35,7 +35,7 @@ def captions(world: World) -> list[dict[str, Any]]:
             "end_s": min(
                 [e.start_s for e in world.events if e.thing.name == t.name], default=world.duration_s
             ),
-            "caption": f"A {t.colour} {t.name} is at {PLACES[t.place]}.",
+            "caption": f"{'An' if t.colour[0] in 'aeiou' else 'A'} {t.colour} {t.name} is at {PLACES[t.place]}.",
         }
         for t in world.start
     ]

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-NO_CURVE = {"step", "elapsed_s", "done", "lr", "norm", "bad", "left_s", "memory_gb"} | {
+NO_CURVE = {"step", "elapsed_s", "done", "lr", "norm", "bad", "skipped", "left_s", "memory_gb"} | {
     *("tokens_s", "frames_s", "mfu", "data_wait")  # values of the machine, not of the model
 }
 Rows = list[dict[str, float]]

@@ -21,6 +21,7 @@ class TrainMetrics:
 
     def __init__(self, recipe: str, rank: int = 0) -> None:
         self._gauge_values: dict[Gauge, float] = {}
+        self._validation_values: dict[Gauge, float] = {}
         self._labels = {"recipe": recipe, "rank": str(rank)}
         self._loss = self._gauge("streamchat_train_loss", "Loss of the last step")
         self._rate = self._gauge("streamchat_train_learning_rate", "Learning rate of the last step")
@@ -30,6 +31,11 @@ class TrainMetrics:
         self._right = self._gauge(
             "streamchat_train_right_ratio", "Share of the last step's tokens that were the likeliest, 0 to 1"
         )
+        self._validation_loss = self._gauge("streamchat_train_validation_loss", "Loss of the validation rows")
+        self._validation_right = self._gauge(
+            "streamchat_train_validation_right_ratio",
+            "Share of the validation rows' tokens that were the likeliest, 0 to 1",
+        )
         self._step_s = Histogram(
             "streamchat_train_step_seconds", "One optimiser step", STEP_BUCKETS_S, tag_keys=LABELS
         ).set_default_tags(self._labels)
@@ -38,7 +44,11 @@ class TrainMetrics:
         )
         self._tokens = self._counter("streamchat_train_tokens_total", "Text tokens trained on")
         self._frames = self._counter("streamchat_train_frames_total", "Video frames trained on")
-        self._skipped = self._counter("streamchat_train_rows_skipped_total", "Bad rows of data left out")
+        self._skipped_rows = self._counter("streamchat_train_rows_skipped_total", "Bad rows of data left out")
+        self._skipped_steps = self._counter(
+            "streamchat_train_steps_skipped_total",
+            "Steps left out because the loss or the gradient was not finite",
+        )
         self._saved = self._counter("streamchat_train_checkpoints_total", "Checkpoints written")
         threading.Thread(target=self._repeat_gauges, name="gauges", daemon=True).start()
 
@@ -75,16 +85,25 @@ class TrainMetrics:
         ):
             add(counter, value)
 
-    def skipped(self, num_rows: int) -> None:
+    def skipped_rows(self, num: int) -> None:
         """Count bad rows that were skipped."""
-        add(self._skipped, num_rows)
+        add(self._skipped_rows, num)
+
+    def skipped_steps(self, num: int) -> None:
+        """Count steps that were skipped, because their loss or gradient was not finite."""
+        add(self._skipped_steps, num)
+
+    def validated(self, loss: float, right: float) -> None:
+        """Record the loss of the validation rows and the share of their tokens that were the likeliest."""
+        self._validation_values = {self._validation_loss: loss, self._validation_right: right}
+        self._set_gauges()
 
     def saved(self) -> None:
         """Count a written checkpoint."""
         add(self._saved, 1)
 
     def _set_gauges(self) -> None:
-        for gauge, value in self._gauge_values.items():
+        for gauge, value in (self._gauge_values | self._validation_values).items():
             gauge.set(value)
 
     def _repeat_gauges(self) -> None:

@@ -26,12 +26,13 @@ def git_revision(folder: Path) -> str:
 
 
 def write_provenance(plan: Plan, command: list[str], trainable: list[str], workers: int) -> None:
-    """Write `recipe.json`: the command, the commit, the recipe and the parts that learn."""
+    """Write `recipe.json`: the command, the commit, the recipe, the data's fingerprint and the parts that learn."""
     values = {
         "command": " ".join(["python", *command]),
         "revision": git_revision(Path(__file__).parent),
         "start": str(plan.initial_model),
         "workers": workers,
+        "data": plan.fingerprint,
         "trainable": trainable,
         "recipe": asdict(plan.recipe),
     }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,10 +28,16 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def log_micro_batches(path: Path, step: int, batches: list[MicroBatch]) -> None:
+def log_micro_batches(path: Path, step: int, batches: list[MicroBatch], num_workers: int) -> None:
     """Append one line for each micro-batch of a step: its samples and its bad rows."""
     rows = [
-        {"step": step, "micro_batch": batch.index, "samples": batch.sample_ids, "bad": batch.bad_rows}
+        {
+            "step": step,
+            "workers": num_workers,
+            "micro_batch": batch.index,
+            "samples": batch.sample_ids,
+            "bad": batch.bad_rows,
+        }
         for batch in batches
         if batch.index >= 0
     ]
@@ -51,6 +59,7 @@ class RunReporter:
         self.tensorboard = SummaryWriter(str(plan.run_folder / "tensorboard"))
         self.metrics = TrainMetrics(plan.recipe.name)
         self.results: list[tuple[StepResult, float]] = []  # each with the seconds of waiting before it
+        self.validation: dict[str, float] = {}
         self.started_s = time.monotonic()
 
     def add(self, step: int, result: StepResult, wait_s: float) -> None:
@@ -69,9 +78,15 @@ class RunReporter:
             memory_bytes=memory_bytes(self.device),
             right=result.token_accuracy,
         )
-        self.metrics.skipped(result.num_bad)
+        self.metrics.skipped_rows(result.num_bad)
+        self.metrics.skipped_steps(int(result.skipped))
         if step % self.plan.recipe.report_every == 0 or step == total:
             self._report(step, total)
+
+    def validated(self, loss: float, accuracy: float) -> None:
+        """Report the validation rows' loss and token accuracy with the next report."""
+        self.validation = {"validation": loss, "validation_right": accuracy}
+        self.metrics.validated(loss, accuracy)
 
     def saved(self) -> None:
         """Count a written checkpoint."""
@@ -85,27 +100,31 @@ class RunReporter:
     def _report(self, step: int, total: int) -> None:
         elapsed_s = time.monotonic() - self.started_s
         results, num = [result for result, _ in self.results], len(self.results)
+        finite = [result for result in results if not result.skipped]
         tokens, frames = sum(r.num_tokens for r in results), sum(r.num_frames for r in results)
         per_frame = self.flops.per_encoded_frame if self._has_encoded_frames else self.flops.per_frame
         operations = tokens * self.flops.per_token + frames * per_frame
         values = {
-            "loss": sum(r.loss for r in results) / num,
-            "right": sum(r.token_accuracy for r in results) / num,
-            "grounding": sum(r.grounding for r in results) / num,
-            "topic": sum(r.topic for r in results) / num,
+            "loss": _mean([r.loss for r in finite]),
+            "right": _mean([r.token_accuracy for r in finite]),
+            "grounding": _mean([r.grounding for r in finite]),
+            "topic": _mean([r.topic for r in finite]),
             "lr": results[-1].lr,
-            "norm": results[-1].grad_norm,
+            "norm": (finite or results)[-1].grad_norm,
             "tokens_s": tokens / elapsed_s,
             "frames_s": frames / elapsed_s,
             "mfu": operations / elapsed_s / (self.peak * self.num_workers),
             "data_wait": sum(wait_s for _, wait_s in self.results) / elapsed_s,
             "memory_gb": memory_bytes(self.device) / 1e9,
             "bad": sum(r.num_bad for r in results),
+            "skipped": num - len(finite),
             "left_s": elapsed_s / num * (total - step),
         }
         for name in ("grounding", "topic"):
             if not getattr(self.plan.recipe, name):
                 del values[name]
+        values |= self.validation
+        self.validation = {}
         self.log.report(step, **values)
         for name, value in values.items():
             self.tensorboard.add_scalar(name, value, step)
@@ -114,3 +133,8 @@ class RunReporter:
     @property
     def _has_encoded_frames(self) -> bool:
         return self.plan.clip_frames is not None and self.plan.clip_frames.name.startswith("features")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of no values, when all steps since the last report were skipped."""
+    return sum(values) / len(values) if values else math.nan

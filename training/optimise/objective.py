@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from model.network.streamchat import StreamChat
 from training.data.micro_batch import MicroBatch
 from training.optimise.grounding_loss import GroundingLoss
+from training.optimise.token_loss import are_right, token_losses
 from training.optimise.topic_loss import TopicLoss
 
 
@@ -58,30 +58,24 @@ class Objective(nn.Module):
         grounding = topic = loss.new_zeros(())
         if self.grounding is not None and batch.place_labels is not None and batch.num_clips:
             labels = torch.from_numpy(batch.place_labels).to(device)
-            features_of_dtype = features.to(self.model.dtype)
-            grounding = share * self.grounding.loss(self.model, features_of_dtype, labels).float()
+            of_clips = features.to(self.model.dtype).unflatten(0, labels.shape[:2])
+            grounding = share * self.grounding.loss(self.model, of_clips, labels).float()
         if self.topic is not None:
             topic = share * self.topic.loss(batch.tokens).float()
         values = torch.stack([value.detach() for value in (loss, accuracy, grounding, topic)])
         return loss + self.aux_weights[0] * grounding + self.aux_weights[1] * topic, values
 
     def _features(self, batch: MicroBatch, device: torch.device) -> Tensor:
-        """Features of all frames [C, F, P, Dv]. Frames without a picture are zero."""
+        """Features of all frames [M, P, Dv]."""
         if batch.features is not None:
-            return torch.from_numpy(batch.features).to(device)
+            return torch.from_numpy(batch.features).to(device).flatten(0, 1)
         assert batch.pictures is not None
-        assert batch.picture_index is not None
         # No bfloat16 on CPUs: the encoder's attention is slower in it, by more than its matrix products gain.
         with (
             torch.autocast("cpu", enabled=False),
             torch.set_grad_enabled(self.encoder_learns and torch.is_grad_enabled()),
         ):
-            encoded = self.model.vision(torch.from_numpy(batch.pictures).to(device))
-        num_frames = batch.tokens.visible.shape[2]
-        num_clips = int(batch.tokens.clip_of_row.max()) + 1
-        features = encoded.new_zeros((num_clips * num_frames, *encoded.shape[1:]))
-        features = features.index_copy(0, torch.from_numpy(batch.picture_index).to(device), encoded)
-        return features.unflatten(0, (num_clips, num_frames))
+            return self.model.vision(torch.from_numpy(batch.pictures).to(device))
 
     def _token_loss(
         self, batch: MicroBatch, features: Tensor, normalizer: LossNormalizer, device: torch.device
@@ -92,23 +86,24 @@ class Objective(nn.Module):
             return torch.from_numpy(array).to(device)
 
         tokens, text_mask = batch.tokens, batch.text_mask()
-        logits = self.model(
+        states = self.model.text_states(
             to_device(tokens.input_ids),
             to_device(tokens.text_index),
             features,
-            to_device(tokens.clip_of_row),
+            to_device(tokens.frames_of_row),
             to_device(tokens.frame_index),
             to_device(tokens.visible),
             None if text_mask is None else to_device(text_mask),
         )
-        loss_mask = to_device(tokens.loss_mask)[:, :-1]
-        predicted, targets = (
-            logits[:, :-1][loss_mask].float(),
-            to_device(tokens.token_ids)[:, 1:][loss_mask],
-        )
-        weights = to_device(tokens.loss_weights)[:, :-1][loss_mask].float() / normalizer.loss_weight
-        losses = functional.cross_entropy(predicted, targets, reduction="none")
-        accuracy = ((predicted.argmax(-1) == targets) * weights).sum()
+        predicts = tokens.loss_mask[:, :-1].copy()
+        predicts[0, 0] |= not predicts.any()  # one token with the weight 0, so that the head has a gradient
+        chosen = to_device(predicts)
+        hidden, head = states[:, :-1][chosen], self.model.head_weight
+        targets = to_device(tokens.token_ids)[:, 1:][chosen]
+        weights = to_device(tokens.loss_weights * tokens.loss_mask)[:, :-1][chosen].float()
+        weights = weights / normalizer.loss_weight
+        loss = (token_losses(hidden, head, targets) * weights).sum()
+        accuracy = (are_right(hidden, head, targets) * weights).sum()
         # The second term is 0. It keeps all weights in the graph when no token is part of the loss: FSDP needs a
         # backward pass on every worker.
-        return (losses * weights).sum() + 0.0 * logits.float().sum(), accuracy
+        return loss + 0.0 * states.float().sum(), accuracy

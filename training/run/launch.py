@@ -40,6 +40,12 @@ def _argument_parser(recipes: Mapping[str, Recipe], about: str | None) -> argpar
     add("--vision", type=Path, help="for new-tiny: weights that pretrain_vision.py wrote")
     add("--rows", nargs="+", default=[], help="files of rows: .parquet or .jsonl, local paths or URLs")
     add(
+        "--validation",
+        nargs="+",
+        default=[],
+        help="files of rows whose loss is reported and never learnt from",
+    )
+    add(
         "--clips",
         nargs="+",
         type=Path,
@@ -58,6 +64,12 @@ def _argument_parser(recipes: Mapping[str, Recipe], about: str | None) -> argpar
         default=1,
         metavar="NUM|MIN:MAX",
         help="number of training processes, or MIN:MAX for as many as the cluster has",
+    )
+    add(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: GPUs if the cluster has some; cuda: wait until it has enough (default: auto)",
     )
     add("--threads", type=int, default=1, help="CPU threads of each worker")
     add("--tries", type=int, default=8, help="how many lost workers are replaced")
@@ -82,23 +94,25 @@ def prepare_run(recipe: Recipe, options: argparse.Namespace) -> Plan:
     """Build the plan and write `recipe.json`. Ends the program if an option is wrong or the run is finished."""
     # Imported here because torch takes seconds to load. --help and wrong options must not wait for it.
     from training.monitoring.provenance import write_provenance
-    from training.run.plan_builder import build_plan, describe_trainable
+    from training.run.plan_builder import build_plan, check_same_recipe, describe_trainable
 
     try:
+        check_same_recipe(recipe, options)
+        if (options.out / "config.json").is_file():
+            _exit(0, f"{options.out} is finished; to train again, give another --out")
         plan = build_plan(recipe, options)
         trainable = describe_trainable(recipe, plan.initial_model)
     except (ValueError, OSError) as error:
         _exit(2, f"error: {error}")
-    if (plan.out / "config.json").is_file():
-        _exit(0, f"{plan.out} is finished; to train again, give another --out")
     write_provenance(plan, sys.argv, trainable, _max_workers(options.workers))
     return plan
 
 
 def run_training(plan: Plan, options: argparse.Namespace) -> None:
-    """Train with Ray Train until the end of the run. Ends the program with status 1 if too many rows are bad."""
+    """Train with Ray Train until the end of the run. Ends the program with status 1 if the run stops early."""
+    plan.stopped_file.unlink(missing_ok=True)  # of a start that was killed before it could say it
     _run_trainer(plan, options.workers, options)
-    if reason := _stop_reason(plan):
+    if reason := stop_reason(plan):
         _exit(1, f"stopped: {reason}")
 
 
@@ -110,10 +124,13 @@ def _run_trainer(plan: Plan, workers: int | tuple[int, int], options: argparse.N
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from training.run.micro_batch_stream import MicroBatchDataConfig
-    from training.run.train_loop import train_loop_per_worker
+    from training.run.train_loop import CHECKPOINTS, train_loop_per_worker
 
     resources = ray.cluster_resources()
-    on_gpus = resources.get("GPU", 0) >= (workers[0] if isinstance(workers, tuple) else workers)
+    try:
+        on_gpus = uses_gpus(options.device, _min_workers(workers), int(resources.get("GPU", 0)))
+    except ValueError as error:
+        _exit(2, f"error: {error}")
     # On a small machine the workers get half of the CPUs. The Ray Data tasks of each worker get the same share of the
     # other half, and two tasks must fit in it.
     share = min(1.0, 0.5 * resources["CPU"] / _max_workers(workers))
@@ -126,7 +143,7 @@ def _run_trainer(plan: Plan, workers: int | tuple[int, int], options: argparse.N
             num_workers=workers, use_gpu=on_gpus, resources_per_worker=worker_resources
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=str(plan.run_folder),
             failure_config=FailureConfig(max_failures=options.tries),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -136,25 +153,50 @@ def _run_trainer(plan: Plan, workers: int | tuple[int, int], options: argparse.N
     ).fit()
 
 
-def _stop_reason(plan: Plan) -> str:
+def uses_gpus(device: str, num_workers: int, num_gpus: int) -> bool:
+    """Whether to train on GPUs. `device`: "auto" (on GPUs if the cluster has some), "cuda" or "cpu".
+
+    Raises ValueError for "auto" on a cluster that has some GPUs, but fewer than workers.
+    """
+    if device == "auto" and 0 < num_gpus < num_workers:
+        raise ValueError(
+            f"--workers: got {num_workers}, but the cluster has {num_gpus} GPUs: give --workers {num_gpus}, or "
+            "--device cuda to wait for more GPUs, or --device cpu"
+        )
+    return device == "cuda" or (device == "auto" and num_gpus > 0)
+
+
+def stop_reason(plan: Plan) -> str:
     """Why the run stopped early, with examples of the bad rows; "" if it did not stop early."""
-    path = plan.run_folder / "stopped.json"
-    if not path.is_file():
+    if not plan.stopped_file.is_file():
         return ""
+    counts = json.loads(plan.stopped_file.read_text())
+    plan.stopped_file.unlink()
+    if "reason" in counts:
+        return counts["reason"]
+    limit = f"more than max_bad_share {plan.recipe.max_bad_share:.1%}"
+    return f"{counts['bad']} of {counts['rows']} rows are bad, {limit}: {_bad_rows(plan).summary()}"
+
+
+def _bad_rows(plan: Plan) -> BadRowCounter:
+    """The bad rows of all micro-batches so far."""
     bad = BadRowCounter(max_share=1.0)
-    seen: set[int] = set()
+    seen: dict[int, dict[int, set[int]]] = {}  # of each step, the workers and their micro-batches
     for file in sorted(plan.run_folder.glob("micro_batches-*.jsonl")):
         for line in file.read_text().splitlines():
             record = json.loads(line)
-            if record["micro_batch"] not in seen:
-                seen.add(record["micro_batch"])
-                for where, reason, detail in record["bad"]:
-                    bad.reasons[reason] += 1
-                    bad.first_of.setdefault(reason, f"{where}: {detail}")
-    num = json.loads(path.read_text())
-    path.unlink()
-    limit = f"more than max_bad_share {plan.recipe.max_bad_share:.1%}"
-    return f"{num['bad']} of {num['rows']} rows are bad, {limit}: {bad.summary()}"
+            of_step = seen.setdefault(record["step"], {record["workers"]: set()})
+            if record["micro_batch"] in of_step.get(record["workers"], {record["micro_batch"]}):
+                continue  # a step that was repeated after a restart, maybe with other workers
+            of_step[record["workers"]].add(record["micro_batch"])
+            for where, reason, detail in record["bad"]:
+                bad.reasons[reason] += 1
+                bad.first_of.setdefault(reason, f"{where}: {detail}")
+    return bad
+
+
+def _min_workers(workers: int | tuple[int, int]) -> int:
+    return workers[0] if isinstance(workers, tuple) else workers
 
 
 def _max_workers(workers: int | tuple[int, int]) -> int:

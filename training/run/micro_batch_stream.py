@@ -1,8 +1,8 @@
 """The stream of micro-batches from files to workers. Ray Data tasks on any machine read, decode, tokenize and pack.
 
 Ray Train splits a data set by handing out blocks as they come. Here micro-batch k of the run always goes to worker k
-modulo the number of workers, so a run is repeatable with any number of workers. `MicroBatchDataConfig` gives each
-worker its own stream, and the worker says at which step the stream starts.
+modulo the number of workers, and a step has the same samples with any number of workers. `MicroBatchDataConfig` gives
+each worker its own stream, and the worker says at which step the stream starts.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class MicroBatchStream:
     def steps(self, first_step: int) -> Iterator[list[MicroBatch]]:
         """The worker's micro-batches of each step, from `first_step` to the end of the run.
 
-        All workers get the same number of micro-batches in a step. Empty ones fill the lists up.
+        All workers get the same number of micro-batches in a step. Empty ones fill up those of the live world.
         """
         stream = self.micro_batches(first_step)
-        per_step = self.plan.recipe.micro_batches_per_step
+        per_step = self._per_step
         per_worker = -(-per_step // self.world_size)
         for step in range(first_step, self.plan.total_steps):
             indices = range(step * per_step, (step + 1) * per_step)
@@ -49,22 +49,25 @@ class MicroBatchStream:
             assert all(batch.index in indices for batch in batches), "a micro-batch came in the wrong order"
             yield batches + [cached_source(self.plan).empty() for _ in range(per_worker - len(batches))]
 
+    @property
+    def _per_step(self) -> int:
+        return self.plan.micro_batches_per_step(self.world_size)
+
     def micro_batches(self, first_step: int) -> Iterator[MicroBatch]:
         """The worker's micro-batches from a step to the end of the run. Tasks make the next ones in advance."""
-        first = first_step * self.plan.recipe.micro_batches_per_step
-        indices = range(
-            first + (self.rank - first) % self.world_size, self.plan.num_micro_batches, self.world_size
-        )
+        first, end = first_step * self._per_step, self.plan.total_steps * self._per_step
+        indices = range(first + (self.rank - first) % self.world_size, end, self.world_size)
         _configure_ray_data()
         while indices:
             yield from self._make(indices[:CHUNK])
             indices = indices[CHUNK:]
 
     def _make(self, indices: range) -> Iterator[MicroBatch]:
-        plan = self.plan
+        plan, num_workers = self.plan, self.world_size
 
         def make(row: dict[str, Any]) -> dict[str, Any]:
-            return {"micro_batch": cached_source(plan).micro_batch(indices[int(row["id"])]).to_bytes()}
+            index = indices[int(row["id"])]
+            return {"micro_batch": cached_source(plan).micro_batch(index, num_workers).to_bytes()}
 
         # One micro-batch is one block, so the tasks that run at the same time make the micro-batches that come next.
         # With larger blocks one task would make the first thousand. The read task gets `num_cpus` too, because its
@@ -74,7 +77,7 @@ class MicroBatchStream:
             num_cpus=self.task_cpus,
             override_num_blocks=len(indices),
         ).map(make, num_cpus=self.task_cpus)
-        prefetch = 2 * max(plan.recipe.micro_batches_per_step // self.world_size, 1)
+        prefetch = 2 * max(self._per_step // num_workers, 1)
         for table in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=prefetch):
             yield MicroBatch.from_bytes(cast(pa.Table, table).column("micro_batch")[0].as_py())
 

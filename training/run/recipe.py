@@ -26,14 +26,18 @@ class Recipe:
     gate: Gate | None = None
     share_attention_parameters: bool | None = None
     kinds: tuple[str, ...] = KINDS  # only rows of these kinds are used
+    frozen_view: bool = False  # dense answers see only what the question sees (`data/row_tokenizer.py`)
     # Samples.
     frames_per_second: float = 1.0  # of dense rows
-    max_frames: int = 32  # of a dense row; other videos give this many frames, evenly spaced
+    max_frames: int = (
+        32  # before a question of a dense row, and during its answer; of other videos, evenly spaced
+    )
     fifo_frames: int = (
         0  # newest frames that a token of a dense row sees; 0: as many as in the model's config
     )
     max_tokens: int = 4096  # of a packed row; a longer sample is a bad row
     max_bad_share: float = 0.05  # the run stops when a larger share of the rows is bad
+    max_skipped: int = 20  # the run stops after this many steps in a row whose loss or gradient is not finite
     # Batch sizes, in samples.
     global_batch: int = 768  # of one step, over all workers
     micro_batch: int = 16  # of one forward pass
@@ -52,11 +56,16 @@ class Recipe:
     checkpoint_activations: bool = True
     compile: bool = False
     flex: bool = False  # on GPUs: FlexAttention, which skips masked blocks; it has no backward pass on CPUs
+    hybrid_shard: bool = (
+        True  # on several nodes: shard within each; false: over all workers, with less memory for each
+    )
     bfloat16: bool = True  # on GPUs; weights and gradient sums stay float32
     autocast: bool = False  # on CPUs: matrix products in bfloat16; faster on CPUs with AMX
     # Reports and checkpoints, in steps.
     report_every: int = 10
     save_every: int = 500
+    validate_every: int = 500  # with --validation rows
+    validation_rows: int = 256  # at most so many of them are used
     # Live-world questions, made during training (`training/live_world/curriculum/micro_batches.py`).
     rows_per_clip: int = 6
     world_share: float = 1.0  # share of their micro-batches, when the run has rows too
@@ -74,7 +83,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         positive = ("frames_per_second", "max_frames", "max_tokens", "global_batch", "micro_batch", "epochs")
-        positive += ("peak_lr", "clip_norm", "report_every", "save_every", "rows_per_clip")
+        positive += (
+            "peak_lr",
+            "clip_norm",
+            "report_every",
+            "save_every",
+            "rows_per_clip",
+            "max_skipped",
+            "validate_every",
+            "validation_rows",
+        )
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted more than 0")
@@ -139,6 +157,7 @@ def smoke() -> Recipe:
         checkpoint_activations=False,
         report_every=1,
         save_every=4,
+        validate_every=4,
         world_share=0.0,
     )
 
@@ -168,21 +187,36 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: each changes on
     "no_visual_ffn": {"visual_ffn": False},
     "tanh_gate": {"gate": "tanh"},
     "no_parameter_reuse": {"share_attention_parameters": False},
-    "no_dense_instructions": {"kinds": tuple(kind for kind in KINDS if kind != "dense")},
+    "no_dense_instructions": {
+        "frozen_view": True
+    },  # the same dialogs, each answered from what its question sees
 }
 ABLATION_STEPS = 2000
+NOT_DENSE = tuple(
+    kind for kind in KINDS if kind != "dense"
+)  # live-world questions are made for a moving view
 
 
-def _with_ablations(recipe: Recipe) -> Iterable[Recipe]:
+def _with_ablations(recipe: Recipe, **dense: Any) -> Iterable[Recipe]:
+    """A recipe and its ablations. `dense`: what the one without dense instructions changes, if not the view."""
     yield recipe
     for name, changes in ABLATIONS.items():
-        yield replace(recipe, name=f"{recipe.name}_{name}", steps=ABLATION_STEPS, **changes)
+        if name == "no_dense_instructions" and dense:
+            changes = dense
+        steps = (
+            ABLATION_STEPS if recipe.steps else 0
+        )  # instruction tuning is one epoch here too (paper, section 6.1)
+        yield replace(recipe, name=f"{recipe.name}_{name}", steps=steps, **changes)
 
 
 PRETRAINING_RECIPES = {
-    r.name: r for stage in (pretrain_stage1(), pretrain_stage2()) for r in _with_ablations(stage)
+    r.name: r
+    for stage in (pretrain_stage1(), pretrain_stage2())
+    for r in _with_ablations(stage, frozen_view=False)  # its dense captions are no instructions
 }
-SFT_RECIPES = {r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world()))}
+SFT_RECIPES = {
+    r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world(), kinds=NOT_DENSE))
+}
 
 
 def with_overrides(recipe: Recipe, settings: Iterable[str]) -> Recipe:

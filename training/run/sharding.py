@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import functools
 import warnings
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from model.checkpoint.folder import save_folder, weight_files
@@ -26,8 +31,21 @@ from model.network.streamchat import StreamChat
 from training.optimise.objective import Objective
 from training.run.recipe import Recipe
 
+LEARNING = StateDictOptions(ignore_frozen_params=True)
 # Keys and values are views of the projections' output. No code writes to them in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+def make_mesh(device_type: str, world_size: int, local_size: int, recipe: Recipe) -> DeviceMesh:
+    """The workers to shard over. `local_size`: workers of a node.
+
+    With `hybrid_shard` and several full nodes, weights are sharded within a node and the same on every node, so that
+    only gradients cross the network, once in a step. Otherwise they are sharded over all workers.
+    """
+    if recipe.hybrid_shard and local_size < world_size and world_size % local_size == 0:
+        shape, names = (world_size // local_size, local_size), ("replicate", "shard")
+        return init_device_mesh(device_type, shape, mesh_dim_names=names)
+    return init_device_mesh(device_type, (world_size,))
 
 
 def transformer_layers(model: StreamChat) -> list[nn.Module]:
@@ -36,9 +54,10 @@ def transformer_layers(model: StreamChat) -> list[nn.Module]:
 
 
 def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
-    """Apply activation checkpointing, torch.compile and FSDP2, in the order that they require.
+    """Apply torch.compile, activation checkpointing and FSDP2, in the order that they require.
 
-    A single worker on a CPU needs no shards, so its weights stay plain tensors.
+    A layer is compiled as a whole, and checkpointing calls the compiled function again in the backward pass. A single
+    worker on a CPU needs no shards, so its weights stay plain tensors.
     """
     on_gpu = mesh.device_type == "cuda"
     sharded = on_gpu or mesh.size() > 1
@@ -47,14 +66,17 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    # Without it each layer would be compiled apart, because of its number, until torch stops compiling.
+    torch._dynamo.config.allow_unspec_int_on_nn_module = recipe.compile  # pyright: ignore[reportPrivateUsage]
     for layer in transformer_layers(objective.model):
         methods = ("forward", "forward_frames") if isinstance(layer, Layer) else ("forward",)
-        if recipe.checkpoint_activations:
-            for name in methods:
-                recomputed = functools.partial(checkpoint, getattr(layer, name), use_reentrant=False)
-                setattr(layer, name, recomputed)
-        if recipe.compile:
-            layer.compile()
+        for name in methods:
+            method = getattr(layer, name)
+            if recipe.compile:
+                method = torch.compile(method, dynamic=True)
+            if recipe.checkpoint_activations:
+                method = functools.partial(checkpoint, method, use_reentrant=False)
+            setattr(layer, name, method)
         if sharded:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
             if "forward_frames" in methods:
@@ -64,46 +86,72 @@ def shard(objective: Objective, mesh: DeviceMesh, recipe: Recipe) -> None:
 
 
 def load_weights(model: StreamChat, folder: Path, device: torch.device) -> None:
-    """Load weights into a sharded model on the meta device: float32, one tensor at a time, each worker its shard.
+    """Load weights into a sharded model on the meta device, as float32. Each worker reads only its shards.
 
     Raises ValueError if the folder lacks a tensor.
     """
     model.to_empty(device=device)
     model.vision.fill_buffers(device)
-    missing = dict(model.named_parameters())
-    with torch.no_grad():
-        for file in weight_files(folder):
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 - not a dict
-                    _copy(missing.pop(name), reader.get_tensor(name))
-    if missing:
+    parameters = dict(model.named_parameters())
+    if missing := parameters.keys() - stored_dtypes(folder).keys():
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, the first is {min(missing)}")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns when there is a single worker
+        state_dict_loader.load(parameters, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
-def _copy(parameter: Tensor, full: Tensor) -> None:
-    full = full.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        # Every worker has read the full tensor, so no worker sends it.
-        full = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    parameter.copy_(full)
+def save_checkpoint(
+    folder: Path,
+    model: StreamChat,
+    optimizers: list[torch.optim.Optimizer],
+    group: dist.ProcessGroup | None = None,
+) -> Future[Any]:
+    """Copy this worker's shard of the weights that learn, and of their moments, and write it while training goes on.
 
-
-def save_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Write this worker's shard of weights and moments. All workers call it, and their files make one checkpoint."""
-    weights, moments = get_state_dict(model, optimizers)
+    All workers call it, and their files make one checkpoint. Frozen weights are those of the initial model.
+    `group`: with a back end for CPUs, used by nothing else meanwhile; None: the default one, if the caller waits.
+    """
+    weights, moments = get_state_dict(model, optimizers, options=LEARNING)
+    state = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch warns when there is a single worker
-        state_dict_saver.save({"model": weights, "optimizer": moments}, checkpoint_id=str(folder))
+        future = state_dict_saver.async_save(state, checkpoint_id=str(folder), process_group=group)
+    assert isinstance(future, Future)
+    return future
 
 
 def load_checkpoint(folder: Path, model: StreamChat, optimizers: list[torch.optim.Optimizer]) -> None:
     """Read a checkpoint into this worker's shards. Any number of workers may have written it."""
-    weights, moments = get_state_dict(model, optimizers)
+    weights, moments = get_state_dict(model, optimizers, options=LEARNING)
     state: dict[str, Any] = {"model": weights, "optimizer": moments}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         state_dict_loader.load(state, checkpoint_id=str(folder))
-    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        model,
+        optimizers,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=replace(LEARNING, strict=False),
+    )
+
+
+def load_trained_weights(folder: Path, model: StreamChat) -> int:
+    """Read a checkpoint's weights into a whole model, which keeps its dtypes. Returns the number of tensors.
+
+    Raises ValueError if the folder is no checkpoint of such a model.
+    """
+    try:
+        saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    except OSError as error:
+        raise ValueError(f"{folder} is no checkpoint: {error}") from error
+    weights = {name: w for name, w in model.state_dict().items() if f"model.{name}" in saved}
+    if not weights:
+        raise ValueError(f"{folder} has no weights of this model; it has {', '.join(list(saved)[:3])}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        state_dict_loader.load({"model": weights}, checkpoint_id=str(folder), no_dist=True)
+    return len(weights)
 
 
 def save_model_folder(model: StreamChat, initial_model: Path, out: Path, *, writes: bool) -> None:

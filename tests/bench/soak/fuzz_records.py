@@ -93,11 +93,15 @@ def fuzz_files(kafka: str, fuzzing: Fuzzing) -> None:
         path = Path(folder) / "clip.mp4"
         while fuzzing.goes_on():
             path.write_bytes(_damaged(good, random))
-            command = [sys.executable, "-m", "services.cli.main", "publish", str(path), "--kafka", kafka]
+            command = ["-m", "services.cli.main", "publish", str(path), "--kafka", kafka]
             command += ["--camera", random.choice(("fuzz-file", "Früh / spät", "..", "x" * 300, ""))]
             try:
                 done = subprocess.run(
-                    command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+                    [sys.executable, *command],
+                    cwd=PROJECT_ROOT,
+                    capture_output=True,
+                    text=True,
+                    timeout=PATIENCE_S,
                 )
             except subprocess.TimeoutExpired as error:
                 fuzzing.findings.break_promise("file", "publishing two seconds of video ends", command, error)

@@ -115,8 +115,8 @@ def text_logits(model: StreamChat, token_ids: torch.Tensor) -> torch.Tensor:
         return model(
             token_ids,
             torch.arange(num_tokens).expand(num_rows, -1) + 7,
-            torch.randn(1, 3, vision.num_visual_tokens, vision.hidden_size),
-            torch.zeros(num_rows, dtype=torch.int64),
+            torch.randn(3, vision.num_visual_tokens, vision.hidden_size),
+            torch.arange(3).expand(num_rows, -1),
             torch.tensor([5, 6, 7]).expand(num_rows, -1),
             torch.ones(num_rows, num_tokens, 3, dtype=torch.bool),
         )

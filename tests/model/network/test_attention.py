@@ -50,9 +50,10 @@ def by_definition(s: dict[str, Tensor]) -> Tensor:
 def attended(s: dict[str, Tensor], *, shared: bool, flex: bool = False) -> Tensor:
     """What training computes of the scene; `shared`: all rows see clip 0."""
     query = rotate(s["query"], ROPE.rotation(s["text"]).unsqueeze(3))
-    clips, dtype = None if shared else s["clip"], s["query"].dtype
-    attention = FrameAttention(ROPE, s["frame"], s["visible"], clips, dtype=dtype, flex=flex)
-    return attention(query, s["keys"], s["values"])
+    num_frames, dtype = s["keys"].shape[1], s["query"].dtype
+    frames = None if shared else s["clip"][:, None] * num_frames + torch.arange(num_frames)
+    attention = FrameAttention(ROPE, s["frame"], s["visible"], frames, dtype=dtype, flex=flex)
+    return attention(query, s["keys"].flatten(0, 1), s["values"].flatten(0, 1))
 
 
 @pytest.mark.parametrize(("rows", "tokens", "frames"), [(1, 1, 1), (3, 1, 6), (2, 5, 6), (4, 3, 2)])

@@ -69,7 +69,7 @@ def test_gates_open_the_view(model: StreamChat):
     inputs = make_scene(model).inputs(model)
     with torch.no_grad():
         seen = model(**inputs)
-        other = model(**inputs | {"frame_features": inputs["frame_features"].roll(1, 1)})
+        other = model(**inputs | {"frame_features": inputs["frame_features"].roll(1, 0)})
     assert (seen - other).abs().amax() > 1e-3
 
 
@@ -85,7 +85,7 @@ def test_a_frame_after_t_changes_nothing_up_to_t(model: StreamChat):
             changed = torch.where(
                 later[:, None, None], 9.0 * torch.randn_like(scene.features), scene.features
             )
-            got = model(**inputs | {"frame_features": changed[None]})
+            got = model(**inputs | {"frame_features": changed})
             assert torch.equal(got[:, : position + 1], wanted[:, : position + 1])
             if (visible := inputs["visible"][0, position + 1] & later).any():
                 assert not torch.equal(got, wanted), f"frames {visible.nonzero()} should show later"
@@ -119,7 +119,7 @@ def batch(model: StreamChat) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]
         scene.features = scenes[0].features
     alone = [scene.inputs(model) for scene in scenes]
     longest = max(len(scene.token_ids) for scene in scenes)
-    rows: dict[str, Tensor] = {"clip_of_row": torch.tensor([0, 1, 0, 0])}
+    rows: dict[str, Tensor] = {}
     for name in ("token_ids", "text_index", "visible", "frame_index"):
         padded: list[Tensor] = []
         for row in alone:
@@ -130,9 +130,10 @@ def batch(model: StreamChat) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]
                 values = torch.cat([values, filling], 1)
             padded.append(values)
         rows[name] = torch.cat(padded)
-    rows["frame_features"] = torch.stack([scenes[0].features, scenes[1].features])
-    blank = torch.zeros_like(rows["frame_features"][:, :5])
-    rows["frame_features"] = torch.cat([rows["frame_features"], blank], 1)
+    rows["frame_features"] = torch.cat([scenes[0].features, scenes[1].features])
+    num_frames = len(scenes[0].features)
+    of_clip = torch.arange(2 * num_frames).view(2, -1)[torch.tensor([0, 1, 0, 0])]
+    rows["frames_of_row"] = torch.cat([of_clip, torch.zeros(4, 5, dtype=torch.int64)], 1)
     rows["frame_index"] = torch.cat([rows["frame_index"], torch.zeros(4, 5, dtype=torch.int64)], 1)
     rows["visible"] = torch.cat([rows["visible"], torch.zeros(4, longest, 5, dtype=torch.bool)], 2)
     return alone, rows
@@ -157,9 +158,9 @@ def test_a_packed_row_gives_each_sample_what_it_gets_alone(model: StreamChat):
         name: torch.cat([row[name] for row in alone], 1)
         for name in ("token_ids", "text_index", "frame_index")
     }
-    packed["frame_features"] = torch.cat([row["frame_features"] for row in alone], 1)
+    packed["frame_features"] = torch.cat([row["frame_features"] for row in alone])
+    packed["frames_of_row"] = torch.arange(len(packed["frame_features"]))[None]
     packed["visible"] = torch.block_diag(*(row["visible"][0].float() for row in alone)).bool()[None]
-    packed["clip_of_row"] = torch.tensor([0])
     packed["text_mask"] = (same & torch.ones_like(same).tril())[None]
     with torch.no_grad():
         wanted = torch.cat([model(**row)[0] for row in alone])
@@ -229,9 +230,9 @@ def test_one_cross_layer_by_the_paper(model: StreamChat):
         hidden, visual = cross_layer_by_the_paper(model, inputs)
         rotation = model.rope.grid_rotation(torch.device("cpu")).unsqueeze(2)
         keys_values, got_visual = layer.forward_frames(model.adapter(inputs["frame_features"]), rotation)
-        frames = FrameAttention(model.rope, inputs["frame_index"], inputs["visible"], inputs["clip_of_row"])
+        frames = FrameAttention(model.rope, inputs["frame_index"], inputs["visible"], inputs["frames_of_row"])
         text_rotation = model.rope.rotation(inputs["text_index"])
-        attention = TrainingAttention(text_rotation, None, frames, [keys_values])
+        attention = TrainingAttention(text_rotation, None, frames, keys_values)
         got = layer(model.language.embed_tokens(inputs["token_ids"].flatten()), attention)
     torch.testing.assert_close(got.view_as(hidden), hidden, **CLOSE)
     torch.testing.assert_close(got_visual, visual, **CLOSE)
@@ -269,7 +270,8 @@ def test_without_frames_only_text_counts(model: StreamChat):
     """F = 0 gives what frames that nobody sees give, and what the engine gives a dialog without a camera's frames."""
     scene = make_scene(model).inputs(model)
     unseen = model(**scene | {"visible": torch.zeros_like(scene["visible"])})
-    none = {"frame_features": scene["frame_features"][:, :0], "frame_index": scene["frame_index"][:, :0]}
+    none = {name: scene[name][:, :0] for name in ("frames_of_row", "frame_index")}
+    none["frame_features"] = scene["frame_features"][:0]
     logits = model(**scene | none | {"visible": scene["visible"][:, :, :0]})
     torch.testing.assert_close(logits, unseen, **CLOSE)
     engine = Engine(model, max_dialogs=1, max_cameras=1)

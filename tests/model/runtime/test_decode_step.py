@@ -115,8 +115,8 @@ def test_frames_that_are_very_old_are_seen_as_in_training(small: StreamChat):
         wanted = small(
             torch.tensor([PROMPT]),
             dialog.last_temporal_index + torch.arange(1 - num, 1)[None],
-            torch.stack([features(small, base + number) for number in range(5)])[None],
-            torch.tensor([0]),
+            torch.stack([features(small, base + number) for number in range(5)]),
+            torch.arange(5)[None],
             torch.from_numpy(dialog.camera_frame_index)[None],
             torch.ones(1, num, 5, dtype=torch.bool),
         )[0, -1]

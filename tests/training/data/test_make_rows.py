@@ -50,7 +50,7 @@ def test_the_live_worlds_captions_become_rows(clips: list[Clip], tmp_path: Path)
     assert json.loads(done.stdout)["rows"] == len(rows)
 
 
-def test_long_videos_are_cut_and_missing_or_empty_files_skipped(
+def test_long_videos_stay_whole_and_missing_or_empty_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.webm").write_bytes(b"video")
@@ -61,7 +61,7 @@ def test_long_videos_are_cut_and_missing_or_empty_files_skipped(
     words = ["--videos", str(tmp_path), "--suffix", ".webm", "--check", "--max-bad-share", "0.5"]
     run(monkeypatch, "live_world", path, "--out", str(out), *words)
     rows = rows_in(out)
-    assert [row.time_range for row in rows] == [(0.0, 5.0), (50.0, 60.0), (61.0, 101.0)]
+    assert [[turn.end_s for turn in row.turns] for row in rows] == [[5.0, 60.0, 140.0]]
     assert {row.video for row in rows} == {str(tmp_path / "a.webm")}
     assert json.loads(capsys.readouterr().out)["bad"] == {"missing file": 1, "empty file": 1}
 
@@ -86,10 +86,10 @@ def test_a_missing_file_is_reported(
     assert "none.jsonl" in capsys.readouterr().err
 
 
-def test_our_own_rows_are_cut_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_rows_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, {"a.mp4": captions((0.0, 5.0), (30.0, 35.0))})
     run(monkeypatch, "live_world", path, "--out", str(tmp_path / "rows.jsonl"))
     assert {row.video for row in rows_in(tmp_path / "rows.jsonl")} == {"a.mp4"}  # no folder was given
     again = str(tmp_path / "again.parquet")
-    run(monkeypatch, "rows", str(tmp_path / "rows.jsonl"), "--window-s", "10", "--out", again)
-    assert [row.time_range for row in rows_in(Path(again))] == [(0.0, 5.0), (30.0, 35.0)]
+    run(monkeypatch, "rows", str(tmp_path / "rows.jsonl"), "--out", again)
+    assert rows_in(Path(again)) == rows_in(tmp_path / "rows.jsonl")

@@ -80,7 +80,7 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_samples(
 def test_nothing_leaks_between_samples_of_a_row(
     tokenizer: PreTrainedTokenizerFast, random_model: StreamChat
 ) -> None:
-    """Other pictures and words of one sample leave the logits of the other samples equal, bit for bit."""
+    """Other pictures and words of one sample leave the states of the other samples equal, bit for bit."""
     samples = some_samples(tokenizer, 3)
     packed = packed_batch(samples, 1000)
     assert packed.segments is not None
@@ -90,7 +90,7 @@ def test_nothing_leaks_between_samples_of_a_row(
     changed.tokens.input_ids[0][
         packed.segments[0] == (changed_segment := segment_of(packed, samples[0]))
     ] += 1
-    before, after = logits_of(random_model, packed), logits_of(random_model, changed)
+    before, after = states_of(random_model, packed), states_of(random_model, changed)
     same = torch.from_numpy(packed.segments[0] != changed_segment)
     assert torch.equal(before[0, same], after[0, same])
     assert not torch.equal(before[0, ~same], after[0, ~same])
@@ -102,17 +102,17 @@ def segment_of(batch: MicroBatch, sample: Sample) -> int:
     return lengths.index(len(sample.tokens.token_ids))
 
 
-def logits_of(model: StreamChat, batch: MicroBatch) -> torch.Tensor:
+def states_of(model: StreamChat, batch: MicroBatch) -> torch.Tensor:
     kept: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
         kept.append(output)
 
-    hook = model.register_forward_hook(keep)
+    hook = model.language.norm.register_forward_hook(keep)
     with torch.no_grad():
         Objective(model)(batch, LossNormalizer(1.0, 1.0), CPU)
     hook.remove()
-    return kept[0]
+    return kept[0].view(*batch.tokens.input_ids.shape, -1)
 
 
 def test_a_micro_batch_without_samples_has_no_loss_and_a_backward_pass(random_model: StreamChat) -> None:

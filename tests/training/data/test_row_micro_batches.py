@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from training.data.frames.video_frames import FrameReader
 from training.data.row_micro_batches import RowMicroBatches, RowSampler, RowTable, write_row_table
 from training.data.row_tokenizer import RowTokenizer
 from training.data.training_row import TrainingRow, Turn
-from training.data.video_frames import FrameReader
 from training.live_world.clips import Clip
 from training.live_world.smoke_clips import question_rows
 
@@ -30,12 +30,12 @@ def test_every_epoch_has_every_row_once_in_another_order() -> None:
 
 
 def maker(
-    tokenizer: PreTrainedTokenizerFast, table: Path, num: int, micro_batch_size: int = 4
+    tokenizer: PreTrainedTokenizerFast, table: Path, num: int, global_batch: int = 4
 ) -> RowMicroBatches:
     text = RowTokenizer(tokenizer, 16, 400)
     reader = FrameReader(size=96, frames_per_second=5.0, max_frames=40)
     order = RowSampler(num_rows=num, num_samples=num, seed=1)
-    return RowMicroBatches(RowTable(table), order, text, reader, micro_batch_size, 400)
+    return RowMicroBatches(RowTable(table), order, text, reader, global_batch, 400)
 
 
 def test_a_micro_batch_is_repeatable(
@@ -45,11 +45,27 @@ def test_a_micro_batch_is_repeatable(
     num = write_row_table(tmp_path / "rows.arrow", rows)
     assert list(map(RowTable(tmp_path / "rows.arrow").__getitem__, range(num))) == rows
     one, other = (
-        maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(5, 1).to_bytes() for _ in range(2)
+        maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(5, [3, 1]).to_bytes() for _ in range(2)
     )
     assert one == other
-    batches = [maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(n, n) for n in range(3)]
+    made = maker(tokenizer, tmp_path / "rows.arrow", num)
+    parts = [part for step in range(3) for part in made.parts(step, 2)]
+    assert sorted(number for part in parts for number in part) == list(range(num))
+    batches = [made.micro_batch(n, part) for n, part in enumerate(parts)]
     assert sorted(i for batch in batches for i in batch.sample_ids) == sorted(row.id for row in rows)
+
+
+def test_the_parts_of_a_step_cost_the_same(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    turns = (Turn(instruction="What?", answer="That."),)
+    rows = [TrainingRow(video="", turns=turns, kind="text", source="t", id=str(n)) for n in range(12)]
+    num = write_row_table(
+        tmp_path / "rows.arrow", rows, cost=lambda row: 10.0 if int(row.id) % 4 == 0 else 1.0
+    )
+    made = maker(tokenizer, tmp_path / "rows.arrow", num, global_batch=12)
+    parts = made.parts(0, 3)
+    assert [sum(made.table.costs[part]) for part in parts] == [13.0] * 3
+    assert sorted(number for part in parts for number in part) == list(range(12))
+    assert made.parts(0, 24)[-1] == []  # more workers than samples
 
 
 def test_bad_rows_are_skipped_and_recorded(
@@ -69,7 +85,7 @@ def test_bad_rows_are_skipped_and_recorded(
         TrainingRow(video=str(clips[0].path), turns=(long,), kind="dense", source="t"),
     ]
     num = write_row_table(tmp_path / "rows.arrow", rows)
-    batch = maker(tokenizer, tmp_path / "rows.arrow", num, micro_batch_size=num).micro_batch(0, 0)
+    batch = maker(tokenizer, tmp_path / "rows.arrow", num).micro_batch(0, range(num))
     assert sorted(batch.sample_ids) == sorted(row.id for row in good)
     assert sorted(reason for _, reason, _ in batch.bad_rows) == [
         "empty file", "missing file", "outside the clip", "too long",
@@ -88,7 +104,7 @@ def test_a_micro_batch_of_bad_rows_only_has_no_loss(
         source="t",
     )
     write_row_table(tmp_path / "rows.arrow", [row])
-    batch = maker(tokenizer, tmp_path / "rows.arrow", 1).micro_batch(0, 0)
+    batch = maker(tokenizer, tmp_path / "rows.arrow", 1).micro_batch(0, [0])
     assert (batch.loss_weight, batch.sample_ids, len(batch.bad_rows)) == (0.0, (), 1)
     assert batch.pictures is not None
     assert batch.pictures.dtype == np.uint8

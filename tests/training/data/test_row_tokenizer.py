@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from model.network.streamchat import StreamChat
+from tests.training.served_logits import SimulatedCamera, logits_of, some_features
 from training.data.bad_row import BadRow
+from training.data.frames.video_frames import FrameReader
 from training.data.row_tokenizer import RowTokenizer
-from training.data.token_row import TokenRow
-from training.data.training_row import TrainingRow, Turn
+from training.data.token_row import TokenRow, collate
+from training.data.training_row import TrainingRow, Turn, cut_windows
+from training.data.word_times import word_times
+from training.live_world.clips import Clip
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +114,77 @@ def test_turns_that_do_not_fit_are_dropped_and_a_too_long_turn_is_a_bad_row(text
     )
     with pytest.raises(BadRow, match="too long"):
         RowTokenizer(text.tokenizer, 4, 10).tokens(row(COOKING), FRAMES)
+
+
+def test_a_frozen_view_is_that_of_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
+    moving = RowTokenizer(tokenizer, 4, 200).tokens(row(COOKING), FRAMES)
+    frozen = RowTokenizer(tokenizer, 4, 200, frozen_view=True).tokens(row(COOKING), FRAMES)
+    np.testing.assert_array_equal(frozen.token_ids, moving.token_ids)
+    np.testing.assert_array_equal(frozen.loss_mask, moving.loss_mask)
+    assert [np.flatnonzero(seen).tolist() for seen in frozen.visible[frozen.loss_mask]] == [
+        [2, 3, 4, 5]
+    ] * int(frozen.loss_mask.sum())
+
+
+def test_a_turn_of_an_interleaved_row_sees_the_pictures_before_it(text: RowTokenizer) -> None:
+    turns = tuple(Turn(start_s=n, end_s=n, instruction="Go on.", answer="A dog moves.") for n in (0, 2))
+    pictures = TrainingRow(video="", pictures=("a", "b", "c"), turns=turns, kind="interleaved", source="t")
+    tokens = text.tokens(pictures, np.arange(3.0))
+    seen = [np.flatnonzero(frames).tolist() for frames in tokens.visible[tokens.loss_mask]]
+    assert seen == sorted(seen, key=len)
+    assert {tuple(frames) for frames in seen} == {(0,), (0, 1, 2)}
+
+
+INSTRUCTION, ANSWER = "What is the dog doing?", "The red dog moves to top-left now."
+CAPACITY = 16  # of the fixture `random_model`
+
+
+def window_at(start_s: float, end_s: float) -> TrainingRow:
+    """The only window of a row of two minutes with one turn."""
+    turn = Turn(start_s=start_s, end_s=end_s, instruction=INSTRUCTION, answer=ANSWER)
+    row = TrainingRow(video="a.mp4", time_range=(0.0, 120.0), turns=(turn,), kind="dense", source="t")
+    (window,) = cut_windows(row, CAPACITY, 1.0)
+    return window
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s"),
+    [
+        (25.0, 29.0),  # a full FIFO
+        (5.0, 9.5),  # a FIFO that is not full
+        (40.3, 53.9),  # most of the frames come during the answer
+        (40.0, 40.0),  # all words at one moment
+    ],
+)
+def test_the_engine_makes_the_logits_of_a_window(
+    random_model: StreamChat, tokenizer: PreTrainedTokenizerFast, start_s: float, end_s: float
+) -> None:
+    assert random_model.config.fifo_frames == CAPACITY
+    window = window_at(start_s, end_s)
+    times = np.arange(120.0)
+    assert window.time_range is not None
+    shown = (times >= np.floor(window.time_range[0])) & (times <= window.time_range[1])
+    rows = RowTokenizer(tokenizer, CAPACITY, 400)
+    row = rows.tokens(window, times[shown])
+    features = some_features(120)
+    trained = logits_of(random_model, collate([row], [0], 0), features[shown][None])[0]
+    num_prompt = int(np.argmax(row.loss_mask)) + 1
+    words = [" " + word if number else word for number, word in enumerate(ANSWER.split())]
+    token_s = [start_s] * num_prompt
+    for word, time_s in zip(words, word_times(start_s, end_s, len(words)), strict=True):
+        token_s += [time_s] * len(rows.tokenizer(word, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
+    token_s.append(token_s[-1])  # the end of the turn
+    camera = SimulatedCamera(random_model, features, times)
+    served = camera.served_logits(row.token_ids.tolist(), token_s, num_prompt)
+    wanted = trained[num_prompt - 1 : len(row.token_ids) - 1]
+    assert float(wanted.std()) > 0.1, "equal logits of a constant model would prove nothing"
+    torch.testing.assert_close(served, wanted, atol=2e-4, rtol=1e-3)
+
+
+def test_a_row_of_a_real_video_has_the_frames_of_the_ring(clips: list[Clip]) -> None:
+    """The question comes at 10 s, when a ring of six frames at one a second holds those of 5 to 10 s."""
+    turn = Turn(start_s=10.0, end_s=12.0, instruction=INSTRUCTION, answer=ANSWER)
+    row = TrainingRow(video=str(clips[0].path), turns=(turn,), kind="dense", source="t")
+    (window,) = cut_windows(row, 6, 1.0)
+    frames = FrameReader(size=32, frames_per_second=1.0, max_frames=6).read(window)
+    assert set(range(5, 13)) <= set(frames.times.round().astype(int).tolist())

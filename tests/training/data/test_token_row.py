@@ -34,7 +34,7 @@ def test_padding_sees_no_frame_and_has_no_loss(dialog_tokenizer: DialogTokenizer
         np.testing.assert_array_equal(batch.visible[number, :length], row.visible)
         assert batch.loss_mask[number].sum() == row.loss_mask.sum()
         assert not batch.visible[number, length:].any()
-    np.testing.assert_array_equal(batch.clip_of_row, [0, 1])
+    np.testing.assert_array_equal(batch.frames_of_row, np.arange(2 * len(times)).reshape(2, -1))
 
 
 def test_padding_changes_no_logit(dialog_tokenizer: DialogTokenizer, random_model: StreamChat) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.row_files import read_rows, write_rows
-from training.data.training_row import MAX_TURNS, TrainingRow, Turn, cut_windows
+from training.data.training_row import MAX_TURNS, Caption, TrainingRow, Turn, cut_windows
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ BAD: list[tuple[Any, str, str]] = [
     (good(time_range=[1.0]), "wrong type", "wanted a start and an end"),
     (good(video=7), "wrong type", "video: got 7, wanted a text"),
     (good(video=""), "no video", "kind 'dense'"),
-    (good(kind="movie"), "unknown kind", "wanted one of dense, offline, image, text"),
+    (good(kind="movie"), "unknown kind", "wanted one of dense, offline, image, interleaved, text"),
     (good(turns=[]), "no turns", "wanted 1 to"),
     (good(turns=good()["turns"] * 10_000), "too many turns", f"got 10000, wanted 1 to {MAX_TURNS}"),
     ([1, 2], "wrong type", "row: got"),
@@ -133,16 +134,68 @@ def test_parquet_with_other_columns_has_only_bad_rows(tmp_path: Path) -> None:
     assert bad.reasons == {"wrong type": 1}
 
 
-def test_long_videos_are_cut_into_windows() -> None:
-    times = [(0.0, 5.0), (5.0, 39.0), (38.0, 45.0), (100.0, 190.0), (120.0, 130.0)]
+def dense_row(*times: tuple[float, float], start_s: float = 0.0, end_s: float = 200.0) -> TrainingRow:
     turns = tuple(Turn(start_s=a, end_s=b, instruction="What?", answer="That.") for a, b in times)
-    row = TrainingRow(video="a.mp4", time_range=(0.0, 200.0), turns=turns, kind="dense", source="ego4d")
-    cut = cut_windows(row, 40.0)
-    assert [part.time_range for part in cut] == [(0.0, 39.0), (38.0, 45.0), (100.0, 140.0)]
-    assert [len(part.turns) for part in cut] == [2, 1, 2]
-    assert len({part.id for part in cut}) == 3
+    return TrainingRow(video="a.mp4", time_range=(start_s, end_s), turns=turns, kind="dense", source="ego4d")
+
+
+def test_a_window_has_the_video_before_the_question_and_ends_with_the_answer() -> None:
+    (window,) = cut_windows(dense_row((25.0, 29.0), end_s=40.0), 32, 1.0)
+    assert window.time_range == (0.0, 29.0)
+    (window,) = cut_windows(dense_row((125.0, 129.0)), 32, 1.0)
+    assert window.time_range == (
+        94.0,
+        129.0,
+    )  # the 32 frames of the FIFO when the question comes, and those after it
+    (window,) = cut_windows(dense_row((125.0, 129.0), start_s=120.0), 16, 5.0)
+    assert window.time_range == (122.0, 128.0)
+    assert window.turns[0].end_s == 128.0  # a longer answer is spoken within 16 frames
+    (window,) = cut_windows(dense_row((9.5, 12.0), start_s=10.0), 32, 1.0)
+    assert window.time_range == (9.5, 12.0)
+
+
+def test_turns_share_a_window_while_it_has_room() -> None:
+    row = dense_row((0.0, 5.0), (5.0, 31.9), (20.0, 62.0), (30.0, 31.0), (50.0, 63.0), (100.0, 190.0))
+    windows = cut_windows(row, 32, 1.0)
+    assert [[turn.start_s for turn in window.turns] for window in windows] == [
+        [0.0, 5.0, 20.0, 30.0], [50.0], [100.0],
+    ]  # fmt: skip
+    assert [window.time_range for window in windows] == [(0.0, 51.0), (19.0, 63.0), (69.0, 131.0)]
+    assert len({window.id for window in windows}) == 3
+
+
+def test_captions_travel_with_a_row_and_not_with_its_windows() -> None:
+    told = Caption(start_s=3.0, end_s=9.0, caption="A man cooks.")
+    row = TrainingRow.from_dict(dense_row((25.0, 29.0)).as_dict() | {"captions": [asdict(told)]})
+    assert row.captions == (told,)
+    assert TrainingRow.from_dict(row.as_dict()) == row
+    assert cut_windows(row, 32, 1.0)[0].captions == ()
 
 
 def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 5, wanted 0 to 1"):
         BadRowCounter(max_share=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"video": "a.png"}, "no video"),
+        ({"pictures": []}, "wrong number of pictures"),
+        ({"pictures": ["a.png"] * 65}, "wrong number of pictures"),
+        ({"pictures": ["a.png"]}, "unknown picture"),
+        ({"pictures": [7]}, "wrong type"),
+        ({"kind": "image", "video": "a.png"}, "wrong number of pictures"),
+    ],
+)
+def test_rows_of_several_pictures(changes: dict[str, Any], reason: str) -> None:
+    turn = {"start_s": 0, "end_s": 1, "instruction": "What?", "answer": "That."}
+    value = {"video": "", "pictures": ["a.png", "b.png"], "turns": [turn], "kind": "interleaved", **changes}
+    if not reason:
+        row = TrainingRow.from_dict(value)
+        assert TrainingRow.from_dict(row.as_dict()) == row
+        return
+    with pytest.raises(BadRow) as error:
+        TrainingRow.from_dict(value)
+    assert error.value.reason == reason

@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from openai import OpenAI
 
 from tests.services.served_gateway import listening
-from training.dense.near_duplicates import EndpointEmbedder, cluster_texts, first_of_each, word_vectors
+from training.data.training_row import Turn
+from training.dense.near_duplicates import EndpointEmbedder, cluster_texts, without_duplicates, word_vectors
 
 TEXTS = [
     "What is the man in the red jacket doing on the pier now?",
@@ -26,8 +27,26 @@ def test_nearly_the_same_words_are_one() -> None:
     labels = cluster_texts(TEXTS, word_vectors, 0.8)
     assert labels[0] == labels[1] == labels[2]
     assert len(set(labels)) == 3
-    assert first_of_each(labels, 1) == [True, False, False, True, True]
-    assert first_of_each(labels, 2) == [True, True, False, True, True]
+
+
+def turn(start_s: float, end_s: float, instruction: str) -> Turn:
+    return Turn(start_s=start_s, end_s=end_s, instruction=instruction, answer="He fishes.")
+
+
+def test_only_answers_at_the_same_moment_are_duplicates() -> None:
+    asked = TEXTS[0]
+    turns = [
+        turn(0.0, 4.0, asked),
+        turn(3.0, 6.0, TEXTS[1]),  # while the first answer is spoken
+        turn(5.0, 8.0, TEXTS[2]),  # the turn before is left out, so this is the first of its moment
+        turn(3.0, 6.0, TEXTS[3]),
+        turn(90.0, 94.0, asked),
+        turn(90.0, 90.0, asked),
+        turn(94.0, 96.0, asked),
+    ]
+    kept = without_duplicates(turns, word_vectors, 0.8)
+    assert kept == [True, False, True, True, True, False, True]
+    assert without_duplicates([], word_vectors, 0.8) == []
 
 
 def test_a_stricter_similarity_keeps_more() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from tests.training.sample_worlds import STORY, WHERE, late_answer
 from tests.training.scripted_endpoint import MODEL, ChatRequest, scripted
+from training.data.training_row import Caption
 from training.evaluation.answer_judge import ASPECTS, BadJudgement, EndpointJudge, TruthJudge, parse_judgement
-from training.evaluation.eval_questions import Caption, EvalQuestion
+from training.evaluation.eval_questions import EvalQuestion
 from training.evaluation.openai_endpoint import open_client
 from training.evaluation.timed_answer import TimedAnswer
 
@@ -22,7 +23,7 @@ QUESTION = EvalQuestion(
     ask_s=3.0,
     instruction="Follow the dog.",
     answer="At top-left. At top-right.",
-    captions=(Caption(start_s=5.0, end_s=7.0, text="The dog moves to top-right."),),
+    captions=(Caption(start_s=5.0, end_s=7.0, caption="The dog moves to top-right."),),
     world=STORY,
     world_question=WHERE,
 )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from training.data.bad_row import BadRow, BadRowCounter
-from training.evaluation.eval_questions import Caption, live_world_questions, parse_captions, read_questions
+from training.data.training_row import Caption, parse_captions
+from training.evaluation.eval_questions import live_world_questions, read_questions
 from training.live_world.clips import Clip
 
 
@@ -50,7 +51,7 @@ def test_each_turn_of_a_row_is_a_question(tmp_path: Path) -> None:
     assert (second.name, second.ask_s) == ("x#1", 4.0)
     assert first.video == tmp_path / "a.mp4"
     assert first.captions == second.captions
-    assert first.captions[0] == Caption(start_s=0.0, end_s=3.5, text="A man cooks.")
+    assert first.captions[0] == Caption(start_s=0.0, end_s=3.5, caption="A man cooks.")
     assert first.world is None
 
 

@@ -11,6 +11,7 @@ from tests.runs.training_job import TrainingJob
 from training.data.row_files import write_rows
 from training.data.training_row import TrainingRow, Turn
 from training.live_world.clips import Clip
+from training.run.launch import uses_gpus
 from training.sft import main
 
 
@@ -68,6 +69,19 @@ def test_mistakes_end_the_program_before_it_starts_ray(
         main()
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "on_gpus"),
+    [("auto", 0, False), ("auto", 4, True), ("auto", 8, True), ("cpu", 8, False), ("cuda", 0, True)],
+)
+def test_the_device_of_a_run(device: str, num_gpus: int, on_gpus: bool) -> None:
+    assert uses_gpus(device, 4, num_gpus) is on_gpus
+
+
+def test_fewer_gpus_than_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"--workers: got 8, but the cluster has 2 GPUs: give --workers 2"):
+        uses_gpus("auto", 8, 2)
 
 
 def test_held_out_clips_are_refused(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.random_folder import make_random_folder
 from training.data.row_micro_batches import write_row_table
@@ -15,6 +16,7 @@ from training.live_world.smoke_clips import question_rows
 from training.run.micro_batch_source import MicroBatchSource, cached_source
 from training.run.plan import Plan
 from training.run.recipe import smoke
+from training.run.train_loop import is_out_of_memory
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,17 @@ def test_an_epoch_has_every_row_once(plan: Plan) -> None:
     assert len({sample for batch in batches for sample in batch.sample_ids}) == 12
 
 
+def test_a_step_has_the_same_samples_with_any_number_of_workers(plan: Plan) -> None:
+    six = replace(plan, recipe=replace(plan.recipe, global_batch=6, micro_batch=2))
+    source, steps = MicroBatchSource(six), list[set[str]]()
+    for num_workers, per_step in ((1, 3), (2, 4), (3, 3), (4, 4), (8, 8)):
+        assert six.micro_batches_per_step(num_workers) == per_step
+        batches = [source.micro_batch(per_step + part, num_workers) for part in range(per_step)]
+        steps.append({sample for batch in batches for sample in batch.sample_ids})
+        assert sum(len(batch.sample_ids) for batch in batches) == 6
+    assert all(step == steps[0] for step in steps)
+
+
 def test_every_epoch_has_every_row_once_with_live_world_micro_batches_too(
     plan: Plan, clips: list[Clip], tmp_path: Path
 ) -> None:
@@ -64,3 +77,27 @@ def test_every_epoch_has_every_row_once_with_live_world_micro_batches_too(
 
 def test_equal_plans_share_one_source(plan: Plan) -> None:
     assert cached_source(plan) is cached_source(replace(plan))
+
+
+def test_a_micro_batch_that_needs_too_much_memory_is_halved(plan: Plan, tmp_path: Path) -> None:
+    large = replace(plan, out=tmp_path, recipe=replace(plan.recipe, global_batch=12, micro_batch=6))
+    large.run_folder.mkdir()
+    assert large.after_out_of_memory() is large
+    assert large.halve_micro_batch() == large.halve_micro_batch() == 3  # as by two workers at once
+    smaller = large.after_out_of_memory()
+    assert (smaller.recipe.micro_batch, smaller.micro_batches_per_step(1)) == (3, 4)
+    with pytest.raises(ValueError, match="out of memory with micro_batch 3, which cannot be halved"):
+        smaller.halve_micro_batch()
+    with pytest.raises(ValueError, match="on which live-world questions depend"):
+        replace(large, clips=(tmp_path,)).halve_micro_batch()
+    assert (
+        replace(large, recipe=replace(large.recipe, micro_batch=2)).after_out_of_memory().recipe.micro_batch
+        == 2
+    )
+
+
+def test_a_real_lack_of_memory_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as lack:
+        torch.empty(2**58)
+    assert is_out_of_memory(lack.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

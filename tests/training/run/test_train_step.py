@@ -1,4 +1,4 @@
-"""Sharded steps of several processes: the loss of one process, a share of its memory, and portable checkpoints."""
+"""Steps of several processes: the loss of one process, a share of its memory, and portable checkpoints."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from model.checkpoint.folder import load_model
+from model.config import preset
+from model.network.streamchat import StreamChat
 from tests.random_folder import make_random_folder
 from tests.training.worker_pool import WorkerPool
+from training.data.micro_batch import MicroBatch, packed_micro_batch
+from training.data.packing import Sample
 from training.data.row_micro_batches import write_row_table
+from training.data.row_tokenizer import RowTokenizer
+from training.data.training_row import TrainingRow, Turn
 from training.live_world.clips import Clip
 from training.live_world.smoke_clips import question_rows
+from training.optimise.objective import Objective
+from training.optimise.optimizers import Optimizers
 from training.run.plan import Plan
 from training.run.recipe import smoke
+from training.run.sharding import load_trained_weights
+from training.run.train_step import StepRunner
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +87,17 @@ def test_two_workers_have_the_loss_of_one_and_half_of_its_memory_each(
         torch.testing.assert_close(one, other, rtol=0, atol=2e-3, msg=name)
 
 
+def test_two_nodes_have_the_loss_of_one_worker_and_its_memory_each(
+    pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
+) -> None:
+    """Weights are sharded within a node, which has one worker here."""
+    reports = pool.train(plan, 2, tmp_path, last=3, local_size=1)
+    for worker in reports:
+        losses = [step["loss"] for step in worker["steps"]]
+        assert losses == pytest.approx(single_worker[0][:3], rel=TOLERANCE)
+        assert worker["bytes"]["weights"] == single_worker[2]["weights"]
+
+
 def test_autocast_gives_nearly_the_losses_of_float32(
     pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
@@ -85,11 +108,12 @@ def test_autocast_gives_nearly_the_losses_of_float32(
     assert reports["bytes"] == single_worker[2]  # weights and moments stay float32
 
 
-def test_one_worker_continues_from_a_checkpoint_of_two(
+def test_one_worker_with_another_micro_batch_continues_from_a_checkpoint_of_two(
     pool: WorkerPool, plan: Plan, single_worker: tuple[list[float], Path, dict[str, int]], tmp_path: Path
 ) -> None:
     pool.train(plan, 2, tmp_path / "two", last=3, save=tmp_path / "saved")
-    later = pool.train(plan, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
+    whole = replace(plan, recipe=replace(plan.recipe, micro_batch=6))
+    later = pool.train(whole, 1, tmp_path / "one", first=3, load=tmp_path / "saved")[0]
     assert [step["loss"] for step in later["steps"]] == pytest.approx(single_worker[0][3:], rel=TOLERANCE)
 
 
@@ -105,10 +129,16 @@ def test_frozen_weights_do_not_change(pool: WorkerPool, plan: Plan, tmp_path: Pa
     stage = replace(plan, recipe=replace(plan.recipe, trainable=("adapter", "gates")))
     pool.train(stage, 2, tmp_path, last=2, save=tmp_path / "saved")
     before = dict(load_model(plan.initial_model).named_parameters())
+    rebuilt = load_model(plan.initial_model)
+    num = load_trained_weights(tmp_path / "saved", rebuilt)
     after = dict(load_model(tmp_path / "saved" / "folder").named_parameters())
     changed = {name for name, parameter in after.items() if not torch.equal(parameter, before[name])}
     gates = ("gate_cross", "gate_visual")
     assert changed == {n for n in before if n.startswith("adapter.") or n.endswith(gates)}
+    assert num == len(changed)  # a checkpoint has nothing of what is frozen
+    assert all(torch.equal(parameter, after[name]) for name, parameter in rebuilt.named_parameters())
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_trained_weights(tmp_path, rebuilt)
 
 
 def test_sharded_muon_has_the_losses_of_muon(pool: WorkerPool, plan: Plan, tmp_path: Path) -> None:
@@ -125,3 +155,50 @@ def test_sharded_muon_has_the_losses_of_muon(pool: WorkerPool, plan: Plan, tmp_p
     assert losses == pytest.approx([step["loss"] for step in one["steps"]], rel=5e-3)
     held = [sum(worker["bytes"].values()) for worker in two]
     assert max(held) < 0.52 * sum(one["bytes"].values())
+
+
+def text_batch(tokenizer: PreTrainedTokenizerFast) -> MicroBatch:
+    turns = (Turn(instruction="What is happening?", answer="The red dog moves."),)
+    row = TrainingRow(video="", turns=turns, kind="text", source="test")
+    tokens = RowTokenizer(tokenizer, 16, 200).tokens(row, np.zeros(0))
+    sample = Sample(tokens, np.zeros((0, 96, 96, 3), np.uint8))
+    return packed_micro_batch(0, [sample], 200, 0, 96, sample_ids=["one"])
+
+
+def weights_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_an_infinite_loss_changes_no_weight(tokenizer: PreTrainedTokenizerFast, wrong: float) -> None:
+    torch.manual_seed(0)
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer)))
+    recipe = smoke()
+    runner = StepRunner(Objective(model), Optimizers.of(model, recipe), recipe, torch.device("cpu"))
+    good = text_batch(tokenizer)
+    spoilt = replace(good.tokens, loss_weights=good.tokens.loss_weights.copy())
+    spoilt.loss_weights[spoilt.loss_mask] = wrong
+    before = weights_of(model)
+    result = runner.step([good, replace(good, tokens=spoilt)], 0.5)
+    assert result.skipped
+    assert all(map(torch.equal, weights_of(model), before))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    result = runner.step([good], 0.5)
+    assert not result.skipped
+    assert np.isfinite(result.loss)
+    assert not all(map(torch.equal, weights_of(model), before))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_an_infinite_gradient_of_a_finite_loss_changes_no_weight(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    model = StreamChat(preset("tiny", vocab_size=len(tokenizer)))
+    recipe = smoke()
+    runner = StepRunner(Objective(model), Optimizers.of(model, recipe), recipe, torch.device("cpu"))
+    before = weights_of(model)
+    model.language.norm.weight.register_hook(lambda gradient: gradient * torch.inf)
+    result = runner.step([text_batch(tokenizer)], 0.5)
+    assert result.skipped
+    assert np.isfinite(result.loss)
+    assert all(map(torch.equal, weights_of(model), before))

@@ -3,18 +3,19 @@
     [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
       "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A bus."}]}]
 
-`image`, `video` or neither; a JSON list, or JSON lines.
+`image` (one or a list), `video` or neither; a JSON list, or JSON lines.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.json_fields import as_list, as_mapping, as_text
-from training.data.readers.json_file import read_json
+from training.data.readers.json_file import list_entries
 from training.data.row_files import good_rows, records
 from training.data.training_row import Kind, TrainingRow, Turn
 
@@ -32,7 +33,7 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
     if path.suffix != ".json":
         yield from records(str(path))
         return
-    for number, value in enumerate(as_list(str(path), read_json(path)), 1):
+    for number, value in enumerate(list_entries(path), 1):
         yield f"{path}:{number}", value
 
 
@@ -41,13 +42,15 @@ def conversation_row(value: object, source: str) -> TrainingRow:
     entry = as_mapping("conversation", value)
     kind: Kind = "image" if entry.get("image") else "offline" if entry.get("video") else "text"
     video = {"image": entry.get("image"), "offline": entry.get("video"), "text": ""}[kind]
+    turns = _turns(entry.get("conversations"))
     if isinstance(video, list) and len(video) == 1:
         video = video[0]
-    if isinstance(video, list):
-        raise BadRow("several pictures", f"got {len(video)}, wanted one picture or video")
-    return TrainingRow(
-        video=as_text(kind, video), turns=_turns(entry.get("conversations")), kind=kind, source=source
-    )
+    if isinstance(video, list) and kind == "image":  # all of them come before the text
+        pictures = tuple(as_text("image", picture) for picture in video)
+        last = float(len(pictures) - 1)
+        turns = tuple(replace(turn, start_s=last, end_s=last) for turn in turns)
+        return TrainingRow(video="", pictures=pictures, turns=turns, kind="interleaved", source=source)
+    return TrainingRow(video=as_text(kind, video), turns=turns, kind=kind, source=source)
 
 
 def _turns(values: object) -> tuple[Turn, ...]:

@@ -16,6 +16,7 @@ from training.data.readers.coin import read_coin
 from training.data.readers.ego4d import read_ego4d
 from training.data.readers.live_world import read_live_world
 from training.data.readers.llava import read_llava
+from training.data.readers.mmc4 import read_mmc4
 from training.data.readers.vript import read_vript
 from training.data.readers.youcook2 import read_youcook2
 from training.data.row_files import read_rows
@@ -40,6 +41,7 @@ CAPTION_READERS: dict[str, Reader] = {  # videos with captions: `bad` counts cap
 }
 ROW_READERS: dict[str, Reader] = {  # ready to train on: `bad` counts rows
     "llava": read_llava,
+    "mmc4": read_mmc4,
     "rows": _read_own_rows,
 }
 READERS: dict[str, Reader] = CAPTION_READERS | ROW_READERS

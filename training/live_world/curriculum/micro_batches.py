@@ -166,7 +166,6 @@ class LiveWorldMicroBatches:
             num_clips=len(clips),
             features=None if pictures else clip_frames,
             pictures=clip_frames.reshape(-1, *clip_frames.shape[2:]) if pictures else None,
-            picture_index=np.arange(frames.size) if pictures else None,
             place_labels=np.stack(
                 [self.labels(clip)[numbers] for clip, numbers in zip(clips, frames, strict=True)]
             ),

@@ -57,6 +57,12 @@ def test_a_picture_a_video_and_a_text(tmp_path: Path) -> None:
     assert (bad.num_good, bad.num_bad) == (3, 0)
 
 
+def test_several_pictures_come_before_the_text() -> None:
+    row = conversation_row(changed(image=["a.jpg", "b.jpg"]), "llava")
+    assert (row.kind, row.video, row.pictures) == ("interleaved", "", ("a.jpg", "b.jpg"))
+    assert {(turn.start_s, turn.end_s) for turn in row.turns} == {(1.0, 1.0)}
+
+
 def test_json_lines(tmp_path: Path) -> None:
     (tmp_path / "mix.jsonl").write_text("\n".join(json.dumps(one) for one in (IMAGE, VIDEO)))
     assert len(list(read_llava(tmp_path / "mix.jsonl", "llava", BadRowCounter()))) == 2
@@ -68,7 +74,8 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 SAID = IMAGE["conversations"]
 BAD: list[tuple[Any, str]] = [
-    (changed(image=["a.jpg", "b.jpg"]), "several pictures"),
+    (changed(image=["a.jpg", 7]), "wrong type"),
+    (VIDEO | {"video": ["a.mp4", "b.mp4"]}, "wrong type"),
     (changed(image=5), "wrong type"),
     (changed(conversations="hello"), "wrong type"),
     (changed(conversations=[]), "no turns"),

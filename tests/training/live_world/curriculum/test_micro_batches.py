@@ -132,10 +132,8 @@ def test_micro_batches_have_pictures_if_the_encoder_learns(
     batch = LiveWorldMicroBatches(clips, tokenizer, config, RECIPE, pictures).micro_batch(0)
     assert batch.features is None
     assert batch.pictures is not None
-    assert batch.picture_index is not None
     num_frames = batch.tokens.visible.shape[2]
     assert batch.pictures.shape == (2 * num_frames, 8, 8, 3)
-    assert batch.picture_index.tolist() == list(range(2 * num_frames))
 
 
 def test_an_empty_micro_batch_has_no_loss(clips: list[Clip], tokenizer: PreTrainedTokenizerFast) -> None:
@@ -183,7 +181,8 @@ def test_training_has_the_logits_of_the_engine_on_the_same_clip(
     assert numbered_batch.features is not None
     frames = numbered_batch.features[:, :, 0, 0].astype(int)  # [C, F]: numbers of the frames in their clip
     trained = logits_of(random_model, batch.tokens, torch.from_numpy(batch.features))
-    for number, clip in enumerate(batch.tokens.clip_of_row.tolist()):
+    for number, first_frame in enumerate(batch.tokens.frames_of_row[:, 0].tolist()):
+        clip = first_frame // frames.shape[1]
         row = row_of(batch.tokens, number)
         num_prompt = int(np.argmax(row.loss_mask)) + 1
         newest = [int(frames[clip][np.flatnonzero(seen)[-1]]) for seen in row.visible]

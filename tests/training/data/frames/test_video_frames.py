@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 from PIL import Image
 
 from training.data.bad_row import BadRow
+from training.data.frames.frame_cache import FrameCache
+from training.data.frames.video_frames import FrameReader
 from training.data.training_row import TrainingRow, Turn
-from training.data.video_frames import FrameReader
 from training.live_world.clips import Clip
 
 READER = FrameReader(size=32, frames_per_second=1.0, max_frames=6)
@@ -31,6 +34,19 @@ def test_dense_rows_have_one_frame_per_second_from_before_the_first_word(clips: 
     np.testing.assert_allclose(frames.times, [3.0, 4.0, 5.0, 6.0, 7.0], atol=0.11)
     assert frames.pictures.shape == (5, 32, 32, 3)
     assert len({picture.tobytes() for picture in frames.pictures}) > 1
+
+
+def test_all_dense_rows_of_a_video_have_the_same_frames(clips: list[Clip]) -> None:
+    frames = READER.read(dense(clips[0].path, 9.0, 12.0, time_range=(5.0, 12.0)))
+    np.testing.assert_allclose(frames.times, np.arange(4.0, 13.0), atol=0.11)
+    assert (frames.times <= 12.0).all()
+    between = READER.read(dense(clips[0].path, 9.0, 12.95, time_range=(5.7, 12.95)))
+    np.testing.assert_array_equal(between.times, frames.times)
+
+
+def test_a_row_that_was_not_cut_has_the_newest_frames(clips: list[Clip]) -> None:
+    frames = FrameReader(size=32, frames_per_second=1.0, max_frames=2).read(dense(clips[0].path, 9.0, 12.0))
+    np.testing.assert_allclose(frames.times, np.arange(9.0, 13.0), atol=0.11)
 
 
 def test_other_videos_are_sampled_evenly(clips: list[Clip]) -> None:
@@ -65,7 +81,7 @@ def test_files_are_read_with_fsspec(clips: list[Clip]) -> None:
 def test_the_cache_gives_the_same_frames_until_the_file_changes(clips: list[Clip], tmp_path: Path) -> None:
     video = tmp_path / "clip.mp4"
     video.write_bytes(clips[0].path.read_bytes())
-    reader = FrameReader(size=32, frames_per_second=1.0, max_frames=6, cache=tmp_path / "cache")
+    reader = FrameReader(size=32, frames_per_second=1.0, max_frames=6, cache=FrameCache(tmp_path / "cache"))
     first, again = reader.read(dense(video)), reader.read(dense(video))
     np.testing.assert_array_equal(first.pictures, again.pictures)
     np.testing.assert_array_equal(first.times, again.times)
@@ -96,3 +112,42 @@ def test_captions_outside_the_clip_are_refused(clips: list[Clip]) -> None:
     assert error.value.reason == "outside the clip"
     with pytest.raises(BadRow, match="outside the clip"):
         READER.read(whole(clips[0].path, time_range=(90.0, 95.0)))
+
+
+def test_training_refuses_held_out_videos_under_any_name(held_out: list[Clip], tmp_path: Path) -> None:
+    copy = tmp_path / "mine.mp4"
+    copy.write_bytes(held_out[0].path.read_bytes())
+    assert len(READER.read(dense(copy)).times)  # evaluation reads it
+    with pytest.raises(BadRow, match="is held out for tests"):
+        replace(READER, for_training=True).read(dense(copy))
+
+
+def test_a_photograph_of_a_telephone_is_read(tmp_path: Path) -> None:
+    Image.new("RGB", (4032, 3024), (10, 200, 10)).save(tmp_path / "photo.jpg")
+    frames = READER.read(whole(tmp_path / "photo.jpg", "image"))
+    assert np.abs(frames.pictures.reshape(-1, 3).mean(0) - (10, 200, 10)).max() < 4
+
+
+def test_many_readers_share_a_cache(clips: list[Clip], tmp_path: Path) -> None:
+    reader = replace(READER, cache=FrameCache(tmp_path / "cache"))
+    rows = [dense(clips[0].path, 4.0 + number % 2, 7.0) for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(reader.read, rows))
+    for row, frames in zip(rows, read, strict=True):
+        wanted = READER.read(row)
+        np.testing.assert_array_equal(frames.times, wanted.times)
+        assert np.abs(frames.pictures.astype(int) - wanted.pictures).mean() < 4  # they went through JPEG
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npz"}
+
+
+def test_interleaved_rows_have_their_pictures_in_order(tmp_path: Path) -> None:
+    colours = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (50 + number, 40), colour).save(tmp_path / f"{number}.png")
+    turns = (Turn(start_s=1.0, end_s=2.0, instruction="What?", answer="That."),)
+    pictures = tuple(str(tmp_path / f"{number}.png") for number in range(3))
+    row = TrainingRow(video="", pictures=pictures, turns=turns, kind="interleaved", source="test")
+    frames = READER.read(row)
+    np.testing.assert_array_equal(frames.times, [0.0, 1.0, 2.0])
+    for picture, colour in zip(frames.pictures, colours, strict=True):
+        assert np.abs(picture.reshape(-1, 3).mean(0) - colour).max() < 4
