@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from training.data.frames.video_frames import HELD_OUT
-from training.live_world.world import COLOURS, TEST_SEEDS, THINGS, Event, State, Thing, World
+from training.live_world.world import COLOURS, HELD_OUT, TEST_SEEDS, THINGS, Event, State, Thing, World
 
 SIZE = 240  # pixels, square
 CELL = SIZE // 3

@@ -37,6 +37,7 @@ MAX_THINGS = 4
 HAPPENING_S = 2.0  # how long an event is visible
 MIN_PAUSE_S, MAX_PAUSE_S = 2.2, 4.0  # between the starts of two events
 
+HELD_OUT = "held out for tests"  # comment in the metadata of a video that no training may see
 TEST_SEEDS = range(1_000_000, 2_000_000)  # held out: only evaluation uses them
 
 Happening = Literal["appears", "moves", "turns", "leaves"]

@@ -19,13 +19,13 @@ from model.network.pixels import to_pixels
 from training.data.bad_row import BadRow
 from training.data.frames.frame_cache import FrameCache, Frames
 from training.data.training_row import SLACK_S, TrainingRow, frame_number
+from training.live_world.world import HELD_OUT
 
 SEEK_S = 8.0  # longer gaps are skipped by a seek instead of decoding
 MAX_VIDEO_PIXELS = 4096 * 2304
 MAX_PICTURE_PIXELS = 12_000 * 12_000
 CHUNK = 64  # frames of a dense row's video that are decoded and cached together
 NEAR_S = 1e-6
-HELD_OUT = "held out for tests"  # comment in the metadata of a video that no training may see
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
