@@ -78,8 +78,11 @@ class FrameFifo:
         try:
             await self._closed.wait()
         finally:
-            for worker in workers:
-                worker.cancel()
+            # Again, if need be: the wait_for around the encoder loses a cancellation that comes as a batch is done.
+            while running := [worker for worker in workers if not worker.done()]:
+                for worker in running:
+                    worker.cancel()
+                await asyncio.wait(running, timeout=1.0)
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def close(self) -> None:

@@ -81,6 +81,28 @@ async def test_a_backlog_is_read_before_it_is_decoded() -> None:
     assert 3 <= fifo.counts().frames_sampled <= 6
 
 
+async def test_it_ends_although_a_cancellation_is_lost() -> None:
+    """Python 3.11's wait_for loses one that comes in the moment in which the encoder is done."""
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def encode_on(pictures: list[bytes]) -> list[Any]:
+        began.set()
+        await goes_on.wait()
+        return await encode(pictures)
+
+    broker, store = MemoryBroker(num_partitions=1), MemoryFrameStore()
+    for packet in live(3):
+        broker.put("cameras", encode_packet(packet, LIMIT))
+    reader = MemoryVideoReader(broker, topic_pattern="cameras", group="fifo", max_packet_bytes=LIMIT)
+    fifo = FrameFifo(settings(max_lag_s=30.0), CONFIG, reader, store, encode_on, recorder=recorder())
+    running = asyncio.create_task(fifo.run())
+    await asyncio.wait_for(began.wait(), 30)
+    goes_on.set()
+    await fifo.close()  # in the same turn of the loop
+    done, _ = await asyncio.wait([running], timeout=30)
+    assert done == {running}
+
+
 async def test_a_long_gop_is_decoded_forward_without_its_stale_frames() -> None:
     packets = live(90, ends_s=0, gop=1000)  # one keyframe, 6 s ago
     broker = MemoryBroker()
