@@ -240,6 +240,8 @@ def test_no_machine_in_the_tree() -> None:
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
             if found := NOT_OURS.search(line):
                 wrong.append(f"{path.relative_to(PROJECT_ROOT)}:{number}: {found[0]}")
+    results = (PROJECT_ROOT / "tests" / "bench" / "results").glob("*.json")
+    wrong += [f"{path.name} names a temporary folder" for path in results if "/tmp/" in path.read_text()]
     assert wrong == []
 
 

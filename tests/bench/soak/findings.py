@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -11,8 +13,17 @@ from typing import Any
 
 import httpx
 
+from model.config import PROJECT_ROOT
+
 MAX_KEPT = 50
 UNAVAILABLE = 503  # a server's own words for: not now
+
+
+def without_paths(text: str) -> str:
+    """A text for a result that is kept: no folder of this machine, of the project or a temporary one, is in it."""
+    return re.sub(
+        rf"{re.escape(str(PROJECT_ROOT))}/|{re.escape(tempfile.gettempdir())}/(?:tmp[^/]*/)?", "", text
+    )
 
 
 class Findings:
@@ -34,8 +45,8 @@ class Findings:
         with self._lock:
             self.num_broken += 1
             if len(self.broken) < MAX_KEPT:
-                facts = {"kind": kind, "promise": promise, "sent": str(sent)[:2000], "got": str(got)[:500]}
-                self.broken.append(facts)
+                texts = {"sent": without_paths(str(sent))[:2000], "got": without_paths(str(got))[:500]}
+                self.broken.append({"kind": kind, "promise": promise, **texts})
 
     def check_reply(self, kind: str, sent: object, status: int, method: str, body: bytes) -> None:
         """A refusal has the API's shape, and no reply is a fault of the server's own."""
