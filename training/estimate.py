@@ -10,31 +10,20 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from model.config import StreamChatConfig, preset
-from model.network.streamchat import StreamChat
 from training.monitoring.flops import PEAKS, TrainingFlops
 from training.monitoring.memory import Load, memory_lines
-from training.optimise.trainable import set_trainable
+from training.run.initial_model import meta_model
 from training.run.recipe import PRETRAINING_RECIPES, SFT_RECIPES, Recipe, with_overrides
 
 RECIPES = PRETRAINING_RECIPES | SFT_RECIPES
 
 
-def meta_model(name: str, recipe: Recipe) -> StreamChat:
-    """A model without memory: a preset's name (7b, 14b, tiny) or a StreamChat folder. Raises ValueError."""
-    config = StreamChatConfig.load(Path(name)) if Path(name).is_dir() else preset(name)
-    with torch.device("meta"):
-        model = StreamChat(config)
-    set_trainable(model, recipe.trainable)
-    return model
-
-
 def estimate(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     """The lines to print. Raises ValueError for wrong options."""
-    model = meta_model(options.model, recipe)
+    folder = Path(options.model)
+    model = meta_model(StreamChatConfig.load(folder) if folder.is_dir() else preset(options.model), recipe)
     size = recipe.micro_batch
     nodes = max(options.gpus // options.gpus_per_node, 1)
     shards = options.gpus // nodes if recipe.hybrid_shard else options.gpus

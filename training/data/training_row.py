@@ -174,6 +174,11 @@ def parse_captions(values: Sequence[object]) -> tuple[Caption, ...]:
     return tuple(sorted(captions, key=lambda caption: caption.start_s))
 
 
+def captions_of(row: TrainingRow) -> tuple[Caption, ...]:
+    """The captions of a captioned video, whose answers they are (`readers/captioned_video.py`)."""
+    return tuple(Caption(start_s=turn.start_s, end_s=turn.end_s, caption=turn.answer) for turn in row.turns)
+
+
 def frame_number(time_s: float, frames_per_second: float) -> int:
     """Index of the newest frame at a time, if frame k is taken at k / frames_per_second."""
     return math.floor(time_s * frames_per_second + 1e-6)

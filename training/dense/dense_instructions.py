@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
 from training.data.bad_row import BadRow, BadRowCounter
 from training.data.json_lines_log import JsonLinesLog
 from training.data.row_files import read_rows, write_rows
-from training.data.training_row import Caption, TrainingRow, Turn
+from training.data.training_row import TrainingRow, Turn, captions_of
 from training.dense.caption_windows import cut_captions
 from training.dense.dense_reply import read_examples
 from training.dense.in_context_examples import choose_examples, write_examples
@@ -215,7 +215,6 @@ def ask_with_ray(
 
 def split_dialogs(video: TrainingRow, turns: Sequence[Turn]) -> Iterator[TrainingRow]:
     """Rows of a captioned video's turns, with its captions. Turns that overlap go into different rows."""
-    captions = tuple(Caption(start_s=c.start_s, end_s=c.end_s, caption=c.answer) for c in video.turns)
     dialogs: list[list[Turn]] = []
     for turn in sorted(turns, key=lambda turn: turn.start_s):
         dialog = next((dialog for dialog in dialogs if dialog[-1].end_s <= turn.start_s), None)
@@ -224,7 +223,7 @@ def split_dialogs(video: TrainingRow, turns: Sequence[Turn]) -> Iterator[Trainin
         else:
             dialog.append(turn)
     for dialog in dialogs:
-        yield replace(video, turns=tuple(dialog), captions=captions, id="")
+        yield replace(video, turns=tuple(dialog), captions=captions_of(video), id="")
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -60,6 +60,11 @@ def read_examples(path: Path) -> tuple[Example, ...]:
     return tuple(examples)
 
 
+def caption_triples(row: TrainingRow) -> tuple[tuple[float, float, str], ...]:
+    """The captions of a captioned row, as examples keep them."""
+    return tuple((turn.start_s, turn.end_s, turn.answer) for turn in row.turns)
+
+
 def captions_text(captions: Sequence[tuple[float, float, str]]) -> str:
     """Captions as the model reads them."""
     return "\n".join(f"{start_s:.1f} to {end_s:.1f}: {text}" for start_s, end_s, text in captions)

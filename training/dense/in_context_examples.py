@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.data.training_row import TrainingRow
-from training.dense.dense_reply import Example
+from training.dense.dense_reply import Example, caption_triples
 from training.dense.near_duplicates import Embedder, cluster_texts
 
 
@@ -40,7 +40,7 @@ def choose_examples(
 def _example(outcome: Mapping[str, Any], window: TrainingRow) -> Example:
     turn = outcome["turn"]
     return Example(
-        captions=tuple((caption.start_s, caption.end_s, caption.answer) for caption in window.turns),
+        captions=caption_triples(window),
         start_s=turn["start_s"],
         instruction=turn["instruction"],
         answer=turn["answer"],

@@ -24,7 +24,7 @@ from openai import (
 
 from training.data.bad_row import BadRow
 from training.data.training_row import TrainingRow
-from training.dense.dense_reply import Example, captions_text, read_examples, read_reply
+from training.dense.dense_reply import Example, caption_triples, captions_text, read_examples, read_reply
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -72,8 +72,7 @@ def make_messages(config: WriterConfig, row: TrainingRow, request: str) -> list[
         answer = {"start_s": example.start_s, "instruction": example.instruction, "answer": example.answer}
         messages.append({"role": "user", "content": captions_text(example.captions)})
         messages.append({"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)})
-    captions = [(turn.start_s, turn.end_s, turn.answer) for turn in row.turns]
-    return [*messages, {"role": "user", "content": captions_text(captions)}]
+    return [*messages, {"role": "user", "content": captions_text(caption_triples(row))}]
 
 
 class InstructionWriter:

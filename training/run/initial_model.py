@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model.checkpoint.folder import load_model, save_folder
 from model.config import StreamChatConfig
 from model.network.layer import Layer
 from model.network.streamchat import StreamChat
 from training.live_world.tiny_tokenizer import make_tokenizer
+from training.optimise.trainable import set_trainable
 from training.run.recipe import Recipe
 from training.run.tiny_init import new_tiny_model
 
@@ -25,6 +28,14 @@ def prepare_initial_model(recipe: Recipe, given: Path, work: Path) -> Path:
     if not (work / "config.json").is_file():
         save_folder(with_switches(load_model(given), replace(config, **switches)), work, tokenizer=given)
     return work
+
+
+def meta_model(config: StreamChatConfig, recipe: Recipe) -> StreamChat:
+    """A model without memory, with the recipe's parts set to learn. Raises ValueError for an unknown part."""
+    with torch.device("meta"):
+        model = StreamChat(config)
+    set_trainable(model, recipe.trainable)
+    return model
 
 
 def with_switches(model: StreamChat, config: StreamChatConfig) -> StreamChat:

@@ -180,18 +180,16 @@ def stop_reason(plan: Plan) -> str:
 
 def _bad_rows(plan: Plan) -> BadRowCounter:
     """The bad rows of all micro-batches so far."""
-    bad = BadRowCounter(max_share=1.0)
-    seen: dict[int, dict[int, set[int]]] = {}  # of each step, the workers and their micro-batches
+    workers_of: dict[int, int] = {}  # of each step: after a restart others may have repeated it
+    bad_of: dict[tuple[int, int], list[tuple[str, str, str]]] = {}  # by step and micro-batch
     for file in sorted(plan.run_folder.glob("micro_batches-*.jsonl")):
-        for line in file.read_text().splitlines():
-            record = json.loads(line)
-            of_step = seen.setdefault(record["step"], {record["workers"]: set()})
-            if record["micro_batch"] in of_step.get(record["workers"], {record["micro_batch"]}):
-                continue  # a step that was repeated after a restart, maybe with other workers
-            of_step[record["workers"]].add(record["micro_batch"])
-            for where, reason, detail in record["bad"]:
-                bad.reasons[reason] += 1
-                bad.first_of.setdefault(reason, f"{where}: {detail}")
+        for record in map(json.loads, file.read_text().splitlines()):
+            if workers_of.setdefault(record["step"], record["workers"]) == record["workers"]:
+                bad_of[record["step"], record["micro_batch"]] = record["bad"]
+    bad = BadRowCounter(max_share=1.0)
+    for where, reason, detail in (row for rows in bad_of.values() for row in rows):
+        bad.reasons[reason] += 1
+        bad.first_of.setdefault(reason, f"{where}: {detail}")
     return bad
 
 

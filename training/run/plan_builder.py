@@ -26,7 +26,7 @@ from training.live_world.clips import training_clips
 from training.live_world.smoke_clips import smoke_rows, smoke_validation_rows
 from training.monitoring.flops import TrainingFlops
 from training.optimise.trainable import set_trainable
-from training.run.initial_model import new_tiny_folder, prepare_initial_model
+from training.run.initial_model import meta_model, new_tiny_folder, prepare_initial_model
 from training.run.plan import Plan
 from training.run.recipe import Recipe
 
@@ -100,10 +100,7 @@ def rows_of_recipe(paths: list[str], recipe: Recipe) -> Iterator[TrainingRow]:
 
 def row_cost(recipe: Recipe, initial_model: Path) -> RowCost:
     """What a row costs the model."""
-    with torch.device("meta"):
-        model = StreamChat(StreamChatConfig.load(initial_model))
-    set_trainable(model, recipe.trainable)
-    flops = TrainingFlops.of(model)
+    flops = TrainingFlops.of(meta_model(StreamChatConfig.load(initial_model), recipe))
     return RowCost(
         per_token=flops.per_token,
         per_frame=flops.per_frame,

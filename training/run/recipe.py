@@ -5,7 +5,7 @@ Most recipes change a few fields of another recipe. `--set key=value` changes an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -29,12 +29,9 @@ class Recipe:
     frozen_view: bool = False  # dense answers see only what the question sees (`data/row_tokenizer.py`)
     # Samples.
     frames_per_second: float = 1.0  # of dense rows
-    max_frames: int = (
-        32  # before a question of a dense row, and during its answer; of other videos, evenly spaced
-    )
-    fifo_frames: int = (
-        0  # newest frames that a token of a dense row sees; 0: as many as in the model's config
-    )
+    # Of a dense row: before a question, and again during its answer. Of other videos: evenly spaced.
+    max_frames: int = 32
+    fifo_frames: int = 0  # newest frames that a token of a dense row sees; 0: as in the model's config
     max_tokens: int = 4096  # of a packed row; a longer sample is a bad row
     max_bad_share: float = 0.05  # the run stops when a larger share of the rows is bad
     max_skipped: int = 20  # the run stops after this many steps in a row whose loss or gradient is not finite
@@ -56,9 +53,7 @@ class Recipe:
     checkpoint_activations: bool = True
     compile: bool = False
     flex: bool = False  # on GPUs: FlexAttention, which skips masked blocks; it has no backward pass on CPUs
-    hybrid_shard: bool = (
-        True  # on several nodes: shard within each; false: over all workers, with less memory for each
-    )
+    hybrid_shard: bool = True  # on several nodes: shard within each; false: over all, in less memory
     bfloat16: bool = True  # on GPUs; weights and gradient sums stay float32
     autocast: bool = False  # on CPUs: matrix products in bfloat16; faster on CPUs with AMX
     # Reports and checkpoints, in steps.
@@ -83,16 +78,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         positive = ("frames_per_second", "max_frames", "max_tokens", "global_batch", "micro_batch", "epochs")
-        positive += (
-            "peak_lr",
-            "clip_norm",
-            "report_every",
-            "save_every",
-            "rows_per_clip",
-            "max_skipped",
-            "validate_every",
-            "validation_rows",
-        )
+        positive += ("peak_lr", "clip_norm", "report_every", "save_every", "rows_per_clip")
+        positive += ("max_skipped", "validate_every", "validation_rows")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, wanted more than 0")
@@ -183,39 +170,42 @@ def live_world() -> Recipe:
     )
 
 
-ABLATIONS: dict[str, dict[str, Any]] = {  # the paper's Table 3: each changes one thing
+# The paper's Table 3: each changes one thing. Without dense instructions the same dialogs are answered from what their
+# question sees.
+ABLATIONS: dict[str, dict[str, Any]] = {
     "no_visual_ffn": {"visual_ffn": False},
     "tanh_gate": {"gate": "tanh"},
     "no_parameter_reuse": {"share_attention_parameters": False},
-    "no_dense_instructions": {
-        "frozen_view": True
-    },  # the same dialogs, each answered from what its question sees
+    "no_dense_instructions": {"frozen_view": True},
 }
-ABLATION_STEPS = 2000
-NOT_DENSE = tuple(
-    kind for kind in KINDS if kind != "dense"
-)  # live-world questions are made for a moving view
+# Dense captions are no instructions.
+PRETRAINING_ABLATIONS = ABLATIONS | {"no_dense_instructions": {}}
+# Live-world questions are made for a moving view.
+LIVE_WORLD_ABLATIONS = ABLATIONS | {
+    "no_dense_instructions": {"kinds": tuple(kind for kind in KINDS if kind != "dense")}
+}
+ABLATION_STEPS = 2000  # of stages that are not one epoch
 
 
-def _with_ablations(recipe: Recipe, **dense: Any) -> Iterable[Recipe]:
-    """A recipe and its ablations. `dense`: what the one without dense instructions changes, if not the view."""
+def _with_ablations(recipe: Recipe, ablations: Mapping[str, dict[str, Any]]) -> Iterable[Recipe]:
     yield recipe
-    for name, changes in ABLATIONS.items():
-        if name == "no_dense_instructions" and dense:
-            changes = dense
-        steps = (
-            ABLATION_STEPS if recipe.steps else 0
-        )  # instruction tuning is one epoch here too (paper, section 6.1)
+    for name, changes in ablations.items():
+        steps = ABLATION_STEPS if recipe.steps else 0
         yield replace(recipe, name=f"{recipe.name}_{name}", steps=steps, **changes)
 
 
 PRETRAINING_RECIPES = {
     r.name: r
     for stage in (pretrain_stage1(), pretrain_stage2())
-    for r in _with_ablations(stage, frozen_view=False)  # its dense captions are no instructions
+    for r in _with_ablations(stage, PRETRAINING_ABLATIONS)
 }
 SFT_RECIPES = {
-    r.name: r for r in (smoke(), *_with_ablations(sft()), *_with_ablations(live_world(), kinds=NOT_DENSE))
+    r.name: r
+    for r in (
+        smoke(),
+        *_with_ablations(sft(), ABLATIONS),
+        *_with_ablations(live_world(), LIVE_WORLD_ABLATIONS),
+    )
 }
 
 

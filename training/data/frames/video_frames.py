@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -50,13 +50,9 @@ class FrameReader:
         if row.kind == "dense":
             return self._dense(row)
         if row.kind == "interleaved":
-            pictures = [self.read(replace(row, kind="image", video=p, pictures=())) for p in row.pictures]
-            return Frames(np.concatenate([p.pictures for p in pictures]), np.arange(float(len(pictures))))
-        about = (row.kind, row.time_range, self.max_frames)
-        frames = self._get(row.video, about, lambda container, stream: self._evenly(container, stream, row))
-        if not len(frames.times):
-            raise BadRow("corrupt video", f"{row.video} has no pictures")
-        return frames
+            pictures = [self._picture(path).pictures for path in row.pictures]
+            return Frames(np.concatenate(pictures), np.arange(float(len(pictures))))
+        return self._picture(row.video) if row.kind == "image" else self._evenly(row)
 
     def _dense(self, row: TrainingRow) -> Frames:
         """The frames from the row's start to the end of its last answer, and the one before them."""
@@ -93,6 +89,34 @@ class FrameReader:
             video, ("dense", numbers), lambda container, stream: self._pictures(container, stream, wanted)
         )
 
+    def _picture(self, path: str) -> Frames:
+        return self._some(
+            path, ("image",), lambda container, stream: self._pictures(container, stream, [0.0])
+        )
+
+    def _evenly(self, row: TrainingRow) -> Frames:
+        """`max_frames` frames of the row's part of its video."""
+
+        def read(container: Any, stream: Any) -> Frames:
+            length_s = _length_s(container, stream)
+            if not math.isfinite(length_s):
+                raise BadRow("corrupt video", f"{row.video} does not say how long it is")
+            start_s, end_s = row.time_range or (0.0, length_s)
+            if start_s > length_s:
+                raise BadRow("outside the clip", f"{row.video}: from {start_s:g} s on of {length_s:g} s")
+            step_s = (min(end_s, length_s) - start_s) / self.max_frames
+            wanted = [start_s + (i + 0.5) * step_s for i in range(self.max_frames)]
+            return self._pictures(container, stream, wanted)
+
+        return self._some(row.video, ("offline", row.time_range, self.max_frames), read)
+
+    def _some(self, video: str, about: tuple[object, ...], read: Callable[[Any, Any], Frames]) -> Frames:
+        """`_get`, at least one frame."""
+        frames = self._get(video, about, read)
+        if not len(frames.times):
+            raise BadRow("corrupt video", f"{video} has no pictures")
+        return frames
+
     def _get(self, video: str, about: tuple[object, ...], read: Callable[[Any, Any], Frames]) -> Frames:
         """What `read` gives of the open video, or what the cache has of it."""
         stamp = _stamp(video)
@@ -117,19 +141,6 @@ class FrameReader:
             raise BadRow("corrupt video", f"{video} cannot be decoded: {error.__class__.__name__}") from error
         except OSError as error:
             raise BadRow("unreadable video", f"{video} cannot be read: {error}") from error
-
-    def _evenly(self, container: Any, stream: Any, row: TrainingRow) -> Frames:
-        if row.kind == "image":
-            return self._pictures(container, stream, [0.0])
-        length_s = _length_s(container, stream)
-        if not math.isfinite(length_s):
-            raise BadRow("corrupt video", f"{row.video} does not say how long it is")
-        start_s, end_s = row.time_range or (0.0, length_s)
-        if start_s > length_s:
-            raise BadRow("outside the clip", f"{row.video}: from {start_s:g} s on of {length_s:g} s")
-        end_s = min(end_s, length_s)
-        wanted = [start_s + (i + 0.5) * (end_s - start_s) / self.max_frames for i in range(self.max_frames)]
-        return self._pictures(container, stream, wanted)
 
     def _pictures(self, container: Any, stream: Any, wanted: Sequence[float]) -> Frames:
         frames = list(_first_at_or_after(container, stream, wanted))

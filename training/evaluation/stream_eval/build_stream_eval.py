@@ -27,9 +27,9 @@ from training.data.bad_row import BadRow, BadRowCounter
 from training.data.json_fields import as_text, object_in
 from training.data.json_lines_log import JsonLinesLog
 from training.data.row_files import read_rows, write_rows
-from training.data.training_row import Caption, TrainingRow, Turn
+from training.data.training_row import TrainingRow, Turn, captions_of
 from training.dense.caption_windows import cut_captions
-from training.dense.dense_reply import captions_text
+from training.dense.dense_reply import caption_triples, captions_text
 from training.dense.instruction_writer import EndpointRefused, InstructionWriter, WriterConfig
 from training.evaluation.stream_eval.review_page import review_page
 
@@ -48,11 +48,7 @@ class Window:
     def question(self, turn: Turn) -> TrainingRow:
         """The row of a question, with the captions around it."""
         first_s, last_s = turn.start_s - AROUND_S, turn.end_s + AROUND_S
-        captions = tuple(
-            Caption(start_s=c.start_s, end_s=c.end_s, caption=c.answer)
-            for c in self.video.turns
-            if c.end_s >= first_s and c.start_s <= last_s
-        )
+        captions = tuple(c for c in captions_of(self.video) if c.end_s >= first_s and c.start_s <= last_s)
         return replace(self.video, turns=(turn,), captions=captions, id=self.part.id)
 
 
@@ -64,9 +60,8 @@ class QuestionFilter:
 
     def verdict(self, window: Window, turn: Turn) -> dict[str, Any]:
         """{"keep", "reason"}. Raises BadRow for a reply that is no verdict, EndpointRefused if none will come."""
-        captions = [(c.start_s, c.end_s, c.answer) for c in window.part.turns]
         text = self.prompt.substitute(
-            captions=captions_text(captions),
+            captions=captions_text(caption_triples(window.part)),
             ask_s=f"{turn.start_s:.1f}",
             instruction=turn.instruction,
             answer=turn.answer,
