@@ -34,20 +34,25 @@ class FrameCache:
 
     folder: Path
 
-    def get(self, key: str, decode: Callable[[], Frames]) -> Frames:
-        """The frames of a key. The first call decodes and keeps them; it gives the same frames as later ones."""
+    def get(
+        self, key: str, decode: Callable[[], Frames], between: tuple[float, float] = (-np.inf, np.inf)
+    ) -> Frames:
+        """The frames of a key from a time on to another, and the next one if there are none.
+
+        The first call decodes the video and keeps all of them; it gives the same frames as later ones.
+        """
         path = self.folder / f"{blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
         if not path.is_file():
             self._write(path, decode())
         kept = np.load(path)
-        blob, ends = kept["blob"].tobytes(), kept["ends"].tolist()
-        pictures = [
-            np.asarray(Image.open(BytesIO(blob[start:end])))
-            for start, end in zip([0, *ends], ends, strict=False)
-        ]
+        times: npt.NDArray[np.float64] = kept["times"]
+        first = int(np.searchsorted(times, between[0]))
+        end = max(int(np.searchsorted(times, between[1], side="right")), min(first + 1, len(times)))
+        blob, ends = kept["blob"].tobytes(), [0, *kept["ends"].tolist()]
+        pictures = [np.asarray(Image.open(BytesIO(blob[ends[i] : ends[i + 1]]))) for i in range(first, end)]
         size = int(kept["size"])
         stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
-        return Frames(stacked, kept["times"], float(kept["length_s"]))
+        return Frames(stacked, times[first:end], float(kept["length_s"]))
 
     def _write(self, path: Path, frames: Frames) -> None:
         jpegs: list[bytes] = []

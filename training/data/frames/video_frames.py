@@ -61,18 +61,18 @@ class FrameReader:
         end_s = max(turn.end_s for turn in row.turns)
         last = frame_number(end_s, fps)
         first = max(frame_number(start_s, fps) - 1, last - 2 * self.max_frames + 1, 0)
-        parts = [self._numbered(row.video, numbers) for numbers in self._chunks(first, last)]
+        between = (first / fps - NEAR_S, end_s + NEAR_S)
+        parts = [self._numbered(row.video, numbers, between) for numbers in self._chunks(first, last)]
         if end_s > parts[0].length_s + SLACK_S:
             length_s = parts[0].length_s
             raise BadRow("outside the clip", f"{row.video}: captions until {end_s:g} s of {length_s:g} s")
         times = np.concatenate([part.times for part in parts])
         # A picture at or after a wanted time may come after the end, as may all pictures of a very short row.
-        begin = int(np.searchsorted(times, first / fps - NEAR_S))
-        end = max(int(np.searchsorted(times, end_s + NEAR_S, side="right")), begin + 1)
-        if begin >= len(times):
+        end = max(int(np.searchsorted(times, between[1], side="right")), 1)
+        if not len(times):
             raise BadRow("corrupt video", f"{row.video} has no picture at {first / fps:g} s")
         pictures = np.concatenate([part.pictures for part in parts])
-        return Frames(pictures[begin:end], times[begin:end], parts[0].length_s)
+        return Frames(pictures[:end], times[:end], parts[0].length_s)
 
     def _chunks(self, first: int, last: int) -> list[range]:
         """The frame numbers to decode together: whole chunks with a cache, which the video's other rows share."""
@@ -82,12 +82,17 @@ class FrameReader:
             range(chunk * CHUNK, (chunk + 1) * CHUNK) for chunk in range(first // CHUNK, last // CHUNK + 1)
         ]
 
-    def _numbered(self, video: str, numbers: range) -> Frames:
-        """For each number the first frame at or after number / frames_per_second; repeated ones once."""
+    def _numbered(self, video: str, numbers: range, between: tuple[float, float]) -> Frames:
+        """For each number the first frame at or after number / frames_per_second; repeated ones once.
+
+        Of a cached chunk only those between two times, and the next one if there are none.
+        """
         wanted = [number / self.frames_per_second for number in numbers]
-        return self._get(
-            video, ("dense", numbers), lambda container, stream: self._pictures(container, stream, wanted)
-        )
+
+        def read(container: Any, stream: Any) -> Frames:
+            return self._pictures(container, stream, wanted)
+
+        return self._get(video, ("dense", numbers), read, between)
 
     def _picture(self, path: str) -> Frames:
         return self._some(
@@ -117,13 +122,19 @@ class FrameReader:
             raise BadRow("corrupt video", f"{video} has no pictures")
         return frames
 
-    def _get(self, video: str, about: tuple[object, ...], read: Callable[[Any, Any], Frames]) -> Frames:
+    def _get(
+        self,
+        video: str,
+        about: tuple[object, ...],
+        read: Callable[[Any, Any], Frames],
+        between: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Frames:
         """What `read` gives of the open video, or what the cache has of it."""
         stamp = _stamp(video)
         if self.cache is None:
             return self._open(video, about[0] == "image", read)
         key = repr((video, *about, self.size, self.frames_per_second, stamp))
-        return self.cache.get(key, lambda: self._open(video, about[0] == "image", read))
+        return self.cache.get(key, lambda: self._open(video, about[0] == "image", read), between)
 
     def _open(self, video: str, is_picture: bool, read: Callable[[Any, Any], Frames]) -> Frames:
         try:
